@@ -1,0 +1,99 @@
+package conf
+
+import (
+	"encoding/json"
+	"net/netip"
+)
+
+// Key names an attachment: a container may be in one network with several
+// interfaces, and in several networks (CNI specification 1.1.0, section 2).
+type Key struct {
+	Network     string `json:"network"`
+	ContainerID string `json:"containerID"`
+	IfName      string `json:"ifName"`
+}
+
+// String is the key as it appears in messages: network/containerID/ifName.
+func (k Key) String() string { return k.Network + "/" + k.ContainerID + "/" + k.IfName }
+
+// Attachment is everything a verb needs, parsed once at the edge. Nothing below
+// reads the environment, standard input or the command line.
+type Attachment struct {
+	Key
+	NetnsPath string // CNI_NETNS verbatim; may be empty on DEL
+	CNIArgs   string // CNI_ARGS verbatim
+	Path      []string
+	NetConf   *NetConf
+
+	// What the container asked for, the order of precedence already applied:
+	// CNI_ARGS < args.cni < runtimeConfig.
+	Ports []PortMapping
+	IPs   []netip.Prefix // /32 or /128 where no prefix length was given
+	MAC   string         // empty: any
+}
+
+// Env is the CNI environment of one call, as the runtime set it.
+type Env struct {
+	ContainerID string
+	NetnsPath   string
+	IfName      string
+	Args        string
+	Path        []string
+}
+
+// NewAttachment joins the environment and the network configuration.
+func NewAttachment(env Env, n *NetConf) (*Attachment, error) {
+	args, err := ParseCNIArgs(env.Args)
+	if err != nil {
+		return nil, err
+	}
+	a := &Attachment{
+		Key:       Key{Network: n.Name, ContainerID: env.ContainerID, IfName: env.IfName},
+		NetnsPath: env.NetnsPath,
+		CNIArgs:   env.Args,
+		Path:      env.Path,
+		NetConf:   n,
+		Ports:     n.RuntimeConfig.PortMappings,
+		MAC:       firstNonEmpty(n.RuntimeConfig.MAC, n.Args.MAC, args.MAC),
+	}
+	switch {
+	case len(n.RuntimeConfig.IPs) > 0:
+		a.IPs = n.RuntimeConfig.IPs
+	case len(n.Args.IPs) > 0:
+		a.IPs = n.Args.IPs
+	case args.IP.IsValid():
+		a.IPs = []netip.Prefix{args.IP}
+	}
+	return a, nil
+}
+
+func firstNonEmpty(texts ...string) string {
+	for _, s := range texts {
+		if s != "" {
+			return s
+		}
+	}
+	return ""
+}
+
+// Chained says whether another plugin of the conflist made the interface, so
+// that ambi, as root, publishes ports only.
+func (a *Attachment) Chained() bool {
+	return a.NetConf.PrevResult != nil && len(a.NetConf.Delegates) == 0
+}
+
+// RawRuntimeConfig is the part of runtimeConfig that a plugin with these
+// capabilities asks for, as received; nil when there is none (specification
+// section 3, "Deriving runtimeConfig").
+func (a *Attachment) RawRuntimeConfig(capabilities map[string]bool) map[string]json.RawMessage {
+	var share map[string]json.RawMessage
+	for name, raw := range a.NetConf.RuntimeConfig.Raw {
+		if capabilities[name] {
+			if share == nil {
+				share = make(map[string]json.RawMessage)
+			}
+			share[name] = raw
+		}
+	}
+	return share
+}

@@ -1,0 +1,50 @@
+package conf
+
+import (
+	"fmt"
+
+	"github.com/containernetworking/cni/pkg/types"
+)
+
+// Error codes of the CNI specification 1.1.0, section 5 "Error", that the
+// library of v1.3.0 does not have, and ours from 100 on.
+const (
+	ErrPluginNotAvailable  uint = 50  // STATUS: ADD would fail
+	ErrLimitedConnectivity uint = 51  // STATUS: ADD would fail, and existing attachments are degraded
+	ErrNetwork             uint = 100 // the network could not be set up, taken down or verified
+	ErrPortInUse           uint = 101 // a host port is already bound or published
+	ErrPortPermission      uint = 102 // a host port may not be bound by this user
+)
+
+// Errorf makes a CNI error of the given code. The text says what was being done
+// to which object, why it failed, and what to do about it.
+func Errorf(code uint, format string, args ...any) *types.Error {
+	return types.NewError(code, fmt.Sprintf(format, args...), "")
+}
+
+// Unsupported is code 2 of the specification: its message must contain the key
+// and the value.
+func Unsupported(key string, value any, hint string) *types.Error {
+	return Errorf(types.ErrUnsupportedField, "unsupported key %q with value %s: %s", key, show(value), hint)
+}
+
+// Invalid is code 7 of the specification, naming the key, the value and what is
+// allowed.
+func Invalid(key string, value any, allowed string) *types.Error {
+	return Errorf(types.ErrInvalidNetworkConfig, "invalid value %s of key %q: %s", show(value), key, allowed)
+}
+
+// show quotes a value as JSON-like text and cuts what is too long to read.
+func show(value any) string {
+	const most = 120
+	s := fmt.Sprintf("%q", fmt.Sprint(value))
+	if r, ok := value.(interface{ MarshalJSON() ([]byte, error) }); ok {
+		if b, err := r.MarshalJSON(); err == nil {
+			s = string(b)
+		}
+	}
+	if len(s) > most {
+		s = s[:most] + "…"
+	}
+	return s
+}

@@ -1,0 +1,373 @@
+package conf
+
+import (
+	"encoding/json"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containernetworking/cni/pkg/types"
+)
+
+// Mode says which way gives the container its network.
+type Mode string
+
+// The modes; see docs/architecture.md, "Which mode".
+const (
+	ModeAuto     Mode = "auto"
+	ModeRoot     Mode = "root"
+	ModeRootless Mode = "rootless"
+)
+
+// Backend is what publishes host ports as root.
+type Backend string
+
+// The backends of the key portmap.backend.
+const (
+	BackendAuto     Backend = "auto"
+	BackendNFTables Backend = "nftables"
+	BackendIPTables Backend = "iptables"
+	BackendNone     Backend = "none" // a delegate publishes them, or nobody
+)
+
+// PortHandler is what publishes host ports without root.
+type PortHandler string
+
+// The port handlers of the key rootless.portHandler.
+const (
+	HandlerRootlessport PortHandler = "rootlessport"
+	HandlerSlirp4netns  PortHandler = "slirp4netns"
+)
+
+// SourceIP is the client address that a service behind rootlessport sees.
+type SourceIP string
+
+// The values of the key rootless.sourceIP.
+const (
+	SourcePreserve SourceIP = "preserve" // the client's own
+	SourceGateway  SourceIP = "gateway"  // the gateway's
+)
+
+// NetConf is one plugin entry of a conflist as the runtime hands it over on
+// standard input (CNI specification 1.1.0, section 1 and "Deriving execution
+// configuration from plugin configuration").
+type NetConf struct {
+	CNIVersion   string
+	Name         string // network name
+	Type         string
+	Capabilities map[string]bool
+
+	Mode      Mode
+	Delegates []Delegate // nil when the key is absent
+	Bridge    Bridge     // the built-in default chain
+	Portmap   Portmap
+	Rootless  Rootless
+	StateDir  string // absolute, or empty for the default
+	LogLevel  string
+	LogFile   string // absolute, or empty for standard error only
+
+	DNS           types.DNS
+	PrevResult    json.RawMessage // as received; nil when absent
+	RuntimeConfig RuntimeConfig
+	Args          Args
+
+	// ValidAttachments is the list that GC got, under either of its two names; nil
+	// when neither key is there.
+	ValidAttachments []types.GCAttachment
+
+	Raw json.RawMessage // the whole entry as received
+}
+
+// Delegate is the configuration of one plugin that ambi runs as root.
+type Delegate struct {
+	Type         string
+	Capabilities map[string]bool
+	Raw          json.RawMessage // passed on byte for byte
+}
+
+// Bridge has the keys of the built-in default chain, used as root when there are
+// no delegates and no prevResult.
+type Bridge struct {
+	Name    string       // link name; empty: made from the network's name
+	Subnet  netip.Prefix // IPv4; zero: made from the network's name
+	Subnet6 netip.Prefix // IPv6; zero: no IPv6
+}
+
+// Portmap has the keys of publishing host ports as root.
+type Portmap struct {
+	Backend Backend
+	SNAT    bool // masquerade connections that would come back otherwise (hairpin, 127.0.0.1)
+}
+
+// Rootless has the keys of the rootless network.
+type Rootless struct {
+	Driver            string // slirp4netns
+	CIDR              netip.Prefix
+	MTU               int
+	EnableIPv6        bool
+	EnableIPv6Set     bool // asked for, so that a driver without it is an error
+	AllowHostLoopback bool
+	OutboundAddr      string // IPv4 address or interface name
+	OutboundAddr6     string // IPv6 address or interface name
+	DisableDNS        bool
+	PortHandler       PortHandler
+	SourceIP          SourceIP
+	Sandbox           bool
+	Seccomp           bool
+	Path              string // absolute path of the driver, or empty to look it up
+}
+
+// RuntimeConfig is what the runtime asks for this container, by capability
+// (CONVENTIONS.md, "Dynamic Plugin specific Fields").
+type RuntimeConfig struct {
+	PortMappings []PortMapping
+	IPs          []netip.Prefix // bits -1 where the runtime gave none
+	MAC          string
+	DNS          types.DNS
+	Raw          map[string]json.RawMessage // as received, for delegates
+}
+
+// Args is the part of args.cni that ambi reads (CONVENTIONS.md, "args").
+type Args struct {
+	IPs         []netip.Prefix
+	MAC         string
+	Slirp4netns []string // option strings, "key=value"
+}
+
+// The limits of slirp4netns: main.c refuses an MTU over 65521, and IPv6 needs
+// 1280.
+const (
+	minMTU     = 1280
+	minMTU4    = 68
+	maxMTU     = 65521
+	defaultMTU = 65520
+)
+
+func defaults() NetConf {
+	return NetConf{
+		Mode:     ModeAuto,
+		Portmap:  Portmap{Backend: BackendAuto, SNAT: true},
+		LogLevel: "info",
+		Rootless: Rootless{
+			Driver: "slirp4netns", CIDR: netip.MustParsePrefix("10.0.2.0/24"), MTU: defaultMTU, EnableIPv6: true,
+			PortHandler: HandlerRootlessport, SourceIP: SourcePreserve, Sandbox: true, Seccomp: true,
+		},
+	}
+}
+
+// Parse reads and validates one plugin entry. Its errors are *types.Error with
+// code 2, 6 or 7.
+func Parse(stdin []byte) (*NetConf, error) {
+	n := defaults()
+	n.Raw = stdin
+	if !json.Valid(stdin) {
+		return nil, Errorf(types.ErrDecodingFailure, "the network configuration is not JSON")
+	}
+	if err := decodeObjectTolerant("", stdin, n.fields(), isForeign); err != nil {
+		return nil, err
+	}
+	if n.Name == "" {
+		return nil, Errorf(types.ErrInvalidNetworkConfig, "key \"name\", the network's name, is missing")
+	}
+	if err := n.applySlirpOptions(); err != nil {
+		return nil, err
+	}
+	if err := n.Rootless.validate(); err != nil {
+		return nil, err
+	}
+	return &n, nil
+}
+
+// foreign are the keys of the specification and its conventions that other
+// programs read.
+var foreign = []string{"cniVersions", "disableCheck", "disableGC", "loadOnlyInlinedPlugins", "ipMasq", "ipam", "plugins"}
+
+func isForeign(key string) bool {
+	return slices.Contains(foreign, key) || strings.Contains(key, "/")
+}
+
+func (n *NetConf) fields() fields {
+	valid := into(&n.ValidAttachments, "an array of {containerID, ifname}")
+	return fields{
+		"cniVersion":                into(&n.CNIVersion, "a text"),
+		"name":                      into(&n.Name, "a text"),
+		"type":                      into(&n.Type, "a text"),
+		"capabilities":              into(&n.Capabilities, "an object of true and false"),
+		"dns":                       into(&n.DNS, "an object with nameservers, domain, search and options"),
+		"mode":                      oneOf(&n.Mode, ModeAuto, ModeRoot, ModeRootless),
+		"delegates":                 n.parseDelegates,
+		"bridge":                    object(n.Bridge.fields()),
+		"portmap":                   object(n.Portmap.fields()),
+		"rootless":                  object(n.Rootless.fields()),
+		"stateDir":                  absolutePath(&n.StateDir),
+		"logLevel":                  oneOf(&n.LogLevel, "debug", "info", "warn", "error"),
+		"logFile":                   absolutePath(&n.LogFile),
+		"prevResult":                keep(&n.PrevResult),
+		"runtimeConfig":             n.parseRuntimeConfig,
+		"args":                      n.parseArgs,
+		"cni.dev/valid-attachments": valid,
+		"cni.dev/attachments":       valid,
+	}
+}
+
+func object(f fields) func(string, json.RawMessage) error {
+	return func(path string, raw json.RawMessage) error { return decodeObject(path, raw, f) }
+}
+
+func keep(target *json.RawMessage) func(string, json.RawMessage) error {
+	return func(_ string, raw json.RawMessage) error {
+		*target = raw
+		return nil
+	}
+}
+
+func absolutePath(target *string) func(string, json.RawMessage) error {
+	return func(path string, raw json.RawMessage) error {
+		var s string
+		if err := json.Unmarshal(raw, &s); err != nil || (s != "" && !filepath.IsAbs(s)) || strings.ContainsRune(s, 0) {
+			return Invalid(path, raw, "it is an absolute path, or empty for the default")
+		}
+		*target = s
+		return nil
+	}
+}
+
+func (n *NetConf) parseDelegates(path string, raw json.RawMessage) error {
+	var items []json.RawMessage
+	if err := json.Unmarshal(raw, &items); err != nil {
+		return Invalid(path, raw, "it is an array of plugin configurations")
+	}
+	n.Delegates = make([]Delegate, 0, len(items))
+	for i, item := range items {
+		d, err := ParseDelegate(join(path, indexKey(i)), item)
+		if err != nil {
+			return err
+		}
+		n.Delegates = append(n.Delegates, d)
+	}
+	return nil
+}
+
+// ParseDelegate reads what ambi needs of a delegate's configuration and leaves
+// the rest untouched in Raw.
+func ParseDelegate(path string, raw json.RawMessage) (Delegate, error) {
+	d := Delegate{Raw: raw}
+	err := decodeObjectTolerant(path, raw, fields{
+		"type":         into(&d.Type, "a text, the plugin's file name"),
+		"capabilities": into(&d.Capabilities, "an object of true and false"),
+	}, func(string) bool { return true })
+	if err != nil {
+		return Delegate{}, err
+	}
+	if d.Type == "" || strings.ContainsAny(d.Type, "/\x00") {
+		return Delegate{}, Invalid(join(path, "type"), d.Type, "it is the file name of a plugin in CNI_PATH, without a folder")
+	}
+	return d, nil
+}
+
+func (b *Bridge) fields() fields {
+	return fields{
+		"name": func(path string, raw json.RawMessage) error {
+			var s string
+			if err := json.Unmarshal(raw, &s); err != nil || len(s) > 15 || strings.ContainsAny(s, "/: \t\n") || s == "." || s == ".." {
+				return Invalid(path, raw, "it is a link name of at most 15 characters without / : and blanks")
+			}
+			b.Name = s
+			return nil
+		},
+		"subnet":  subnet(&b.Subnet, netip.Addr.Is4, 30, "an IPv4 network such as 10.88.0.0/24, with room for a gateway and a container"),
+		"subnet6": subnet(&b.Subnet6, netip.Addr.Is6, 126, "an IPv6 network such as fd00:1::/64, with room for a gateway and a container"),
+	}
+}
+
+func subnet(target *netip.Prefix, family func(netip.Addr) bool, longest int, expected string) func(string, json.RawMessage) error {
+	return func(path string, raw json.RawMessage) error {
+		var s string
+		err := json.Unmarshal(raw, &s)
+		if err == nil && s == "" {
+			return nil
+		}
+		p, perr := netip.ParsePrefix(s)
+		if err != nil || perr != nil || !family(p.Addr()) || p.Addr().Is4In6() || p != p.Masked() || p.Bits() > longest {
+			return Invalid(path, raw, "it is "+expected)
+		}
+		*target = p
+		return nil
+	}
+}
+
+func (p *Portmap) fields() fields {
+	return fields{
+		"backend": oneOf(&p.Backend, BackendAuto, BackendNFTables, BackendIPTables, BackendNone),
+		"snat":    boolean(&p.SNAT),
+	}
+}
+
+func (r *Rootless) fields() fields {
+	return fields{
+		"driver":            oneOf(&r.Driver, "slirp4netns"),
+		"cidr":              into(&r.CIDR, cidrExpected),
+		"mtu":               into(&r.MTU, mtuExpected),
+		"enableIPv6":        r.setEnableIPv6,
+		"allowHostLoopback": boolean(&r.AllowHostLoopback),
+		"outboundAddr":      into(&r.OutboundAddr, "an IPv4 address or an interface name"),
+		"outboundAddr6":     into(&r.OutboundAddr6, "an IPv6 address or an interface name"),
+		"disableDNS":        boolean(&r.DisableDNS),
+		"portHandler":       oneOf(&r.PortHandler, HandlerRootlessport, HandlerSlirp4netns),
+		"sourceIP":          oneOf(&r.SourceIP, SourcePreserve, SourceGateway),
+		"sandbox":           boolean(&r.Sandbox),
+		"seccomp":           boolean(&r.Seccomp),
+		"path":              absolutePath(&r.Path),
+	}
+}
+
+func (r *Rootless) setEnableIPv6(path string, raw json.RawMessage) error {
+	r.EnableIPv6Set = true
+	return boolean(&r.EnableIPv6)(path, raw)
+}
+
+const (
+	cidrExpected = "an IPv4 network with a prefix from 1 to 25, such as 10.0.2.0/24: slirp4netns takes .2 for the gateway, .3 for DNS, .100 for the container"
+	mtuExpected  = "a number from 68 to 65521 (from 1280 with IPv6)"
+)
+
+// validate holds what concerns more than one key; nothing here needs the host.
+func (r *Rootless) validate() error {
+	if !r.CIDR.Addr().Is4() || r.CIDR.Bits() < 1 || r.CIDR.Bits() > 25 || r.CIDR != r.CIDR.Masked() {
+		return Invalid("rootless.cidr", r.CIDR, "it is "+cidrExpected)
+	}
+	least := minMTU4
+	if r.EnableIPv6 && r.EnableIPv6Set {
+		least = minMTU
+	}
+	if r.MTU < least || r.MTU > maxMTU {
+		return Invalid("rootless.mtu", r.MTU, "it is "+mtuExpected)
+	}
+	if r.MTU < minMTU {
+		r.EnableIPv6 = false
+	}
+	return r.validateOutbound()
+}
+
+func (r *Rootless) validateOutbound() error {
+	if !outboundOK(r.OutboundAddr, netip.Addr.Is4) {
+		return Invalid("rootless.outboundAddr", r.OutboundAddr, "it is an IPv4 address or an interface name")
+	}
+	if !outboundOK(r.OutboundAddr6, netip.Addr.Is6) {
+		return Invalid("rootless.outboundAddr6", r.OutboundAddr6, "it is an IPv6 address or an interface name")
+	}
+	if r.OutboundAddr6 != "" && !r.EnableIPv6 {
+		return Invalid("rootless.outboundAddr6", r.OutboundAddr6, "it needs IPv6: set rootless.enableIPv6 to true")
+	}
+	return nil
+}
+
+// outboundOK says whether s is empty, an address of the family, or a possible
+// interface name. Whether the interface exists is for who has the host at hand.
+func outboundOK(s string, family func(netip.Addr) bool) bool {
+	if a, err := netip.ParseAddr(s); err == nil {
+		return family(a) && !a.Is4In6()
+	}
+	return len(s) <= 15 && !strings.ContainsAny(s, "/: \t\n\x00=,")
+}

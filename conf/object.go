@@ -1,0 +1,88 @@
+package conf
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// fields says, key by key, how a JSON object is read. A func gets the key's full
+// path ("rootless.mtu") for its error messages.
+type fields map[string]func(path string, raw json.RawMessage) error
+
+// decodeObject reads a JSON object strictly: exact key names, no unknown key, in
+// the order of the names so that errors do not change from run to run. A null
+// value counts as absent.
+func decodeObject(path string, raw json.RawMessage, f fields) error {
+	return decodeObjectTolerant(path, raw, f, func(string) bool { return false })
+}
+
+// decodeObjectTolerant is decodeObject with foreign keys that are passed over.
+func decodeObjectTolerant(path string, raw json.RawMessage, f fields, foreign func(key string) bool) error {
+	var object map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &object); err != nil || object == nil {
+		return Invalid(path, raw, "it is a JSON object")
+	}
+	for _, key := range slices.Sorted(maps.Keys(object)) {
+		read, ours := f[key]
+		switch {
+		case ours && string(object[key]) != "null":
+			if err := read(join(path, key), object[key]); err != nil {
+				return err
+			}
+		case ours, foreign(key):
+		default:
+			return Unsupported(join(path, key), object[key],
+				"no such key; "+known(path)+" "+strings.Join(slices.Sorted(maps.Keys(f)), ", "))
+		}
+	}
+	return nil
+}
+
+func known(path string) string {
+	if path == "" {
+		return "the keys of ambi are"
+	}
+	return fmt.Sprintf("the keys of %s are", path)
+}
+
+func join(path, key string) string {
+	if path == "" {
+		return key
+	}
+	return path + "." + key
+}
+
+// into reads any value that encoding/json can put into target, saying what was
+// expected when it cannot.
+func into[T any](target *T, expected string) func(string, json.RawMessage) error {
+	return func(path string, raw json.RawMessage) error {
+		if err := json.Unmarshal(raw, target); err != nil {
+			return Invalid(path, raw, "it is "+expected)
+		}
+		return nil
+	}
+}
+
+// boolean reads true or false into target.
+func boolean(target *bool) func(string, json.RawMessage) error {
+	return into(target, "true or false")
+}
+
+// oneOf reads a text that must be one of the allowed ones.
+func oneOf[T ~string](target *T, allowed ...T) func(string, json.RawMessage) error {
+	return func(path string, raw json.RawMessage) error {
+		var s T
+		if err := json.Unmarshal(raw, &s); err != nil || !slices.Contains(allowed, s) {
+			names := make([]string, len(allowed))
+			for i, a := range allowed {
+				names[i] = string(a)
+			}
+			return Invalid(path, raw, "allowed are "+strings.Join(names, ", "))
+		}
+		*target = s
+		return nil
+	}
+}

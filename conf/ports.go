@@ -1,0 +1,167 @@
+package conf
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"strings"
+)
+
+// Protocol is the transport protocol of a port mapping: tcp, udp or sctp.
+type Protocol string
+
+// The protocols of CONVENTIONS.md, portMappings.
+const (
+	TCP  Protocol = "tcp"
+	UDP  Protocol = "udp"
+	SCTP Protocol = "sctp"
+)
+
+// PortMapping publishes one port of the container on the host (CONVENTIONS.md,
+// capability portMappings).
+type PortMapping struct {
+	HostPort      uint16   `json:"hostPort"`      // 1–65535
+	ContainerPort uint16   `json:"containerPort"` // 1–65535
+	Protocol      Protocol `json:"protocol"`
+	// HostIP is the address to listen on; it may carry an IPv6 zone. The zero
+	// Addr means every IPv4 and IPv6 address of the host.
+	HostIP netip.Addr `json:"hostIP"`
+}
+
+// String is the field's way to write a mapping: 127.0.0.1:8080->80/tcp.
+func (m PortMapping) String() string {
+	return fmt.Sprintf("%s->%d/%s", m.HostAddr(), m.ContainerPort, m.Protocol)
+}
+
+// HostAddr is the host side of the mapping, "127.0.0.1:8080", "[::1]:8080", or
+// "*:8080" for every address.
+func (m PortMapping) HostAddr() string {
+	if !m.HostIP.IsValid() {
+		return fmt.Sprintf("*:%d", m.HostPort)
+	}
+	return netip.AddrPortFrom(m.HostIP, m.HostPort).String()
+}
+
+const portRange = "a port is a number from 1 to 65535"
+
+// parsePortMappings reads runtimeConfig.portMappings. A mapping with hostPort 0
+// is not published (Kubernetes sends it) and is left out.
+func parsePortMappings(path string, raw json.RawMessage) ([]PortMapping, error) {
+	var items []json.RawMessage
+	if err := json.Unmarshal(raw, &items); err != nil {
+		return nil, Invalid(path, raw, "it is an array of {hostPort, containerPort, protocol, hostIP}")
+	}
+	mappings := make([]PortMapping, 0, len(items))
+	seen := make(map[PortMapping]bool, len(items))
+	for i, item := range items {
+		m, err := parsePortMapping(fmt.Sprintf("%s[%d]", path, i), item)
+		if err != nil {
+			return nil, err
+		}
+		if m.HostPort == 0 {
+			continue
+		}
+		slot := PortMapping{HostPort: m.HostPort, Protocol: m.Protocol, HostIP: m.HostIP}
+		if seen[slot] {
+			return nil, Invalid(fmt.Sprintf("%s[%d]", path, i), item,
+				fmt.Sprintf("host port %s/%s is asked for twice; each (hostIP, hostPort, protocol) may be there once", m.HostAddr(), m.Protocol))
+		}
+		seen[slot] = true
+		mappings = append(mappings, m)
+	}
+	return mappings, overlapping(path, mappings)
+}
+
+// overlapping refuses a mapping of every address beside another one of the same
+// port: the second could never be bound.
+func overlapping(path string, mappings []PortMapping) error {
+	type slot struct {
+		port  uint16
+		proto Protocol
+	}
+	all := make(map[slot][]PortMapping)
+	for _, m := range mappings {
+		if !m.HostIP.IsValid() || m.HostIP.IsUnspecified() {
+			s := slot{m.HostPort, m.Protocol}
+			all[s] = append(all[s], m)
+		}
+	}
+	for _, m := range mappings {
+		for _, wide := range all[slot{m.HostPort, m.Protocol}] {
+			sameFamily := !wide.HostIP.IsValid() || !m.HostIP.IsValid() || wide.HostIP.Is4() == m.HostIP.Is4()
+			if wide != m && sameFamily {
+				return Invalid(path, m, fmt.Sprintf("host port %d/%s is asked for twice: as %s and as %s", m.HostPort, m.Protocol, wide, m))
+			}
+		}
+	}
+	return nil
+}
+
+func parsePortMapping(path string, raw json.RawMessage) (PortMapping, error) {
+	var m PortMapping
+	m.Protocol = TCP
+	hasContainerPort := false
+	err := decodeObject(path, raw, fields{
+		"hostPort": func(key string, raw json.RawMessage) (err error) {
+			m.HostPort, err = parsePort(key, raw, true)
+			return err
+		},
+		"containerPort": func(key string, raw json.RawMessage) (err error) {
+			hasContainerPort = true
+			m.ContainerPort, err = parsePort(key, raw, false)
+			return err
+		},
+		"protocol": func(key string, raw json.RawMessage) (err error) {
+			m.Protocol, err = parseProtocol(key, raw)
+			return err
+		},
+		"hostIP": func(key string, raw json.RawMessage) (err error) {
+			m.HostIP, err = parseHostIP(key, raw)
+			return err
+		},
+	})
+	if err != nil {
+		return PortMapping{}, err
+	}
+	if !hasContainerPort {
+		return PortMapping{}, Invalid(path, raw, "containerPort is missing; "+portRange)
+	}
+	return m, nil
+}
+
+func parsePort(key string, raw json.RawMessage, zeroOK bool) (uint16, error) {
+	var n int64
+	if err := json.Unmarshal(raw, &n); err != nil || n < 0 || n > 65535 || (n == 0 && !zeroOK) {
+		return 0, Invalid(key, raw, portRange)
+	}
+	return uint16(n), nil
+}
+
+func parseProtocol(key string, raw json.RawMessage) (Protocol, error) {
+	var s string
+	if err := json.Unmarshal(raw, &s); err != nil {
+		return "", Invalid(key, raw, "it is a text: tcp, udp or sctp")
+	}
+	switch p := Protocol(strings.ToLower(s)); p {
+	case "":
+		return TCP, nil
+	case TCP, UDP, SCTP:
+		return p, nil
+	}
+	return "", Unsupported(key, s, "the protocols are tcp, udp and sctp")
+}
+
+func parseHostIP(key string, raw json.RawMessage) (netip.Addr, error) {
+	var s string
+	if err := json.Unmarshal(raw, &s); err != nil {
+		return netip.Addr{}, Invalid(key, raw, "it is a text: an IPv4 or IPv6 address, or empty for all")
+	}
+	if s == "" {
+		return netip.Addr{}, nil
+	}
+	a, err := netip.ParseAddr(s)
+	if err != nil {
+		return netip.Addr{}, Invalid(key, s, "it is an IPv4 or IPv6 address, or empty for all")
+	}
+	return a.Unmap(), nil
+}
