@@ -1,0 +1,89 @@
+package record
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+
+	"github.com/containernetworking/cni/pkg/types"
+	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/conf"
+)
+
+// Netns is a network namespace: its path, and what tells it from another one
+// that may later stand under the same path (namespaces(7), device and inode).
+type Netns struct {
+	Path  string `json:"path"`
+	Dev   uint64 `json:"dev,omitempty"`
+	Inode uint64 `json:"inode,omitempty"`
+}
+
+// OpenNetns opens CNI_NETNS, whatever its form (/run/netns/NAME,
+// /proc/PID/ns/net, /proc/PID/fd/N), and tells which namespace it is. Errors have
+// code 4 and say what to do.
+func OpenNetns(path string) (*os.File, Netns, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, Netns{}, NetnsError(path, reason(err), openHint(err))
+	}
+	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE) // Linux 4.11
+	if err != nil || kind != unix.CLONE_NEWNET {
+		f.Close()
+		return nil, Netns{}, NetnsError(path, "it is not a network namespace", openHint(nil))
+	}
+	n, err := identify(path, f)
+	if err != nil {
+		f.Close()
+		return nil, Netns{}, NetnsError(path, err.Error(), openHint(err))
+	}
+	return f, n, nil
+}
+
+func identify(path string, f *os.File) (Netns, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return Netns{}, err
+	}
+	return Netns{Path: path, Dev: st.Dev, Inode: st.Ino}, nil
+}
+
+// Same says whether two paths lead, or led, to one namespace.
+func (n Netns) Same(other Netns) bool {
+	return n.Inode != 0 && n.Inode == other.Inode && n.Dev == other.Dev
+}
+
+// Gone says that the path leads nowhere or to another namespace now. Anything
+// else that keeps us from looking is no proof.
+func (n Netns) Gone() bool {
+	var st unix.Stat_t
+	err := unix.Stat(n.Path, &st)
+	for _, missing := range []error{unix.ENOENT, unix.ESRCH, unix.ENOTDIR} {
+		if errors.Is(err, missing) {
+			return true
+		}
+	}
+	return err == nil && (st.Ino != n.Inode || st.Dev != n.Dev)
+}
+
+// NetnsError is code 4 of the specification for CNI_NETNS.
+func NetnsError(path, why, hint string) error {
+	return conf.Errorf(types.ErrInvalidEnvironmentVariables, "CNI_NETNS %q: %s; %s", path, why, hint)
+}
+
+func openHint(err error) string {
+	if errors.Is(err, fs.ErrPermission) {
+		return "run as the user who made the namespace"
+	}
+	return "give the path of a network namespace, such as /run/netns/NAME or /proc/PID/ns/net"
+}
+
+// reason is the last cause of an error, without the operation and path that the
+// message around it already has.
+func reason(err error) string {
+	var pathErr *fs.PathError
+	if errors.As(err, &pathErr) {
+		return pathErr.Err.Error()
+	}
+	return err.Error()
+}

@@ -1,0 +1,130 @@
+// Package record keeps the journal of attachments: one JSON file for each,
+// written before anything happens to the host and again when it is done.
+//
+// # Crashes
+//
+// A record is replaced by rename, after fsync, in the same folder, so a reader
+// sees the old one or the new one and never half of one. It is removed only
+// after the clean-up succeeded. It helps and is never needed: DEL without a
+// readable record works from its standard input.
+//
+// # Files of an attachment
+//
+// All share one base name in the state folder:
+//
+//	BASE.json   the record
+//	BASE.lock   held (flock) by the verb at work on this attachment
+//	BASE.alive  held (flock) by the supervisor and the driver while they live
+//	BASE.log    the supervisor's log
+//
+// and, under a short name made from BASE, its control socket and the driver's
+// API socket.
+package record
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/ambi-cni/ambi/conf"
+)
+
+// State says how far ADD got.
+type State string
+
+// The states of a record.
+const (
+	Adding State = "adding" // write-ahead: anything between nothing and all may be there
+	Ready  State = "ready"  // ADD succeeded
+)
+
+// version is the layout of Record; a record of another one counts as unreadable.
+const version = 1
+
+// Record is the journal entry of one attachment.
+type Record struct {
+	Version int `json:"version"`
+	conf.Key
+	State   State     `json:"state"`
+	Mode    conf.Mode `json:"mode"` // root or rootless, never auto
+	Created time.Time `json:"created"`
+
+	Netns   Netns           `json:"netns"`
+	CNIArgs string          `json:"cniArgs,omitempty"`
+	Path    []string        `json:"path,omitempty"` // CNI_PATH, split
+	Config  json.RawMessage `json:"config"`         // the plugin entry as received, runtimeConfig included
+
+	Delegates []json.RawMessage `json:"delegates,omitempty"` // root: the chain that ran, built-in default spelled out
+	Result    json.RawMessage   `json:"result,omitempty"`    // what ADD printed, cniVersion 1.1.0
+	Published *Published        `json:"published,omitempty"` // root: what portmap/nat was asked to publish
+
+	Supervisor *Process           `json:"supervisor,omitempty"` // rootless
+	Ports      []conf.PortMapping `json:"ports,omitempty"`
+
+	saved bool
+}
+
+// Saved says whether this record has ever been written or was read.
+func (r *Record) Saved() bool { return r.saved }
+
+// Process is a process that cannot be mistaken for a later one of the same pid.
+type Process struct {
+	PID       int    `json:"pid"`
+	StartTime uint64 `json:"startTime"` // clock ticks since boot, proc_pid_stat(5) field 22
+}
+
+// Published is what root mode published for the attachment.
+type Published struct {
+	Backend conf.Backend `json:"backend"`
+	IPs     []netip.Addr `json:"ips"`
+	SNAT    bool         `json:"snat"`
+	HostIf  string       `json:"hostIf,omitempty"`
+}
+
+// New is the write-ahead record of an attachment that is about to be made.
+func New(a *conf.Attachment, mode conf.Mode, netns Netns) *Record {
+	return &Record{
+		Version: version, Key: a.Key, State: Adding, Mode: mode, Created: time.Now().UTC().Truncate(time.Second),
+		Netns: netns, CNIArgs: a.CNIArgs, Path: a.Path, Config: a.NetConf.Raw, Ports: a.Ports,
+	}
+}
+
+// Attachment is the attachment as it was asked for when ADD ran.
+func (r *Record) Attachment() (*conf.Attachment, error) {
+	netConf, err := conf.Parse(r.Config)
+	if err != nil {
+		return nil, fmt.Errorf("configuration in the record of %s: %w", r.Key, err)
+	}
+	return conf.NewAttachment(conf.Env{
+		ContainerID: r.ContainerID, NetnsPath: r.Netns.Path, IfName: r.IfName, Args: r.CNIArgs, Path: r.Path,
+	}, netConf)
+}
+
+// encode keeps the bytes of raw JSON as they are but for white space: numbers
+// beyond 2^53 and characters such as < stay what they were.
+func (r *Record) encode() ([]byte, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(r); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), nil
+}
+
+func decode(b []byte) (*Record, error) {
+	var r Record
+	if err := json.Unmarshal(b, &r); err != nil {
+		return nil, err
+	}
+	r.saved = true
+	if r.Version != version {
+		return nil, fmt.Errorf("layout %d of the record is not known to this ambi (it knows %d)", r.Version, version)
+	}
+	if r.ContainerID == "" || r.IfName == "" || r.Network == "" {
+		return nil, fmt.Errorf("the record names no attachment")
+	}
+	return &r, nil
+}

@@ -1,0 +1,300 @@
+package record
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/conf"
+)
+
+// ErrUnreadable is what Load returns, wrapped, for a record that is there but is
+// empty, cut off, or not ours to understand.
+var ErrUnreadable = errors.New("unreadable record")
+
+// Store is a state folder.
+type Store struct {
+	dir string
+}
+
+// Open makes the state folder if it is missing and makes sure that it is ours:
+// a folder and not a link, owned by our effective uid, closed to all others.
+func Open(dir string) (*Store, error) {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return nil, fmt.Errorf("making the parent of state folder %s: %w", dir, err)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, fmt.Errorf("making state folder %s: %w", dir, err)
+	}
+	return OpenExisting(dir)
+}
+
+// OpenExisting is Open for a folder that must be there already.
+func OpenExisting(dir string) (*Store, error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(dir, &st); err != nil {
+		return nil, fmt.Errorf("state folder %s: %w", dir, err)
+	}
+	switch {
+	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
+		return nil, fmt.Errorf("state folder %s is not a folder (a link is not followed); remove it or set the key stateDir", dir)
+	case int(st.Uid) != os.Geteuid():
+		return nil, fmt.Errorf("state folder %s belongs to uid %d and not to uid %d: %w; set the key stateDir or XDG_RUNTIME_DIR", dir, st.Uid, os.Geteuid(), fs.ErrPermission)
+	case st.Mode&0o077 != 0:
+		if err := os.Chmod(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("closing state folder %s to others: %w", dir, err)
+		}
+	}
+	return &Store{dir: dir}, nil
+}
+
+// Dir is the absolute path of the state folder.
+func (s *Store) Dir() string { return s.dir }
+
+// Path of a file of the attachment: ext is "json", "lock", "alive", "log", or
+// "sock" and "api", whose names are short: the name of a socket may have 108
+// bytes with its folder (unix(7)), so it is used through a descriptor of the folder.
+func (s *Store) Path(k conf.Key, ext string) string {
+	if ext == "sock" || ext == "api" {
+		return filepath.Join(s.dir, digest(base(k))+"."+ext)
+	}
+	return filepath.Join(s.dir, base(k)+"."+ext)
+}
+
+// longestBase keeps BASE.alive.tmp-… below NAME_MAX (255 bytes).
+const longestBase = 200
+
+// base is readable and unambiguous, since "@" is in no network name and no
+// container ID (specification section 2); a long one is cut and hashed.
+func base(k conf.Key) string {
+	name := k.Network + "@" + k.ContainerID + "@" + k.IfName
+	if len(name) <= longestBase {
+		return name
+	}
+	return name[:100] + "@@" + digest(name)
+}
+
+func digest(name string) string {
+	sum := sha256.Sum256([]byte(name))
+	return hex.EncodeToString(sum[:12])
+}
+
+// Save writes the record: temporary file in the same folder, fsync, rename.
+func (s *Store) Save(r *Record) error {
+	b, err := r.encode()
+	if err != nil {
+		return fmt.Errorf("record of %s: %w", r.Key, err)
+	}
+	if err := writeAtomically(s.Path(r.Key, "json"), b); err != nil {
+		return fmt.Errorf("writing the record of %s: %w", r.Key, err)
+	}
+	r.saved = true
+	return nil
+}
+
+func writeAtomically(path string, b []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".tmp-") // 0600
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // gone already after the rename
+	defer f.Close()
+	if _, err := f.Write(b); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}
+
+// Load reads the record of an attachment. The error is fs.ErrNotExist when there
+// is none, ErrUnreadable when it is damaged.
+func (s *Store) Load(k conf.Key) (*Record, error) {
+	r, err := load(s.Path(k, "json"))
+	if err == nil && r.Key != k {
+		return nil, fmt.Errorf("%w: %s holds the record of %s", ErrUnreadable, s.Path(k, "json"), r.Key)
+	}
+	return r, err
+}
+
+func load(path string) (*Record, error) {
+	b, err := readNoFollow(path)
+	if err != nil {
+		return nil, err
+	}
+	r, err := decode(b)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrUnreadable, path, err)
+	}
+	return r, nil
+}
+
+func readNoFollow(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, unix.ELOOP) {
+		return nil, fmt.Errorf("%w: %s is a link", ErrUnreadable, path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var b strings.Builder
+	if _, err := f.WriteTo(&b); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnreadable, err)
+	}
+	return []byte(b.String()), nil
+}
+
+// List returns every readable record, and the keys of the files that are none,
+// as their names tell them.
+func (s *Store) List() (records []*Record, damaged []conf.Key, err error) {
+	files, err := filepath.Glob(filepath.Join(escapeGlob(s.dir), "*.json"))
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, f := range files {
+		r, err := load(f)
+		if err == nil {
+			records = append(records, r)
+		} else if key, ok := keyOf(f); ok && !errors.Is(err, fs.ErrNotExist) { // else removed while we listed
+			damaged = append(damaged, key)
+		}
+	}
+	return records, damaged, nil
+}
+
+// keyOf reads the key from a file name that base made; not from a cut one.
+func keyOf(path string) (conf.Key, bool) {
+	name := strings.TrimSuffix(filepath.Base(path), ".json")
+	parts := strings.SplitN(name, "@", 3)
+	if len(parts) != 3 || strings.Contains(name, "@@") {
+		return conf.Key{}, false
+	}
+	return conf.Key{Network: parts[0], ContainerID: parts[1], IfName: parts[2]}, true
+}
+
+func escapeGlob(s string) string {
+	return strings.NewReplacer("*", "\\*", "?", "\\?", "[", "\\[", "\\", "\\\\").Replace(s)
+}
+
+// Remove takes every file of the attachment away, the record last; the lock goes
+// when it is released. Missing files are success.
+func (s *Store) Remove(k conf.Key) error {
+	var errs []error
+	for _, ext := range []string{"sock", "api", "log", "alive", "json"} {
+		if err := os.Remove(s.Path(k, ext)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Lock waits until no other verb is at work on the attachment and no GC on the
+// folder, and keeps others waiting until unlock is called. unlock removes the
+// lock file when the attachment has no record, so that nothing is left behind.
+func (s *Store) Lock(ctx context.Context, k conf.Key) (unlock func(), err error) {
+	folder, err := s.lockFolder(ctx, unix.LOCK_SH)
+	if err != nil {
+		return nil, err
+	}
+	path := s.Path(k, "lock")
+	f, err := lockFile(ctx, path)
+	if err != nil {
+		folder.Close()
+		return nil, fmt.Errorf("lock of attachment %s: %w", k, err)
+	}
+	return func() {
+		if _, err := os.Lstat(s.Path(k, "json")); errors.Is(err, fs.ErrNotExist) {
+			os.Remove(path)
+		}
+		f.Close()
+		folder.Close()
+	}, nil
+}
+
+// LockAll keeps every other verb out of the folder, for GC (specification
+// section 2, "GC": no ADD or DEL at the same time).
+func (s *Store) LockAll(ctx context.Context) (unlock func(), err error) {
+	folder, err := s.lockFolder(ctx, unix.LOCK_EX)
+	if err != nil {
+		return nil, err
+	}
+	return func() { folder.Close() }, nil
+}
+
+// lockFolder locks the folder itself, so that there is no lock file to leave.
+func (s *Store) lockFolder(ctx context.Context, how int) (*os.File, error) {
+	f, err := os.Open(s.dir)
+	if err != nil {
+		return nil, fmt.Errorf("state folder: %w", err)
+	}
+	if err := flock(ctx, f, how); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock of state folder %s: %w", s.dir, err)
+	}
+	return f, nil
+}
+
+// lockFile opens and locks path, again and again if the file was removed between
+// the two by whoever held it before.
+func lockFile(ctx context.Context, path string) (*os.File, error) {
+	for {
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		if err := flock(ctx, f, unix.LOCK_EX); err != nil {
+			f.Close()
+			return nil, err
+		}
+		if sameFile(f, path) {
+			return f, nil
+		}
+		f.Close()
+	}
+}
+
+func sameFile(f *os.File, path string) bool {
+	opened, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	there, err := os.Lstat(path)
+	return err == nil && os.SameFile(opened, there)
+}
+
+// flock waits for the lock until ctx ends. flock(2) itself cannot be given a
+// time, so a contended lock is asked for again after a short while.
+func flock(ctx context.Context, f *os.File, how int) error {
+	const first, most = 500 * time.Microsecond, 20 * time.Millisecond
+	for pause := first; ; pause = min(2*pause, most) {
+		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
+		if err == nil || (!errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR)) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("held by another verb: %w", context.Cause(ctx))
+		case <-time.After(pause):
+		}
+	}
+}
+
+// RemoveLock removes the lock file of an attachment that is no more; only who
+// holds LockAll may.
+func (s *Store) RemoveLock(k conf.Key) error {
+	if err := os.Remove(s.Path(k, "lock")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
