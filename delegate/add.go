@@ -1,0 +1,99 @@
+package delegate
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+
+	"github.com/ambi-cni/ambi/conf"
+)
+
+// Add runs ADD of every delegate, each with the result of the one before it (prev
+// for the first; nil for none), and returns the last result.
+//
+// Nothing runs unless all binaries are there and the namespace has no interface
+// of the wanted name yet. When a delegate fails, the ones that ran are undone by
+// their DEL in reverse order, the failed one included (specification section 4).
+// The error is the failed delegate's, and what could not be undone is in its
+// details.
+func (c *Chain) Add(ctx context.Context, prev *types100.Result) (*types100.Result, error) {
+	if err := c.Find(); err != nil {
+		return nil, err
+	}
+	if prev == nil {
+		if err := c.interfaceFree(); err != nil {
+			return nil, err
+		}
+	}
+	for i, d := range c.Delegates {
+		result, err := c.addOne(ctx, i, d, prev)
+		if err != nil {
+			failed := annotate(d.Type, err)
+			if undo := c.undo(ctx, i, prev); undo != nil {
+				failed.Details = appendDetail(failed.Details, "not undone: "+undo.Error())
+			}
+			return nil, failed
+		}
+		prev = result
+	}
+	return prev, nil
+}
+
+func (c *Chain) addOne(ctx context.Context, i int, d conf.Delegate, prev *types100.Result) (*types100.Result, error) {
+	out, v, err := c.call(ctx, d, request{verb: "ADD", netns: c.Attachment.NetnsPath, prev: prev}, "")
+	if err != nil {
+		return nil, err
+	}
+	result, err := decodeResult(out, v)
+	if err != nil {
+		return nil, err
+	}
+	if c.AfterEach != nil {
+		if err := c.AfterEach(i, result); err != nil {
+			return nil, conf.Errorf(types.ErrIOFailure, "recording the result: %v", err)
+		}
+	}
+	return result, nil
+}
+
+// undo runs DEL of the first delegates up to and including last. The result they
+// get is that of the delegate before last: last has made none.
+func (c *Chain) undo(ctx context.Context, last int, result *types100.Result) error {
+	ran := *c
+	ran.Delegates = c.Delegates[:last+1]
+	// A time-out of the whole ADD must not leave half of it behind.
+	err := ran.Del(context.WithoutCancel(ctx), result)
+	if err != nil {
+		c.log().Warn("a failed ADD could not be undone", "error", err)
+	}
+	return err
+}
+
+// interfaceFree makes sure that the interface of ADD is not there yet. A delegate
+// would find out too, but then the undo of its failure would take away the
+// interface of somebody else (specification section 2, "ADD": the plugin must
+// return an error).
+func (c *Chain) interfaceFree() error {
+	a := c.Attachment
+	if len(c.Delegates) == 0 || a.IfName == "lo" {
+		return nil // every namespace has a loopback interface, and a plugin of that name sets it up
+	}
+	there, err := hasLink(a.NetnsPath, a.IfName)
+	if err != nil {
+		return conf.Errorf(types.ErrInvalidEnvironmentVariables, "CNI_NETNS %q: %v", a.NetnsPath, err)
+	}
+	if there {
+		return conf.Errorf(types.ErrInvalidEnvironmentVariables,
+			"CNI_IFNAME %q: namespace %s has an interface of this name already; choose another name or DEL the attachment first", a.IfName, a.NetnsPath)
+	}
+	return nil
+}
+
+func appendDetail(details, more string) string {
+	if details == "" {
+		return more
+	}
+	return fmt.Sprintf("%s; %s", details, more)
+}

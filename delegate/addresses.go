@@ -1,0 +1,143 @@
+package delegate
+
+import (
+	"encoding/json"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+
+	"github.com/ambi-cni/ambi/conf"
+)
+
+// This file reads host-local's store, the only account of who has which address
+// that survives when everything else about an attachment is lost or old: a file
+// per address, named by it, with the owner's container ID and interface name on
+// two lines.
+
+// trueResult is the result that DEL works with. A nil one is made up of the
+// addresses that the store has under this attachment: an ADD that was killed
+// left no result but may have left rules. Of any other, addresses are taken out
+// that belong to another attachment by now, so that a late DEL does not remove
+// the new owner's rules, which firewall knows by nothing but the address.
+func (c *Chain) trueResult(result *types100.Result) *types100.Result {
+	dir := c.store()
+	if dir == "" {
+		return result
+	}
+	if result == nil {
+		return c.resultOf(dir)
+	}
+	kept := *result
+	kept.IPs = nil
+	for _, ip := range result.IPs {
+		if ip == nil {
+			continue
+		}
+		if o, taken := readOwner(dir, ip.Address.IP); taken && !c.owns(o) {
+			c.log().Warn("address has another owner by now, its rules are left alone", "address", ip.Address.String(), "owner", o.containerID)
+			continue
+		}
+		kept.IPs = append(kept.IPs, ip)
+	}
+	return &kept
+}
+
+// resultOf is what can be said of an attachment by the store alone; nil when it
+// has no address there.
+func (c *Chain) resultOf(dir string) *types100.Result {
+	a := c.Attachment
+	result := &types100.Result{
+		CNIVersion: types100.ImplementedSpecVersion,
+		Interfaces: []*types100.Interface{{Name: a.IfName, Sandbox: a.NetnsPath}},
+	}
+	if a.NetnsPath == "" {
+		result.Interfaces[0].Sandbox = "gone" // empty would mean the host
+	}
+	for _, ip := range storedIn(dir) {
+		if o, taken := readOwner(dir, ip); !taken || !c.owns(o) {
+			continue
+		}
+		bits := 8 * len(ip)
+		result.IPs = append(result.IPs, &types100.IPConfig{
+			Interface: types100.Int(0),
+			Address:   net.IPNet{IP: ip, Mask: net.CIDRMask(bits, bits)},
+		})
+	}
+	if len(result.IPs) == 0 {
+		return nil
+	}
+	return result
+}
+
+// owner is who an address belongs to. The interface name is empty in files that
+// an old host-local wrote.
+type owner struct{ containerID, ifName string }
+
+func (c *Chain) owns(o owner) bool {
+	return o.containerID == c.Attachment.ContainerID && (o.ifName == "" || o.ifName == c.Attachment.IfName)
+}
+
+// store is the folder of the first delegate that uses host-local, or empty.
+func (c *Chain) store() string {
+	for _, d := range c.Delegates {
+		if dir := storeOf(d, c.Attachment.NetConf.Name); dir != "" {
+			return dir
+		}
+	}
+	return ""
+}
+
+// storeOf is the folder in which a delegate's host-local keeps the addresses of a
+// network, or empty.
+func storeOf(d conf.Delegate, network string) string {
+	var c struct {
+		IPAM struct {
+			Type    string `json:"type"`
+			DataDir string `json:"dataDir"`
+		} `json:"ipam"`
+	}
+	if json.Unmarshal(d.Raw, &c) != nil || c.IPAM.Type != "host-local" {
+		return ""
+	}
+	if c.IPAM.DataDir == "" {
+		c.IPAM.DataDir = "/var/lib/cni/networks" // host-local's default
+	}
+	return filepath.Join(c.IPAM.DataDir, network)
+}
+
+// storedIn is the addresses that are given out, IPv4 ones in four bytes.
+func storedIn(dir string) []net.IP {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil
+	}
+	var stored []net.IP
+	for _, e := range entries {
+		// Other names are its lock, and the addresses it gave out last.
+		if ip := net.ParseIP(e.Name()); ip != nil {
+			stored = append(stored, shortest(ip))
+		}
+	}
+	return stored
+}
+
+// readOwner says who has an address, and whether anybody has it.
+func readOwner(dir string, ip net.IP) (o owner, taken bool) {
+	content, err := os.ReadFile(filepath.Join(dir, ip.String()))
+	if err != nil {
+		return owner{}, false
+	}
+	containerID, ifName, _ := strings.Cut(strings.TrimSpace(string(content)), "\n")
+	o = owner{strings.TrimSpace(containerID), strings.TrimSpace(ifName)}
+	return o, o.containerID != "" // a host-local killed while it wrote leaves an empty file
+}
+
+func shortest(ip net.IP) net.IP {
+	if four := ip.To4(); four != nil {
+		return four
+	}
+	return ip
+}

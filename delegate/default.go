@@ -1,0 +1,119 @@
+package delegate
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os/exec"
+
+	"github.com/containernetworking/cni/pkg/invoke"
+
+	"github.com/ambi-cni/ambi/conf"
+)
+
+// Default is the chain of a network that names no delegates: bridge with its
+// gateway address and masquerading, addresses from host-local with its state in
+// ipamDir, and firewall where the host has that plugin, iptables and ip6tables
+// (it needs both). path is CNI_PATH.
+//
+// Without keys of its own, a network "web" gets the bridge ambi-web and the
+// subnet 10.89.N.0/24, N being made from the network's name. Two networks whose
+// names give the same N need the key bridge.subnet in one of them.
+func Default(bridge conf.Bridge, network, ipamDir string, path []string) ([]conf.Delegate, error) {
+	first, err := bridgeDelegate(bridge, network, ipamDir)
+	if err != nil {
+		return nil, err
+	}
+	chain := []conf.Delegate{first}
+	if firewallUsable(path) {
+		d, err := conf.ParseDelegate("firewall", json.RawMessage(`{"type":"firewall"}`))
+		if err != nil {
+			return nil, err
+		}
+		chain = append(chain, d)
+	}
+	return chain, nil
+}
+
+// bridgeConf and ipamConf have the keys of the plugins bridge and host-local that
+// the default chain sets.
+type bridgeConf struct {
+	Type         string          `json:"type"`
+	Capabilities map[string]bool `json:"capabilities"`
+	Bridge       string          `json:"bridge"`
+	IsGateway    bool            `json:"isGateway"`
+	IPMasq       bool            `json:"ipMasq"`
+	HairpinMode  bool            `json:"hairpinMode"`
+	IPAM         ipamConf        `json:"ipam"`
+}
+
+type ipamConf struct {
+	Type    string              `json:"type"`
+	DataDir string              `json:"dataDir"`
+	Ranges  [][]subnetConf      `json:"ranges"`
+	Routes  []map[string]string `json:"routes"`
+}
+
+type subnetConf struct {
+	Subnet netip.Prefix `json:"subnet"`
+}
+
+func bridgeDelegate(b conf.Bridge, network, ipamDir string) (conf.Delegate, error) {
+	if b.Name == "" {
+		b.Name = bridgeName(network)
+	}
+	if !b.Subnet.IsValid() {
+		b.Subnet = defaultSubnet(network)
+	}
+	ipam := ipamConf{
+		Type:    "host-local",
+		DataDir: ipamDir,
+		Ranges:  [][]subnetConf{{{b.Subnet}}},
+		Routes:  []map[string]string{{"dst": "0.0.0.0/0"}},
+	}
+	if b.Subnet6.IsValid() {
+		ipam.Ranges = append(ipam.Ranges, []subnetConf{{b.Subnet6}})
+		ipam.Routes = append(ipam.Routes, map[string]string{"dst": "::/0"})
+	}
+	raw, err := json.Marshal(bridgeConf{
+		Type: "bridge", Capabilities: map[string]bool{"ips": true, "mac": true},
+		Bridge: b.Name, IsGateway: true, IPMasq: true, HairpinMode: true, IPAM: ipam,
+	})
+	if err != nil {
+		return conf.Delegate{}, fmt.Errorf("default chain: %w", err)
+	}
+	return conf.ParseDelegate("bridge", raw)
+}
+
+// bridgeName is ambi-<network>, or ambi-<hash> where that is longer than a link's
+// name may be. The hash has 40 bits, so that two networks do not meet.
+func bridgeName(network string) string {
+	const longest = 15
+	if name := "ambi-" + network; len(name) <= longest {
+		return name
+	}
+	sum := sha256.Sum256([]byte(network))
+	return "ambi-" + hex.EncodeToString(sum[:5])
+}
+
+// defaultSubnet is one of the 256 networks of 10.89.0.0/16, which Podman's range
+// for its own networks starts at too: no other range is as unlikely to be in use
+// outside of containers.
+func defaultSubnet(network string) netip.Prefix {
+	sum := sha256.Sum256([]byte(network))
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 89, sum[0], 0}), 24)
+}
+
+func firewallUsable(path []string) bool {
+	if _, err := invoke.FindInPath("firewall", absolute(path)); err != nil {
+		return false
+	}
+	for _, program := range []string{"iptables", "ip6tables"} {
+		if _, err := exec.LookPath(program); err != nil {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,57 @@
+package delegate
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/types/create"
+
+	"github.com/ambi-cni/ambi/conf"
+)
+
+// decodeResult reads what a delegate printed when asked in version asked, and
+// converts it to the newest form. A result without cniVersion is in the version
+// that was asked in (cni#895). Anything but an object is an error of code 6:
+// nothing, null, half of a result, text.
+func decodeResult(out []byte, asked string) (*types100.Result, error) {
+	head := struct {
+		CNIVersion string `json:"cniVersion"`
+	}{}
+	if err := json.Unmarshal(out, &head); err != nil || !isObject(out) {
+		return nil, notAResult(out, err)
+	}
+	if head.CNIVersion == "" {
+		head.CNIVersion = asked
+		var err error
+		if out, err = splice(out, []string{"cniVersion"}, []member{{"cniVersion", quote(asked)}}); err != nil {
+			return nil, notAResult(out, err)
+		}
+	}
+	result, err := create.Create(head.CNIVersion, out)
+	if err != nil {
+		return nil, notAResult(out, err)
+	}
+	newest, err := types100.NewResultFromResult(result)
+	if err != nil {
+		return nil, notAResult(out, err)
+	}
+	return newest, nil
+}
+
+func isObject(out []byte) bool {
+	return bytes.HasPrefix(bytes.TrimLeft(out, " \t\r\n"), []byte("{"))
+}
+
+func notAResult(out []byte, err error) *types.Error {
+	why := ""
+	if err != nil {
+		why = fmt.Sprintf(" (%v)", err)
+	}
+	if len(bytes.TrimSpace(out)) == 0 {
+		return conf.Errorf(types.ErrDecodingFailure, "it ended well but printed no result")
+	}
+	return conf.Errorf(types.ErrDecodingFailure, "it ended well but printed no result%s: %q", why, tail(out))
+}
