@@ -1,0 +1,221 @@
+package nat
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+)
+
+// Conversations outlive rules: the kernel keeps sending an established one where
+// it was sent first. So UDP and SCTP conversations with a port are forgotten when
+// the port is published, and all conversations with the container, TCP too, when
+// it is unpublished.
+
+// flow is an entry of connection tracking: what the client addressed, and who
+// answers.
+type flow struct {
+	proto         uint8
+	dst, answerer netip.AddrPort
+	tuple         []byte // CTA_TUPLE_ORIG, to delete it by
+	id            []byte
+}
+
+// forgetElsewhere deletes the UDP and SCTP conversations with published ports
+// that go elsewhere than to the container.
+func forgetElsewhere(fs []forward) error {
+	elsewhere := func(f forward, c flow) bool { return c.answerer != f.to }
+	for _, proto := range []uint8{unix.IPPROTO_UDP, unix.IPPROTO_SCTP} {
+		var some []forward
+		for _, f := range fs {
+			if f.proto == proto {
+				some = append(some, f)
+			}
+		}
+		if err := forget(some, elsewhere, ofProtocol(proto)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// forgetForwards deletes the conversations that these mappings made.
+func forgetForwards(fs []forward) error {
+	byTarget := map[netip.Addr][]forward{}
+	for _, f := range fs {
+		byTarget[f.to.Addr()] = append(byTarget[f.to.Addr()], f)
+	}
+	for ip, some := range byTarget {
+		if err := forget(some, func(f forward, c flow) bool { return c.answerer == f.to }, answeredBy(ip)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// forget lists each family's entries once, whatever the number of mappings.
+func forget(fs []forward, match func(forward, flow) bool, filter attrs) error {
+	bySlot := make(map[slot]forward, len(fs))
+	present := map[family]bool{}
+	for _, f := range fs {
+		bySlot[f.slot] = f
+		present[f.family()] = true
+	}
+	for _, f := range families() {
+		if !present[f] {
+			continue
+		}
+		if err := forgetFamily(f, filter, func(c flow) bool { return matches(bySlot, c, match) }); err != nil {
+			return fmt.Errorf("forgetting %s connections of unpublished or republished ports: %w", f, err)
+		}
+	}
+	return nil
+}
+
+// ofProtocol and answeredBy have the kernel (5.8) send the entries of a protocol,
+// or those answered by an IPv4 address, only: a host may have hundreds of
+// thousands. An older kernel sends all, so the entries are compared all the same.
+func ofProtocol(proto uint8) attrs {
+	tuple := attrs(nil).nest(ctaTupleProto, attrs(nil).bytes(ctaProtoNum, []byte{proto}))
+	return filterBy(ctaFilterOrig, filterProtocol).nest(ctaTupleOrig, tuple)
+}
+
+func answeredBy(ip netip.Addr) attrs {
+	if ip.Is6() {
+		// Linux up to 6.18 at least has the comparison of IPv6 addresses the wrong way
+		// round (ctnetlink_filter_match_tuple) and would send all but those.
+		return nil
+	}
+	tuple := attrs(nil).nest(ctaTupleIP, attrs(nil).bytes(ctaIPv4Src, ip.AsSlice()))
+	return filterBy(ctaFilterReply, filterSource).nest(ctaTupleReply, tuple)
+}
+
+func filterBy(which uint16, flags uint32) attrs {
+	// Unlike all other numbers of netfilter, this one has the host's byte order.
+	return attrs(nil).nest(ctaFilter, attrs(nil).bytes(which, binary.NativeEndian.AppendUint32(nil, flags)))
+}
+
+func matches(bySlot map[slot]forward, c flow, match func(forward, flow) bool) bool {
+	for _, host := range []netip.Addr{c.dst.Addr(), familyOf(c.dst.Addr()).unspecified()} {
+		if f, ok := bySlot[slot{c.proto, host, c.dst.Port()}]; ok && match(f, c) {
+			return true
+		}
+	}
+	return false
+}
+
+func forgetFamily(fam family, filter attrs, match func(flow) bool) error {
+	flows, err := listFlows(fam, filter, match)
+	if err != nil || len(flows) == 0 {
+		return err
+	}
+	s, err := dial(unix.NETLINK_NETFILTER)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	for _, c := range flows {
+		m := conntrackMessage(ctDelete, unix.NLM_F_ACK, fam)
+		m.data = attrs(m.data).nest(ctaTupleOrig, c.tuple).bytes(ctaID, c.id)
+		seq, err := s.send(m)
+		if err != nil {
+			return err
+		}
+		// It may have ended by itself meanwhile.
+		if err := s.answers(seq, func(uint32, []byte) {}); err != nil && !errors.Is(err, unix.ENOENT) {
+			return err
+		}
+	}
+	return nil
+}
+
+func listFlows(fam family, filter attrs, match func(flow) bool) ([]flow, error) {
+	s, err := dial(unix.NETLINK_NETFILTER)
+	if err != nil {
+		return nil, err
+	}
+	defer s.close()
+	var flows []flow
+	m := conntrackMessage(ctGet, 0, fam)
+	m.data = append(m.data, filter...)
+	err = s.dump(m, func(data []byte) bool {
+		if c, ok := parseFlow(data); ok && match(c) {
+			flows = append(flows, c)
+		}
+		return true
+	})
+	// An interrupted list may miss an entry made meanwhile; such an entry was made
+	// by the rules that are in force now, so it is not stale. A kernel without
+	// connection tracking over netlink (ENOENT, EINVAL) has nothing to forget that
+	// we could reach.
+	if errors.Is(err, errInterrupted) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {
+		err = nil
+	}
+	return flows, err
+}
+
+// Numbers of linux/netfilter/nfnetlink_conntrack.h.
+const (
+	ctGet    = 1
+	ctDelete = 2
+
+	ctaTupleOrig  = 1
+	ctaTupleReply = 2
+	ctaID         = 12
+	ctaFilter     = 25
+
+	ctaFilterOrig  = 1
+	ctaFilterReply = 2
+	filterSource   = 1 << 0 // net/netfilter/nf_internals.h, CTA_IP_SRC
+	filterProtocol = 1 << 3 // CTA_PROTO_NUM
+
+	ctaTupleIP    = 1
+	ctaTupleProto = 2
+
+	ctaIPv4Src = 1
+	ctaIPv4Dst = 2
+	ctaIPv6Src = 3
+	ctaIPv6Dst = 4
+
+	ctaProtoNum     = 1
+	ctaProtoSrcPort = 2
+	ctaProtoDstPort = 3
+)
+
+func conntrackMessage(op, flags uint16, fam family) message {
+	return message{unix.NFNL_SUBSYS_CTNETLINK<<8 | op, flags, genericHeader(uint8(fam), 0)}
+}
+
+func parseFlow(data []byte) (flow, bool) {
+	if len(data) < headerSize {
+		return flow{}, false
+	}
+	data = data[headerSize:]
+	orig, reply := findAttr(data, ctaTupleOrig), findAttr(data, ctaTupleReply)
+	proto := findAttr(orig, ctaTupleProto, ctaProtoNum)
+	id := findAttr(data, ctaID)
+	if len(proto) != 1 || len(id) != 4 {
+		return flow{}, false
+	}
+	c := flow{proto: proto[0], tuple: append([]byte(nil), orig...), id: append([]byte(nil), id...)}
+	var okDst, okAnswerer bool
+	c.dst, okDst = endpoint(orig, ctaIPv4Dst, ctaIPv6Dst, ctaProtoDstPort)
+	c.answerer, okAnswerer = endpoint(reply, ctaIPv4Src, ctaIPv6Src, ctaProtoSrcPort)
+	return c, okDst && okAnswerer
+}
+
+// endpoint reads one end of a tuple; not ok for protocols without ports.
+func endpoint(tuple []byte, v4, v6, port uint16) (netip.AddrPort, bool) {
+	b := findAttr(tuple, ctaTupleIP, v4)
+	if b == nil {
+		b = findAttr(tuple, ctaTupleIP, v6)
+	}
+	addr, ok := netip.AddrFromSlice(b)
+	p := findAttr(tuple, ctaTupleProto, port)
+	if !ok || len(p) != 2 {
+		return netip.AddrPort{}, false
+	}
+	return netip.AddrPortFrom(addr, binary.BigEndian.Uint16(p)), true
+}

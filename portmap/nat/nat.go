@@ -1,0 +1,69 @@
+package nat
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+
+	"github.com/ambi-cni/ambi/conf"
+)
+
+// Published is what one attachment publishes.
+type Published struct {
+	Owner conf.Key
+	IPs   []netip.Addr // the container's addresses; the first of each family is the target
+	Ports []conf.PortMapping
+	SNAT  bool
+	// HostIf is the interface on the host's side of the attachment, the bridge or
+	// the veth. When empty it is found by a route look-up to the container.
+	HostIf string
+}
+
+// Backend publishes host ports in the network namespace of the calling thread.
+// Its methods may be called concurrently, from several processes too. Errors
+// that a person can act on are *types.Error of the CNI library.
+type Backend interface {
+	// Name is the backend's name in the configuration.
+	Name() string
+	// Add publishes all ports of p or none. A port that is taken is an error of
+	// code [conf.ErrPortInUse] naming its owner; an owner that already has
+	// published ports is one too. Without ports it does nothing.
+	Add(ctx context.Context, p Published) error
+	// Check compares the kernel with p, changes nothing, and names what is missing.
+	Check(ctx context.Context, p Published) error
+	// Del removes what p.Owner has; the rest of p may be missing or wrong. Nothing
+	// there is success.
+	Del(ctx context.Context, p Published) error
+	// Restore puts back what is missing of all, in one transaction. What is there
+	// already stays untouched.
+	Restore(ctx context.Context, all []Published) error
+	// Owners lists the attachments of a network that have published ports in the
+	// kernel; of every network when the name is empty.
+	Owners(ctx context.Context, network string) ([]conf.Key, error)
+}
+
+// Open picks the backend. Auto is nftables when the kernel answers to it, else
+// iptables when its programs are installed. The error says what to install.
+func Open(backend conf.Backend) (Backend, error) {
+	switch backend {
+	case conf.BackendNFTables:
+		return openNFTables()
+	case conf.BackendIPTables:
+		return openIPTables()
+	case conf.BackendAuto, "":
+		return openAny()
+	}
+	return nil, conf.Unsupported("portmap.backend", backend, "allowed here are auto, nftables, iptables")
+}
+
+func openAny() (Backend, error) {
+	nft, nftErr := openNFTables()
+	if nftErr == nil {
+		return nft, nil
+	}
+	ipt, iptErr := openIPTables()
+	if iptErr == nil {
+		return ipt, nil
+	}
+	return nil, conf.Errorf(conf.ErrNetwork, "publishing host ports: %v", errors.Join(nftErr, iptErr))
+}

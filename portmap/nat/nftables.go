@@ -1,0 +1,315 @@
+package nat
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/conf"
+)
+
+// nftBackend publishes over netlink; it starts no process. Every call opens its
+// own socket in the network namespace of the calling thread.
+//
+// Calls of several processes meet in the kernel only. A transaction that must
+// agree with what was read before, such as the one that removes the table because
+// no other owner is there, carries the generation of the ruleset and is repeated
+// when the kernel says that it has changed.
+type nftBackend struct{}
+
+var _ Backend = nftBackend{}
+
+func openNFTables() (Backend, error) {
+	r, err := newReader()
+	if err == nil {
+		_, err = r.generation()
+		r.close()
+	}
+	if err != nil {
+		return nil, conf.Errorf(conf.ErrNetwork, "nftables does not answer (%v); it takes CAP_NET_ADMIN and the kernel module nf_tables (modprobe nf_tables)", err)
+	}
+	return nftBackend{}, nil
+}
+
+func (nftBackend) Name() string { return string(conf.BackendNFTables) }
+
+func (b nftBackend) Add(ctx context.Context, p Published) error {
+	if len(p.Ports) == 0 {
+		return nil
+	}
+	fs, err := p.forwards()
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(validOwner(p.Owner), hostSocketsFree(fs)); err != nil {
+		return err
+	}
+	hostIf := hostInterface(p)
+	if err := retry(ctx, func() error { return nftAdd(p, fs, hostIf) }); err != nil {
+		return nftError("publishing ports of", p.Owner, err)
+	}
+	if err := settle(p, fs, hostIf); err != nil {
+		return errors.Join(err, b.Del(context.WithoutCancel(ctx), p))
+	}
+	return nil
+}
+
+// nftAdd is one attempt. It first inserts without having read anything, which
+// the kernel refuses when something is there; only then it reads what.
+func nftAdd(p Published, fs []forward, hostIf string) error {
+	r, err := newReader()
+	if err != nil {
+		return err
+	}
+	defer r.close()
+	there, err := r.hasTable()
+	if err != nil {
+		return err
+	}
+	all := elements(p, fs, hostIf)
+	err = commitInTable(there, 0, inserts(all))
+	if errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY) {
+		err = nftAddCarefully(r, p, fs, all)
+	}
+	return err
+}
+
+// commitInTable commits messages that need our table. It makes the table when it
+// is not there, and mends it when something of it is missing: the last other
+// owner may have taken it away in between, or somebody flushed a part.
+func commitInTable(there bool, generation uint32, msgs []message) error {
+	if there {
+		if err := commit(generation, msgs); !errors.Is(err, unix.ENOENT) {
+			return err
+		}
+	}
+	layout, err := layoutMessages()
+	if err != nil {
+		return err
+	}
+	return commit(generation, append(layout, msgs...))
+}
+
+func hasHosted(fs []forward) bool {
+	for _, f := range fs {
+		if !f.wide() {
+			return true
+		}
+	}
+	return false
+}
+
+// nftAddCarefully reads first: ports of others are a conflict, masquerade
+// elements of others are left over from an attachment that had our address before
+// us, and are taken over.
+func nftAddCarefully(r reader, p Published, fs []forward, all []placed) error {
+	generation, err := r.generation()
+	if err != nil {
+		return err
+	}
+	if err := r.conflict(p, fs); err != nil {
+		return err
+	}
+	stale, err := r.leftOver(all)
+	if err != nil {
+		return err
+	}
+	return commitInTable(true, generation, append(removals(stale), inserts(all)...))
+}
+
+func (r reader) leftOver(all []placed) ([]placed, error) {
+	var candidates, stale []placed
+	for _, e := range all {
+		if e.set == ipv4.snatSet() || e.set == ipv6.snatSet() || e.set == ipv4.hairpinSet() || e.set == ipv6.hairpinSet() {
+			candidates = append(candidates, e)
+		}
+	}
+	there, err := r.lookUp(candidates)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range candidates {
+		if _, ok := there.of(e); ok {
+			stale = append(stale, e)
+		}
+	}
+	return stale, nil
+}
+
+func (nftBackend) Del(ctx context.Context, p Published) error {
+	var gone []forward
+	err := retry(ctx, func() (err error) {
+		gone, err = nftDel(p)
+		return err
+	})
+	if err != nil {
+		return nftError("unpublishing ports of", p.Owner, err)
+	}
+	return forgetForwards(gone)
+}
+
+// nftDel is one attempt. It returns the mappings whose connections are to be
+// forgotten: those it removed, and those of p that nobody has.
+func nftDel(p Published) ([]forward, error) {
+	r, err := newReader()
+	if err != nil {
+		return nil, err
+	}
+	defer r.close()
+	generation, err := r.generation()
+	if err != nil {
+		return nil, err
+	}
+	mine, unowned, err := r.ownedBy(p)
+	if err != nil || len(mine) == 0 {
+		return unowned, err
+	}
+	var fs []forward
+	for _, e := range mine {
+		if e.isPort() {
+			fs = append(fs, parseForward(e))
+		}
+	}
+	msgs, err := r.unpublish(p.Owner, mine, fs)
+	if err != nil {
+		return nil, err
+	}
+	return append(fs, unowned...), commit(generation, msgs)
+}
+
+// unpublish removes the elements, or the whole table when no other owner is
+// there, so that nothing is left behind.
+func (r reader) unpublish(owner conf.Key, mine []placed, fs []forward) ([]message, error) {
+	others, err := hasOwnersBut(owner)
+	if err != nil {
+		return nil, err
+	}
+	if !others {
+		return []message{nftMessage(unix.NFT_MSG_DELTABLE, 0, attrs(nil).text(unix.NFTA_TABLE_NAME, tableName))}, nil
+	}
+	taken, err := r.released(fs, tag(owner))
+	if err != nil {
+		return nil, err
+	}
+	return removals(append(mine, taken...)), nil
+}
+
+// hasOwnersBut reads no more of the list of owners than it takes to find another
+// one. It has its own socket, since a list that is not read to its end leaves
+// answers behind.
+func hasOwnersBut(owner conf.Key) (bool, error) {
+	r, err := newReader()
+	if err != nil {
+		return false, err
+	}
+	defer r.close()
+	own, others := string(ifnameBytes(tag(owner))), false
+	err = r.list(ownersMap, func(e element) bool {
+		others = others || string(e.key) != own
+		return !others
+	})
+	return others, err
+}
+
+// ownedBy finds what the owner has in the kernel: by key when p tells it all, else
+// by looking through the maps for its mark. The second result is what of p
+// nobody has.
+func (r reader) ownedBy(p Published) (mine []placed, unowned []forward, err error) {
+	mark := tag(p.Owner)
+	known := p.known()
+	asked := make([]placed, len(known))
+	for i, f := range known {
+		asked[i] = f.element(mark)
+	}
+	there, err := r.lookUp(asked)
+	if err != nil {
+		return nil, nil, err
+	}
+	for i, e := range asked {
+		if _, ok := there.of(e); !ok {
+			unowned = append(unowned, known[i])
+		}
+	}
+	mine, err = r.completed(p.Owner, there.markedBy(mark))
+	return mine, unowned, err
+}
+
+// completed adds to an owner's ports what else its own element tells of; none of
+// it when that element is not there.
+func (r reader) completed(owner conf.Key, ports []placed) ([]placed, error) {
+	self := placed{ownersMap, element{key: ifnameBytes(tag(owner))}}
+	there, err := r.lookUp([]placed{self})
+	if err != nil {
+		return nil, err
+	}
+	e, ok := there.of(self)
+	if !ok {
+		return nil, nil
+	}
+	o, err := parseOwned(e.data)
+	if err != nil {
+		return nil, err
+	}
+	if len(ports) != o.ports {
+		everything, err := r.everything(portMaps()...)
+		if err != nil {
+			return nil, err
+		}
+		ports = everything.markedBy(tag(owner))
+	}
+	masquerade, err := r.lookUp(masqueraded(o.published(owner), o.hostIf))
+	if err != nil {
+		return nil, err
+	}
+	return append(append(ports, masquerade.markedBy(tag(owner))...), placed{ownersMap, e}), nil
+}
+
+// markedBy are the elements that bear the mark.
+func (c contents) markedBy(mark string) []placed {
+	var all []placed
+	for set, es := range c {
+		for _, e := range es {
+			if e.comment == mark {
+				all = append(all, placed{set, e})
+			}
+		}
+	}
+	return all
+}
+
+func (nftBackend) Owners(ctx context.Context, network string) ([]conf.Key, error) {
+	var keys []conf.Key
+	err := retry(ctx, func() error {
+		keys = nil
+		r, err := newReader()
+		if err != nil {
+			return err
+		}
+		defer r.close()
+		return r.list(ownersMap, func(e element) bool {
+			if k, ok := parseOwner(e.comment); ok && (network == "" || k.Network == network) {
+				keys = append(keys, k)
+			}
+			return true
+		})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("nftables: listing owners: %w", err)
+	}
+	return keys, nil
+}
+
+// nftError says what was being done; an error for people is passed on as it is.
+func nftError(doing string, owner conf.Key, err error) error {
+	if isForPeople(err) {
+		return err
+	}
+	hint := ""
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.ENOENT) {
+		hint = "; when the kernel lacks NAT in inet tables (it takes 5.2 and the modules nft_chain_nat, nft_fib_inet, nft_masq), set portmap.backend to iptables"
+	}
+	return conf.Errorf(conf.ErrNetwork, "nftables: %s %s: %s%s", doing, owner, strings.TrimSpace(err.Error()), hint)
+}

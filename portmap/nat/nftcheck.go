@@ -1,0 +1,160 @@
+package nat
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/conf"
+)
+
+func (nftBackend) Check(ctx context.Context, p Published) error {
+	if len(p.Ports) == 0 {
+		return nil
+	}
+	fs, err := p.forwards()
+	if err != nil {
+		return err
+	}
+	hostIf := hostInterface(p)
+	var missing []string
+	err = retry(ctx, func() (err error) {
+		missing, err = nftMissing(p, fs, hostIf)
+		return err
+	})
+	if err != nil {
+		return nftError("checking ports of", p.Owner, err)
+	}
+	if err := checkLocalnet(p, fs, hostIf); err != nil {
+		missing = append(missing, err.Error())
+	}
+	return notAsPublished(p.Owner, missing)
+}
+
+// notAsPublished is CHECK's error; nil when nothing is missing. It names the first
+// few and counts the rest.
+func notAsPublished(owner conf.Key, missing []string) error {
+	const shown = 5
+	if len(missing) == 0 {
+		return nil
+	}
+	list := strings.Join(missing[:min(shown, len(missing))], "; ")
+	if more := len(missing) - shown; more > 0 {
+		list += fmt.Sprintf("; and %d more", more)
+	}
+	return conf.Errorf(conf.ErrNetwork, "published ports of container %s of network %s are not as they should be: %s; \"ambi restore\" puts them back", owner.ContainerID, owner.Network, list)
+}
+
+// nftMissing compares the kernel with what Add would have made.
+func nftMissing(p Published, fs []forward, hostIf string) ([]string, error) {
+	r, err := newReader()
+	if err != nil {
+		return nil, err
+	}
+	defer r.close()
+	there, err := r.hasTable()
+	if err != nil {
+		return nil, err
+	}
+	if !there {
+		return []string{"nftables: table inet " + tableName + " is missing"}, nil
+	}
+	missing, err := r.incompleteChains()
+	if err != nil {
+		return nil, err
+	}
+	all := elements(p, fs, hostIf)
+	found, err := r.lookUp(all)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range all {
+		if text := found.differs(e); text != "" {
+			missing = append(missing, text)
+		}
+	}
+	return missing, nil
+}
+
+// differs says what is wrong with an element; empty when it is as it should be.
+func (c contents) differs(e placed) string {
+	found, ok := c.of(e)
+	what := e.describe()
+	switch {
+	case !ok:
+		return what + " is missing"
+	case found.comment != e.comment:
+		return what + " belongs to another attachment"
+	case !bytes.Equal(found.data, e.data) && e.isPort():
+		return what + " goes to " + parseForward(placed{e.set, found}).to.String()
+	case !bytes.Equal(found.data, e.data):
+		return what + " is different"
+	}
+	return ""
+}
+
+func (e placed) describe() string {
+	if e.isPort() {
+		return "host port " + parseForward(e).String()
+	}
+	if e.set == ownersMap {
+		return "the owner's entry in map " + ownersMap
+	}
+	return "an entry of the container in " + e.set
+}
+
+// incompleteChains names the chains of the layout that are missing or have not
+// the number of rules they should.
+func (r reader) incompleteChains() ([]string, error) {
+	rules, err := r.rulesPerChain()
+	if err != nil {
+		return nil, err
+	}
+	var missing []string
+	for _, c := range chainDefs() {
+		there, err := r.hasChain(c.name)
+		if err != nil {
+			return nil, err
+		}
+		if !there {
+			missing = append(missing, fmt.Sprintf("nftables: chain %s of table %s is missing", c.name, tableName))
+		} else if rules[c.name] != len(c.rules) {
+			missing = append(missing, fmt.Sprintf("nftables: chain %s of table %s has %d of %d rules", c.name, tableName, rules[c.name], len(c.rules)))
+		}
+	}
+	return missing, nil
+}
+
+func (r reader) hasChain(name string) (bool, error) {
+	a := attrs(nil).text(unix.NFTA_CHAIN_TABLE, tableName).text(unix.NFTA_CHAIN_NAME, name)
+	seq, err := r.send(nftMessage(unix.NFT_MSG_GETCHAIN, unix.NLM_F_ACK, a))
+	if err != nil {
+		return false, err
+	}
+	err = r.answers(seq, func(uint32, []byte) {})
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+func (r reader) rulesPerChain() (map[string]int, error) {
+	rules := map[string]int{}
+	m := nftMessage(unix.NFT_MSG_GETRULE, 0, attrs(nil).text(unix.NFTA_RULE_TABLE, tableName))
+	err := r.dump(m, func(data []byte) bool {
+		data = data[min(headerSize, len(data)):]
+		// Older kernels list the rules of all tables.
+		if parseName(findAttr(data, unix.NFTA_RULE_TABLE)) == tableName {
+			rules[parseName(findAttr(data, unix.NFTA_RULE_CHAIN))]++
+		}
+		return true
+	})
+	if errors.Is(err, unix.ENOENT) {
+		err = nil
+	}
+	return rules, err
+}
