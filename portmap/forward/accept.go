@@ -1,0 +1,118 @@
+package forward
+
+import (
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// listener is a listening TCP socket of the host. It stays open whatever happens
+// to single connections.
+type listener struct {
+	ticket   ticket
+	fd       int32
+	watched  bool
+	port     *port
+	target   *target
+	resumeAt time.Duration // while paused
+}
+
+var _ entrance = (*listener)(nil)
+
+// accepted is a client's connection on its way to the worker that relays it, with
+// the socket inside that will reach the service.
+type accepted struct {
+	port    *port
+	target  *target
+	client  sockaddr
+	outside int32
+	inside  int32
+}
+
+func (l *listener) enter(w *worker) unix.Errno {
+	l.ticket = w.place(l)
+	l.watched = true
+	return w.watch(l.fd, l.ticket, 0, level)
+}
+
+func (l *listener) close(w *worker) {
+	if l.watched {
+		w.unwatch(l.fd)
+		w.leave(l.ticket)
+		w.paused = slices.DeleteFunc(w.paused, func(p *listener) bool { return p == l })
+		l.watched = false
+	}
+	if l.fd >= 0 {
+		sysClose(l.fd)
+		l.fd = -1
+	}
+}
+
+func (l *listener) resume(*worker) {}
+
+// ready accepts one connection; epoll tells again when there are more. The socket
+// inside is made first, so that a client waits in the backlog, instead of being
+// accepted and dropped, while descriptors are short.
+func (l *listener) ready(w *worker, _ int, _ uint32) {
+	inside, errno := w.spare(l.target)
+	if errno != 0 {
+		l.pause(w, errno)
+		return
+	}
+	outside, errno := sysAccept(l.fd, &w.name)
+	if errno != 0 {
+		w.keep(l.target, inside)
+		l.notAccepted(w, errno)
+		return
+	}
+	l.port.total.Add(1)
+	l.hand(w, accepted{l.port, l.target, w.name, outside, inside})
+}
+
+// hand gives the connection to the worker that has least to do.
+func (l *listener) hand(w *worker, a accepted) {
+	l.port.active.Add(1)
+	l.port.users.Add(1)
+	to := w.forwarder.least(w)
+	to.load.Add(1)
+	if to == w || !to.post(func(to *worker) { to.connect(a) }) {
+		w.connect(a)
+	}
+}
+
+// notAccepted: whatever else accept(2) reports is about one connection, which is
+// gone (ECONNABORTED, EPROTO, errors of the network).
+func (l *listener) notAccepted(w *worker, errno unix.Errno) {
+	if exhausted(errno) {
+		l.pause(w, errno)
+	}
+}
+
+// pause stops accepting for a moment: descriptors or memory ran out, and come back
+// when connections close.
+func (l *listener) pause(w *worker, errno unix.Errno) {
+	l.port.acceptPauses.Add(1)
+	w.forwarder.config.Logger.Debug("accepting pauses", "port", l.port.mapping, "error", errno)
+	w.forwarder.pipes.release()
+	w.rewatch(l.fd, l.ticket, 0, 0)
+	l.resumeAt = w.now + w.forwarder.config.AcceptPause
+	w.paused = append(w.paused, l)
+}
+
+// hurryPaused: a connection has closed and left two descriptors.
+func (w *worker) hurryPaused() {
+	for _, l := range w.paused {
+		l.resumeAt = w.now
+	}
+}
+
+func (w *worker) resumePaused() {
+	w.paused = slices.DeleteFunc(w.paused, func(l *listener) bool {
+		if l.resumeAt > w.now {
+			return false
+		}
+		w.rewatch(l.fd, l.ticket, 0, level)
+		return true
+	})
+}

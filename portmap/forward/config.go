@@ -1,0 +1,139 @@
+package forward
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"github.com/ambi-cni/ambi/conf"
+)
+
+// Namespace is what rootlessport needs of the container's network namespace.
+// Its methods may be called from several goroutines at once.
+type Namespace interface {
+	// Socket is socket(2) inside the container's namespace.
+	Socket(domain, typ, proto int) (int, error)
+
+	// AddClient routes what is sent to the client from a published UDP port back
+	// into the namespace: "local CLIENT/32 dev lo src CONTAINER". It is called
+	// once per address, before the first datagram of its first flow.
+	AddClient(client netip.Addr) error
+
+	// RemoveClient is the reverse of AddClient, called after the address's last
+	// flow has expired.
+	RemoveClient(client netip.Addr) error
+
+	// AddPort has what is sent from this port routed by the table of its protocol:
+	// "ip rule add iif lo ipproto X sport P lookup T". For TCP that table holds
+	// "local default dev lo src CONTAINER", for UDP the clients of AddClient. It is
+	// called once per (protocol, containerPort).
+	AddPort(protocol conf.Protocol, containerPort uint16) error
+
+	// RemovePort is the reverse of AddPort, called after the port's last listener
+	// and last connection have gone.
+	RemovePort(protocol conf.Protocol, containerPort uint16) error
+}
+
+// Enterer is a [Namespace] that threads can move into. A forwarder then makes its
+// sockets without asking another thread, which halves the cost of a connection's
+// set-up.
+type Enterer interface {
+	// Enter moves the calling thread, which its goroutine has locked, into the
+	// container's network namespace for good (setns(2)).
+	Enter() error
+}
+
+// Config says what to forward to, and how.
+type Config struct {
+	Namespace Namespace
+
+	// Container4 and Container6 are the container's addresses; zero when it has
+	// none of that family. Clients of a missing family reach the other one.
+	Container4, Container6 netip.Addr
+
+	// Gateway4 and Gateway6 are the source addresses for clients that cannot be
+	// preserved. Each is needed where the container's address is.
+	Gateway4, Gateway6 netip.Addr
+
+	// Subnet4 and Subnet6 are the container's networks: a client inside one is
+	// given the gateway's address, as the service could not answer it otherwise.
+	Subnet4, Subnet6 netip.Prefix
+
+	// SourceIP is what the service sees; empty means preserve.
+	SourceIP conf.SourceIP
+
+	// Logger gets what an operator must know; nil discards it.
+	Logger *slog.Logger
+
+	// Zero values mean the defaults below.
+	ConnectTimeout   time.Duration // TCP, for the service to answer: 15 s
+	UnrepliedTimeout time.Duration // UDP flow without a reply yet: 30 s
+	RepliedTimeout   time.Duration // UDP flow after the first reply: 180 s
+	AcceptPause      time.Duration // after descriptors or memory ran out: 100 ms
+	MaxFlows         int           // UDP flows of all ports together: 16384
+	MaxPipes         int           // pipes for bulk data: 64, fewer where RLIMIT_NOFILE is small; negative: always copy
+	MaxWorkers       int           // GOMAXPROCS, at most 8
+}
+
+const (
+	defaultConnectTimeout   = 15 * time.Second
+	defaultUnrepliedTimeout = 30 * time.Second  // nf_conntrack_udp_timeout
+	defaultRepliedTimeout   = 180 * time.Second // nf_conntrack_udp_timeout_stream was 180 s until Linux 5.1
+	defaultAcceptPause      = 100 * time.Millisecond
+	defaultMaxFlows         = 16384
+	defaultMaxPipes         = 64
+	mostWorkers             = 8
+)
+
+func orDefault[T comparable](value, fallback T) T {
+	var zero T
+	if value == zero {
+		return fallback
+	}
+	return value
+}
+
+func (c *Config) withDefaults() Config {
+	d := *c
+	d.SourceIP = orDefault(d.SourceIP, conf.SourcePreserve)
+	d.Logger = orDefault(d.Logger, slog.New(slog.DiscardHandler))
+	d.ConnectTimeout = orDefault(d.ConnectTimeout, defaultConnectTimeout)
+	d.UnrepliedTimeout = orDefault(d.UnrepliedTimeout, defaultUnrepliedTimeout)
+	d.RepliedTimeout = orDefault(d.RepliedTimeout, defaultRepliedTimeout)
+	d.AcceptPause = orDefault(d.AcceptPause, defaultAcceptPause)
+	d.MaxFlows = orDefault(d.MaxFlows, defaultMaxFlows)
+	d.MaxPipes = orDefault(d.MaxPipes, affordablePipes())
+	d.MaxWorkers = orDefault(d.MaxWorkers, affordableWorkers())
+	return d
+}
+
+func (c *Config) validate() error {
+	if c.Namespace == nil {
+		return fmt.Errorf("the container's network namespace is missing")
+	}
+	if !c.Container4.IsValid() && !c.Container6.IsValid() {
+		return fmt.Errorf("the container has neither an IPv4 nor an IPv6 address to forward to")
+	}
+	for _, f := range []struct{ container, gateway netip.Addr }{{c.Container4, c.Gateway4}, {c.Container6, c.Gateway6}} {
+		if err := validFamily(f.container, f.gateway); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// validFamily: delivering to the container's loopback would let its service
+// take the client for a local one.
+func validFamily(container, gateway netip.Addr) error {
+	if !container.IsValid() {
+		return nil
+	}
+	if container.IsLoopback() || !container.IsGlobalUnicast() {
+		return fmt.Errorf("the container's address %s is not one that can be forwarded to", container)
+	}
+	if !gateway.IsValid() || gateway.Is4() != container.Is4() || !gateway.IsGlobalUnicast() || gateway == container {
+		return fmt.Errorf("gateway address %q for the container's %s: it is another unicast address of the same family", gateway, container)
+	}
+	return nil
+}

@@ -1,0 +1,231 @@
+package forward
+
+import (
+	"net/netip"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// flow is one UDP client's conversation: a socket inside the namespace, connected
+// to the service and bound to the client's address or the gateway's.
+type flow struct {
+	ticket  ticket
+	place   links[*flow]
+	since   time.Duration // of the last datagram, to within 1/32 of the time-out
+	udp     *udpPort
+	key     flowKey
+	fd      int32
+	kept    bool // the client's own address is the source
+	replied bool
+	queued  bool
+	closed  bool
+}
+
+func (f *flow) links() *links[*flow] { return &f.place }
+
+// flowLists has a worker's flows by their time-out, longest unused first.
+type flowLists struct{ unreplied, replied list[*flow] }
+
+func (f *flow) list(w *worker) (*list[*flow], time.Duration) {
+	if f.replied {
+		return &w.flows.replied, w.forwarder.config.RepliedTimeout
+	}
+	return &w.flows.unreplied, w.forwarder.config.UnrepliedTimeout
+}
+
+// touch starts the time-out anew. A flow that was touched a moment ago keeps its
+// place, so that a busy one costs nothing.
+func (f *flow) touch(w *worker) {
+	l, timeout := f.list(w)
+	if w.now-f.since > timeout/32 {
+		l.remove(f)
+		f.since = w.now
+		l.push(f)
+	}
+}
+
+// answered moves a flow that got its first reply to the longer time-out.
+func (f *flow) answered(w *worker) {
+	w.flows.unreplied.remove(f)
+	f.replied, f.since = true, w.now
+	w.flows.replied.push(f)
+}
+
+// openFlow makes the client's flow.
+func (u *udpPort) openFlow(w *worker, key flowKey) (*flow, unix.Errno) {
+	f := &flow{udp: u, key: key, since: w.now}
+	if errno := f.reach(w); errno != 0 {
+		return nil, errno
+	}
+	f.ticket = w.place(f)
+	if errno := w.watch(f.fd, f.ticket, 0, unix.EPOLLIN|unix.EPOLLET); errno != 0 {
+		w.leave(f.ticket)
+		f.hangUp()
+		return nil, errno
+	}
+	u.flows[key] = f
+	w.flows.unreplied.push(f)
+	w.forwarder.flows.Add(1)
+	u.port.active.Add(1)
+	u.port.total.Add(1)
+	return f, 0
+}
+
+// reach connects a socket inside from the client's address or, where that is not
+// possible, from the gateway's.
+func (f *flow) reach(w *worker) unix.Errno {
+	t := f.udp.target
+	ip := f.key.client.ip()
+	if t.preserves(ip) && f.udp.port.routes.claim(f.pair()) {
+		f.kept = true
+		if f.dial(w, ip, f.key.client.port()) == 0 {
+			return 0
+		}
+		f.kept = false
+		f.udp.port.routes.disclaim(f.pair())
+	}
+	errno := f.dial(w, t.gateway, 0)
+	if errno == 0 && t.preserve {
+		f.udp.port.gatewayFallbacks.Add(1)
+	}
+	return errno
+}
+
+func (f *flow) pair() pair {
+	return pair{address(f.key.client.ip().As16()), f.key.client.port(), f.udp.port.mapping.ContainerPort}
+}
+
+// source is the address that the service sees.
+func (f *flow) source() netip.Addr {
+	if f.kept {
+		return f.key.client.ip()
+	}
+	return f.udp.target.gateway
+}
+
+// dial makes the socket inside. The route for the replies must be there before
+// the first datagram is sent.
+func (f *flow) dial(w *worker, ip netip.Addr, port uint16) (errno unix.Errno) {
+	t, routes := f.udp.target, f.udp.port.routes
+	if f.fd, errno = w.socketOrEvict(t); errno != 0 {
+		return errno
+	}
+	from := newSockaddr(ip, port)
+	if errno = t.connectDatagram(f.fd, &from, f.udp.port.mapping.ContainerPort); errno == 0 {
+		err := routes.addClient(ip)
+		if err == nil {
+			return 0
+		}
+		w.forwarder.config.Logger.Debug("no route to a UDP client", "client", ip, "error", err)
+		errno = unix.ENETUNREACH
+	}
+	sysClose(f.fd)
+	return errno
+}
+
+// socketOrEvict makes a UDP socket inside. Without a descriptor left, a flow that
+// never had a reply gives its own.
+func (w *worker) socketOrEvict(t *target) (int32, unix.Errno) {
+	fd, errno := w.socket(t, unix.SOCK_DGRAM)
+	if exhausted(errno) && w.evict() {
+		fd, errno = w.socket(t, unix.SOCK_DGRAM)
+	}
+	return fd, errno
+}
+
+// connectDatagram binds a UDP socket inside to an address that the container does
+// not have, and connects it.
+func (t *target) connectDatagram(fd int32, from *sockaddr, port uint16) unix.Errno {
+	if errno := t.makeTransparent(fd); errno != 0 {
+		return errno
+	}
+	if from.port() != 0 {
+		// A client may send from one port to several ports of the container.
+		sysSetInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	}
+	sysSetInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, datagramBuffer)
+	if errno := sysBind(fd, from); errno != 0 {
+		return errno
+	}
+	to := newSockaddr(t.container, port)
+	return sysConnect(fd, &to)
+}
+
+// hangUp gives back what dial and reach took.
+func (f *flow) hangUp() {
+	sysClose(f.fd)
+	routes := f.udp.port.routes
+	routes.removeClient(f.source())
+	if f.kept {
+		routes.disclaim(f.pair())
+	}
+}
+
+func (f *flow) close(w *worker) {
+	l, _ := f.list(w)
+	l.remove(f)
+	w.leave(f.ticket)
+	f.closed = true
+	f.hangUp()
+	delete(f.udp.flows, f.key)
+	w.forwarder.flows.Add(-1)
+	f.udp.port.active.Add(-1)
+}
+
+// toService sends the received datagrams [i, end) on.
+func (f *flow) toService(w *worker, i, end int) {
+	d := w.datagram
+	bytes, lost, refused := d.sendConnected(f.fd, i, end)
+	f.account(up, bytes, lost, refused)
+	f.touch(w)
+}
+
+func (f *flow) account(d int, bytes, lost int, refused bool) {
+	p := f.udp.port
+	p.bytes[d].Add(uint64(bytes))
+	if lost > 0 {
+		p.dropped.Add(uint64(lost))
+	}
+	if refused {
+		p.refused.Add(1)
+	}
+}
+
+// ready sends a batch of the service's replies to the client.
+func (f *flow) ready(w *worker, _ int, _ uint32) {
+	d := w.datagram
+	n, errno := d.receive(f.fd)
+	switch {
+	case errno == unix.EAGAIN:
+		return
+	case errno != 0:
+		f.udp.port.refused.Add(1) // ICMP: nobody listens there
+		f.again(w)                // datagrams may be behind the error
+		return
+	}
+	bytes, lost := d.sendTo(f.udp, &f.key, n)
+	f.account(down, bytes, lost, false)
+	if f.replied {
+		f.touch(w)
+	} else {
+		f.answered(w)
+	}
+	if n == datagramBatch {
+		f.again(w)
+	}
+}
+
+func (f *flow) again(w *worker) {
+	if !f.queued {
+		f.queued = true
+		w.again(f)
+	}
+}
+
+func (f *flow) resume(w *worker) {
+	f.queued = false
+	if !f.closed {
+		f.ready(w, 0, 0)
+	}
+}

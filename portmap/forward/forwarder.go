@@ -1,0 +1,268 @@
+package forward
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/conf"
+)
+
+// Forwarder forwards published ports into one container. Its methods may be
+// called from several goroutines at once.
+type Forwarder struct {
+	config  Config
+	started time.Time
+	pipes   pipePool
+	routes  routes
+	flows   atomic.Int64 // of all workers
+
+	mu     sync.Mutex // ports, order, udp, closed
+	ports  map[conf.PortMapping]*port
+	order  []*port // as added
+	udp    int     // UDP ports added so far
+	closed bool
+
+	starting sync.Mutex // one worker at a time is started; guards stopped
+	stopped  bool
+	workers  atomic.Pointer[[]*worker]
+}
+
+// ErrClosed is what a closed Forwarder answers.
+var ErrClosed = errors.New("the forwarder is closed")
+
+// New makes a Forwarder without ports. It starts nothing until there are some.
+func New(c Config) (*Forwarder, error) {
+	if err := c.validate(); err != nil {
+		return nil, err
+	}
+	f := &Forwarder{config: c.withDefaults(), started: time.Now(), ports: make(map[conf.PortMapping]*port)}
+	f.pipes.most = max(f.config.MaxPipes, 0)
+	f.routes = newRoutes(c.Namespace)
+	f.workers.Store(&[]*worker{})
+	return f, nil
+}
+
+func (f *Forwarder) clock() time.Duration { return time.Since(f.started) }
+
+// Add takes ownership of the sockets' files and starts forwarding; with an error
+// none is forwarded and all are closed. It may be called at any time.
+func (f *Forwarder) Add(sockets []Socket) error {
+	defer closeAll(sockets) // the forwarder works on descriptors of its own
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return ErrClosed
+	}
+	ports, err := f.prepare(sockets)
+	if err != nil {
+		return err
+	}
+	if err := f.open(ports); err != nil {
+		return err
+	}
+	for _, p := range ports {
+		f.ports[p.mapping] = p
+		f.order = append(f.order, p)
+	}
+	return nil
+}
+
+// prepare makes the ports of the sockets, each with its workplace.
+func (f *Forwarder) prepare(sockets []Socket) (ports []*port, err error) {
+	fresh := make(map[conf.PortMapping]*port)
+	for _, s := range sockets {
+		if f.ports[s.Mapping] != nil {
+			return nil, fmt.Errorf("port %s is forwarded already", s.Mapping)
+		}
+		p := fresh[s.Mapping]
+		if p == nil {
+			p = &port{mapping: s.Mapping, routes: &f.routes}
+			if p.worker, err = f.workerFor(s.Mapping.Protocol); err != nil {
+				return nil, err
+			}
+			fresh[s.Mapping] = p
+			ports = append(ports, p)
+		}
+		p.sockets = append(p.sockets, s)
+	}
+	return ports, nil
+}
+
+// workerFor spreads UDP ports over the workers. TCP listeners are all with the
+// first, which hands connections on.
+func (f *Forwarder) workerFor(protocol conf.Protocol) (*worker, error) {
+	if protocol != conf.UDP {
+		return f.workerAt(0)
+	}
+	f.udp++
+	return f.workerAt((f.udp - 1) % f.config.MaxWorkers)
+}
+
+// open opens every port or none.
+func (f *Forwarder) open(ports []*port) error {
+	for i, p := range ports {
+		if err := p.open(f); err != nil {
+			f.shut(ports[:i])
+			return fmt.Errorf("port %s: %w", p.mapping, err)
+		}
+	}
+	byWorker := make(map[*worker][]*port)
+	for _, p := range ports {
+		byWorker[p.worker] = append(byWorker[p.worker], p)
+	}
+	for w, ports := range byWorker {
+		var errno unix.Errno
+		w.do(func(w *worker) { errno = watchPorts(w, ports) })
+		if errno != 0 {
+			f.shut(ports)
+			return fmt.Errorf("watching the listening sockets: %w", errno)
+		}
+	}
+	return nil
+}
+
+func watchPorts(w *worker, ports []*port) unix.Errno {
+	for _, p := range ports {
+		for _, e := range p.entrances {
+			if errno := e.enter(w); errno != 0 {
+				return errno
+			}
+		}
+	}
+	return 0
+}
+
+// shut closes the listeners of ports, worker by worker.
+func (f *Forwarder) shut(ports []*port) {
+	for _, p := range ports {
+		p.worker.do(func(w *worker) {
+			for _, e := range p.entrances {
+				e.close(w)
+			}
+		})
+		p.release()
+	}
+}
+
+// Remove stops forwarding a port. Its TCP connections go on until one of their
+// ends closes them, and no other port is touched; its UDP flows end, since they
+// answer through the socket that is closed here. A port that is not there is
+// an error.
+func (f *Forwarder) Remove(m conf.PortMapping) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	p := f.ports[m]
+	if p == nil {
+		return fmt.Errorf("port %s is not forwarded: %w", m, os.ErrNotExist)
+	}
+	delete(f.ports, m)
+	f.order = slices.DeleteFunc(f.order, func(other *port) bool { return other == p })
+	f.shut([]*port{p})
+	return nil
+}
+
+// Stats reads the counters of every port, in the order they were added.
+func (f *Forwarder) Stats() []PortStats {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	stats := make([]PortStats, len(f.order))
+	for i, p := range f.order {
+		stats[i] = p.read(p.mapping)
+	}
+	return stats
+}
+
+// Close ends every port and connection. All descriptors are closed, and rules and
+// routes inside the namespace taken back, when it returns.
+func (f *Forwarder) Close() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return nil
+	}
+	f.closed = true
+	f.shut(f.order)
+	f.ports, f.order = nil, nil
+	f.starting.Lock()
+	f.stopped = true // no more workers
+	f.starting.Unlock()
+	for _, w := range *f.workers.Load() {
+		w.stop()
+	}
+	f.pipes.release()
+	return f.routes.failures()
+}
+
+// workerAt starts workers up to the number wanted.
+func (f *Forwarder) workerAt(i int) (*worker, error) {
+	f.starting.Lock()
+	defer f.starting.Unlock()
+	for {
+		workers := *f.workers.Load()
+		if i < len(workers) {
+			return workers[i], nil
+		}
+		if _, err := f.startOne(); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// startOne is called with the lock held.
+func (f *Forwarder) startOne() (*worker, error) {
+	if f.stopped {
+		return nil, ErrClosed
+	}
+	w, err := startWorker(f)
+	if err != nil {
+		return nil, err
+	}
+	workers := append(slices.Clone(*f.workers.Load()), w)
+	f.workers.Store(&workers)
+	return w, nil
+}
+
+// least is the worker that a new connection goes to: the accepting one unless
+// another has less to do. A worker more is started when all have connections.
+func (f *Forwarder) least(accepting *worker) *worker {
+	mine := accepting.load.Load()
+	if mine <= 1 {
+		// A single client that connects again and again finds its last connection not
+		// quite closed; going back and forth between two processors would cost it.
+		return accepting
+	}
+	best, load := accepting, mine
+	workers := *f.workers.Load()
+	for _, w := range workers {
+		if l := w.load.Load(); l < load {
+			best, load = w, l
+		}
+	}
+	if load > 0 && len(workers) < f.config.MaxWorkers {
+		if w := f.oneMore(); w != nil {
+			return w
+		}
+	}
+	return best
+}
+
+// oneMore starts a worker, unless one is being started already: nobody waits here.
+func (f *Forwarder) oneMore() *worker {
+	if !f.starting.TryLock() {
+		return nil
+	}
+	defer f.starting.Unlock()
+	w, err := f.startOne()
+	if err != nil {
+		f.config.Logger.Warn("another worker cannot be started", "error", err)
+		return nil
+	}
+	return w
+}

@@ -1,0 +1,202 @@
+package forward_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/portmap/forward"
+)
+
+// The test binary plays a supervisor of its own, for tests about what one process
+// may use.
+const supervisorEnv = "AMBI_FORWARD_TEST_SUPERVISOR"
+
+func TestMain(m *testing.M) {
+	if job := os.Getenv(supervisorEnv); job != "" {
+		if err := supervise(job); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// job is what the supervisor shall do: forward the sockets that it inherits from
+// descriptor 4 on, until its standard input ends.
+type job struct {
+	Netns    string
+	NoFile   uint64
+	Mappings []conf.PortMapping
+	Families []int
+}
+
+func supervise(encoded string) error {
+	var j job
+	if err := json.Unmarshal([]byte(encoded), &j); err != nil {
+		return err
+	}
+	if j.NoFile > 0 {
+		limit := unix.Rlimit{Cur: j.NoFile, Max: j.NoFile}
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+			return err
+		}
+	}
+	n, err := enterNamespace(j.Netns, containerFour, containerSix)
+	if err != nil {
+		return err
+	}
+	f, err := forward.New(forward.Config{
+		Namespace: n, Container4: containerFour, Gateway4: gatewayFour, Container6: containerSix, Gateway6: gatewaySix,
+	})
+	if err != nil {
+		return err
+	}
+	var sockets []forward.Socket
+	for i, m := range j.Mappings {
+		sockets = append(sockets, forward.Socket{Mapping: m, Family: j.Families[i], File: os.NewFile(uintptr(4+i), m.String())})
+	}
+	if err := f.Add(sockets); err != nil {
+		return err
+	}
+	answers := json.NewEncoder(os.NewFile(3, "answers"))
+	for {
+		if err := answers.Encode(f.Stats()); err != nil {
+			return err
+		}
+		if n, _ := os.Stdin.Read(make([]byte, 1)); n == 0 { // each byte asks for the counters
+			return f.Close()
+		}
+	}
+}
+
+// supervisor is such a process.
+type supervisor struct {
+	pid   int
+	stats func() []forward.PortStats
+}
+
+func (l *lab) supervise(noFile uint64, mappings ...conf.PortMapping) *supervisor {
+	l.t.Helper()
+	sockets, err := l.listen(mappings...)
+	require.NoError(l.t, err)
+	j := job{Netns: "/run/netns/" + l.container, NoFile: noFile}
+	answers, write, err := os.Pipe()
+	require.NoError(l.t, err)
+	command := exec.Command("/proc/self/exe")
+	command.ExtraFiles, command.Stderr = []*os.File{write}, os.Stderr
+	for _, s := range sockets {
+		j.Mappings, j.Families = append(j.Mappings, s.Mapping), append(j.Families, s.Family)
+		command.ExtraFiles = append(command.ExtraFiles, s.File)
+	}
+	encoded, err := json.Marshal(j)
+	require.NoError(l.t, err)
+	command.Env = append(os.Environ(), supervisorEnv+"="+string(encoded))
+	ask, err := command.StdinPipe()
+	require.NoError(l.t, err)
+	require.NoError(l.t, command.Start())
+	write.Close()
+	for _, s := range sockets {
+		s.File.Close()
+	}
+	l.t.Cleanup(func() {
+		ask.Close()
+		require.NoError(l.t, command.Wait())
+		answers.Close()
+	})
+	decoder := json.NewDecoder(answers)
+	s := &supervisor{pid: command.Process.Pid}
+	read := func() (stats []forward.PortStats) {
+		require.NoError(l.t, decoder.Decode(&stats))
+		return stats
+	}
+	read() // it is ready
+	s.stats = func() []forward.PortStats {
+		_, err := ask.Write([]byte{'?'})
+		require.NoError(l.t, err)
+		return read()
+	}
+	return s
+}
+
+// resident is the process's memory in bytes (proc(5), VmRSS).
+func (s *supervisor) resident(t *testing.T) int {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.pid))
+	require.NoError(t, err)
+	_, rest, _ := strings.Cut(string(status), "VmRSS:")
+	kilobytes, err := strconv.Atoi(strings.Fields(rest)[0])
+	require.NoError(t, err)
+	return kilobytes << 10
+}
+
+// Descriptors run out with many connections open: more wait or are refused, and
+// are served when those close. The listener stays.
+func TestDescriptorExhaustionRecovers(t *testing.T) {
+	l := newLab(t)
+	l.serveTCP("[::]:80", echo)
+	s := l.supervise(64, mapping(conf.TCP, 8080, 80))
+	var open []net.Conn
+	for range 60 {
+		open = append(open, l.dial(l.client, "tcp", hostFour, 8080)) // the backlog takes them all
+	}
+	l.eventually("accepting pauses", func() bool { return s.stats()[0].AcceptPauses > 0 })
+	served := s.stats()[0].Active
+	require.Positive(t, served)
+	require.Less(t, served, int64(60))
+	require.NoError(t, echoed(open[0]), "who is served stays so")
+	// Each that closes makes room for one that waits.
+	for _, c := range open {
+		require.NoError(t, echoed(c))
+		c.Close()
+	}
+	l.eventually("all are closed", func() bool { return s.stats()[0].Active == 0 })
+	require.NoError(t, echoed(l.dial(l.client, "tcp", hostFour, 8080)))
+	require.EqualValues(t, 61, s.stats()[0].Total)
+	require.Zero(t, s.stats()[0].Dropped)
+}
+
+func TestDescriptorExhaustionByFlowsRecovers(t *testing.T) {
+	l := newLab(t)
+	l.serveUDP("[::]:53", func(_ netip.AddrPort, d []byte) []byte { return d })
+	s := l.supervise(64, mapping(conf.UDP, 5353, 53))
+	answered := 0
+	for range 100 {
+		c := l.dial(l.client, "udp", hostFour, 5353)
+		_, err := c.Write([]byte("x"))
+		require.NoError(t, err)
+	}
+	l.eventually("descriptors run out", func() bool { return s.stats()[0].Dropped > 0 })
+	answered = int(s.stats()[0].Active)
+	require.Positive(t, answered)
+	require.Less(t, answered, 64)
+}
+
+func TestMemoryOfManyIdleConnections(t *testing.T) {
+	if testing.Short() || raceEnabled {
+		t.Skip("the race detector's memory is not ours")
+	}
+	const connections = 2000
+	require.NoError(t, forward.RaiseNoFile())
+	l := newLab(t)
+	l.serveTCP("[::]:80", echo)
+	s := l.supervise(0, mapping(conf.TCP, 8080, 80))
+	require.NoError(t, echoed(l.dial(l.client, "tcp", hostFour, 8080)))
+	before := s.resident(t)
+	for range connections {
+		require.NoError(t, echoed(l.dial(l.client, "tcp", hostFour, 8080)))
+	}
+	each := (s.resident(t) - before) / connections
+	require.Less(t, each, 3<<10, "bytes of memory for each connection")
+}

@@ -1,0 +1,255 @@
+package forward_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/portmap/forward"
+)
+
+// lab is three network namespaces: a host with a container behind the forwarder,
+// and a client that reaches the host over a veth pair. The other end of the
+// container's tap0 is in the client's namespace too, in place of slirp4netns.
+type lab struct {
+	t                       *testing.T
+	host, client, container string
+	namespace               *namespace
+	forwarder               *forward.Forwarder
+}
+
+// The addresses of a lab.
+var (
+	hostFour      = netip.MustParseAddr("192.0.2.1")
+	hostSix       = netip.MustParseAddr("2001:db8:1::1")
+	hostSecond    = netip.MustParseAddr("192.0.2.3")
+	clientFour    = netip.MustParseAddr("192.0.2.2")
+	clientSix     = netip.MustParseAddr("2001:db8:1::2")
+	containerFour = netip.MustParseAddr("10.0.2.100")
+	containerSix  = netip.MustParseAddr("fd00::100")
+	gatewayFour   = netip.MustParseAddr("10.0.2.2")
+	gatewaySix    = netip.MustParseAddr("fd00::2")
+	elsewhere     = netip.MustParseAddr("203.0.113.7") // on the other side of tap0
+	loopbackFour  = netip.MustParseAddr("127.0.0.1")
+	loopbackSix   = netip.IPv6Loopback()
+)
+
+var labs atomic.Int32
+
+const deadline = 20 * time.Second
+
+func newLab(t *testing.T, change ...func(*forward.Config)) *lab {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, as it makes network namespaces: run with sudo, or in \"unshare -Urnm\" with a writable /run/netns")
+	}
+	prefix := fmt.Sprintf("fwd-%d-%d", os.Getpid(), labs.Add(1))
+	l := &lab{t: t, host: prefix + "h", client: prefix + "c", container: prefix + "b"}
+	l.makeNamespaces()
+	var err error
+	l.namespace, err = enterNamespace("/run/netns/"+l.container, containerFour, containerSix)
+	require.NoError(t, err)
+	t.Cleanup(l.namespace.close)
+	config := forward.Config{
+		Namespace:  l.namespace,
+		Container4: containerFour, Gateway4: gatewayFour, Subnet4: netip.MustParsePrefix("10.0.2.0/24"),
+		Container6: containerSix, Gateway6: gatewaySix, Subnet6: netip.MustParsePrefix("fd00::/64"),
+	}
+	for _, c := range change {
+		c(&config)
+	}
+	l.forwarder, err = forward.New(config)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		require.NoError(t, l.forwarder.Close())
+		ports, clients := l.namespace.has()
+		require.Zero(t, ports, "routing rules left")
+		require.Zero(t, clients, "client routes left")
+	})
+	return l
+}
+
+func (l *lab) makeNamespaces() {
+	for _, name := range []string{l.host, l.client, l.container} {
+		ip(l.t, "netns add "+name)
+		l.t.Cleanup(func() { ip(l.t, "netns del "+name) })
+		ip(l.t, "-n "+name+" link set lo up")
+	}
+	h, c, b := "-n "+l.host+" ", "-n "+l.client+" ", "-n "+l.container+" "
+	ip(l.t, h+"link add eth0 type veth peer name eth0 netns "+l.client)
+	ip(l.t, b+"link add tap0 type veth peer name tap0 netns "+l.client)
+	for _, line := range []string{
+		h + "addr add 192.0.2.1/24 dev eth0", h + "addr add 192.0.2.3/24 dev eth0",
+		h + "addr add 2001:db8:1::1/64 dev eth0 nodad", h + "link set eth0 up",
+		c + "addr add 192.0.2.2/24 dev eth0", c + "addr add 2001:db8:1::2/64 dev eth0 nodad", c + "link set eth0 up",
+		c + "addr add 10.0.2.2/24 dev tap0", c + "addr add 203.0.113.7/32 dev lo", c + "link set tap0 up",
+		b + "addr add 10.0.2.100/24 dev tap0", b + "addr add fd00::100/64 dev tap0 nodad", b + "link set tap0 up",
+		b + "route add default via 10.0.2.2", b + "route add default via fd00::2",
+	} {
+		ip(l.t, line)
+	}
+}
+
+func ip(t *testing.T, line string) {
+	t.Helper()
+	out, err := exec.Command("ip", strings.Fields(line)...).CombinedOutput()
+	require.NoError(t, err, "ip %s: %s", line, out)
+}
+
+// in runs f on a thread of its own inside a namespace; sockets that f makes belong
+// to it.
+func (l *lab) in(name string, f func()) {
+	l.t.Helper()
+	result := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread is thrown away
+		file, err := os.Open("/run/netns/" + name)
+		if err == nil {
+			err = unix.Setns(int(file.Fd()), unix.CLONE_NEWNET)
+			file.Close()
+		}
+		if err == nil {
+			f()
+		}
+		result <- err
+	}()
+	require.NoError(l.t, <-result)
+}
+
+func (l *lab) listen(mappings ...conf.PortMapping) (sockets []forward.Socket, err error) {
+	l.in(l.host, func() { sockets, err = forward.Listen(mappings) })
+	return sockets, err
+}
+
+// publish adds mappings such as "8080:80/tcp" or "192.0.2.1:53:5353/udp".
+func (l *lab) publish(mappings ...conf.PortMapping) {
+	l.t.Helper()
+	sockets, err := l.listen(mappings...)
+	require.NoError(l.t, err)
+	require.NoError(l.t, l.forwarder.Add(sockets))
+}
+
+func mapping(protocol conf.Protocol, hostPort, containerPort uint16) conf.PortMapping {
+	return conf.PortMapping{HostPort: hostPort, ContainerPort: containerPort, Protocol: protocol}
+}
+
+// serveTCP runs a service in the container until the test ends.
+func (l *lab) serveTCP(at string, serve func(*net.TCPConn)) {
+	l.t.Helper()
+	var (
+		listener net.Listener
+		err      error
+	)
+	var config net.ListenConfig
+	config.SetMultipathTCP(false)
+	l.in(l.container, func() { listener, err = config.Listen(context.Background(), "tcp", at) })
+	require.NoError(l.t, err)
+	l.t.Cleanup(func() { listener.Close() })
+	go func() {
+		for {
+			c, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go func() { defer c.Close(); serve(c.(*net.TCPConn)) }()
+		}
+	}()
+}
+
+// serveUDP answers each datagram in the container until the test ends.
+func (l *lab) serveUDP(at string, answer func(from netip.AddrPort, datagram []byte) []byte) {
+	l.t.Helper()
+	conn := l.packet(l.container, at)
+	go func() {
+		buffer := make([]byte, 64<<10)
+		for {
+			n, from, err := conn.ReadFromUDPAddrPort(buffer)
+			if err != nil {
+				return
+			}
+			if reply := answer(netip.AddrPortFrom(from.Addr().Unmap(), from.Port()), bytes.Clone(buffer[:n])); reply != nil {
+				_, _ = conn.WriteToUDPAddrPort(reply, from)
+			}
+		}
+	}()
+}
+
+// packet is an unconnected UDP socket in a namespace.
+func (l *lab) packet(name, at string) *net.UDPConn {
+	l.t.Helper()
+	var (
+		conn *net.UDPConn
+		err  error
+	)
+	l.in(name, func() { conn, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(at))) })
+	require.NoError(l.t, err)
+	l.t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// dial connects from a namespace, with a deadline on everything.
+func (l *lab) dial(name, network string, to netip.Addr, port uint16) net.Conn {
+	l.t.Helper()
+	c, err := l.tryDial(name, network, to, port)
+	require.NoError(l.t, err)
+	return c
+}
+
+func (l *lab) tryDial(name, network string, to netip.Addr, port uint16) (c net.Conn, err error) {
+	dialer := net.Dialer{Timeout: deadline}
+	dialer.SetMultipathTCP(false)
+	l.in(name, func() { c, err = dialer.Dial(network, netip.AddrPortFrom(to, port).String()) })
+	if err == nil {
+		l.t.Cleanup(func() { c.Close() })
+		err = c.SetDeadline(time.Now().Add(deadline))
+	}
+	return c, err
+}
+
+// eventually waits for a condition.
+func (l *lab) eventually(what string, condition func() bool) {
+	l.t.Helper()
+	require.Eventually(l.t, condition, deadline, 5*time.Millisecond, what)
+}
+
+// stats are the counters of the only port.
+func (l *lab) stats() forward.PortStats {
+	l.t.Helper()
+	stats := l.forwarder.Stats()
+	require.Len(l.t, stats, 1)
+	return stats[0]
+}
+
+// dialFrom connects from a given port, which other connections may have as well.
+func dialFrom(protocol conf.Protocol, port uint16, to netip.AddrPort) (net.Conn, error) {
+	dialer := net.Dialer{Timeout: deadline, Control: func(_, _ string, raw syscall.RawConn) (err error) {
+		controlErr := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
+		return errors.Join(err, controlErr)
+	}}
+	dialer.SetMultipathTCP(false)
+	if protocol == conf.TCP {
+		dialer.LocalAddr = &net.TCPAddr{Port: int(port)}
+	} else {
+		dialer.LocalAddr = &net.UDPAddr{Port: int(port)}
+	}
+	c, err := dialer.Dial(string(protocol), to.String())
+	if err != nil {
+		return nil, err
+	}
+	return c, c.SetDeadline(time.Now().Add(deadline))
+}

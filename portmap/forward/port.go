@@ -1,0 +1,154 @@
+package forward
+
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/conf"
+)
+
+// port is one published mapping.
+type port struct {
+	counters
+	mapping   conf.PortMapping
+	worker    *worker // has the listeners
+	sockets   []Socket
+	entrances []entrance
+	routes    *routes
+	users     atomic.Int32 // the mapping itself and its connections
+}
+
+// entrance is a listening descriptor of a port: a TCP listener or a UDP socket.
+type entrance interface {
+	handler
+	// enter starts watching.
+	enter(w *worker) unix.Errno
+}
+
+// open takes descriptors of its own of the port's sockets, whose files belong to
+// Go's poller, and installs the routing rule.
+func (p *port) open(f *Forwarder) error {
+	for _, s := range p.sockets {
+		fd, err := duplicate(s)
+		if err != nil {
+			p.closeUnwatched()
+			return err
+		}
+		p.entrances = append(p.entrances, p.newEntrance(f, s.Family, fd))
+	}
+	p.sockets = nil
+	p.users.Store(1)
+	if err := p.routes.addPort(p.mapping.Protocol, p.mapping.ContainerPort); err != nil {
+		p.closeUnwatched()
+		return err
+	}
+	return nil
+}
+
+func (p *port) newEntrance(f *Forwarder, family int, fd int32) entrance {
+	target := f.config.targetFor(family)
+	if p.mapping.Protocol == conf.UDP {
+		return newUDPPort(p, target, family, fd)
+	}
+	return &listener{fd: fd, port: p, target: target}
+}
+
+func (p *port) closeUnwatched() {
+	for _, e := range p.entrances {
+		e.close(p.worker)
+	}
+	p.entrances = nil
+}
+
+func duplicate(s Socket) (fd int32, err error) {
+	raw, err := s.File.SyscallConn()
+	if err != nil {
+		return -1, fmt.Errorf("listening socket: %w", err)
+	}
+	var dup int
+	controlErr := raw.Control(func(original uintptr) {
+		dup, err = unix.FcntlInt(original, unix.F_DUPFD_CLOEXEC, 0)
+		if err == nil {
+			err = unix.SetNonblock(dup, true)
+		}
+	})
+	if controlErr != nil {
+		err = controlErr
+	}
+	if err != nil {
+		return -1, fmt.Errorf("taking over the listening socket: %w", err)
+	}
+	s.File.Close() // now, as thousands of ports would need twice as many descriptors
+	return int32(dup), nil
+}
+
+// release is called by each user of the port when it ends. Replies of the service
+// need the routing rule until the last one has.
+func (p *port) release() {
+	if p.users.Add(-1) == 0 {
+		p.routes.removePort(p.mapping.Protocol, p.mapping.ContainerPort)
+	}
+}
+
+// routes counts who needs which rule and route inside the namespace.
+type routes struct {
+	namespace Namespace
+
+	mu      sync.Mutex
+	ports   map[containerPort]int
+	clients map[address]int
+	pairs   map[pair]struct{}
+	err     error // the first failure to take something back
+}
+
+type containerPort struct {
+	protocol conf.Protocol
+	port     uint16
+}
+
+func newRoutes(n Namespace) routes {
+	return routes{
+		namespace: n, ports: make(map[containerPort]int),
+		clients: make(map[address]int), pairs: make(map[pair]struct{}),
+	}
+}
+
+func (r *routes) addPort(protocol conf.Protocol, number uint16) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	key := containerPort{protocol, number}
+	if r.ports[key] == 0 {
+		if err := r.namespace.AddPort(protocol, number); err != nil {
+			return err
+		}
+	}
+	r.ports[key]++
+	return nil
+}
+
+func (r *routes) removePort(protocol conf.Protocol, number uint16) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	key := containerPort{protocol, number}
+	r.ports[key]--
+	if r.ports[key] == 0 {
+		delete(r.ports, key)
+		r.note(r.namespace.RemovePort(protocol, number))
+	}
+}
+
+func (r *routes) note(err error) {
+	if r.err == nil {
+		r.err = err
+	}
+}
+
+// failures is the first thing that could not be taken back.
+func (r *routes) failures() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.err
+}

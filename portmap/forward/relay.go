@@ -1,0 +1,236 @@
+package forward
+
+import "golang.org/x/sys/unix"
+
+// way is one direction of a connection. What was read and could not be written is
+// either held in memory or in a pipe; only when there is neither is more read.
+type way struct {
+	held   []byte
+	inPipe int
+	pipe   pipe
+	piped  bool // pipe is ours
+	full   int8 // reads in a row that filled the buffer
+	ended  bool // the reading side has said that it has no more
+	done   bool // and the writing side has been told
+}
+
+// bulkReads in a row that filled the buffer make a direction change to splice(2),
+// which has to take a pipe and to ask twice each time.
+const bulkReads = 2
+
+// spliceMost is more than a pipe has room for by its size in bytes: it counts
+// pages, and one of a socket's may be larger than 4 KiB.
+const spliceMost = 1 << 20
+
+// turns is how often a direction may read before others get their turn.
+const turns = 16
+
+// outcome of working on one direction.
+type outcome int
+
+const (
+	progress outcome = iota // there may be more to do at once
+	waiting                 // for an event
+	broken                  // the reading side was reset
+)
+
+// run moves what can be moved.
+func (c *conn) run(w *worker) {
+	failed := c.sides[client].failed || c.sides[service].failed
+	outcomes := [2]outcome{c.pump(w, up), c.pump(w, down)}
+	switch {
+	case outcomes[up] == broken || outcomes[down] == broken:
+		c.abort(w)
+	case !failed && (c.sides[client].failed || c.sides[service].failed):
+		c.queue(w) // the other direction's outcome was of before
+	case c.sides[client].failed:
+		c.lastWords(w, up, outcomes[up])
+	case c.sides[service].failed:
+		c.lastWords(w, down, outcomes[down])
+	case c.ways[up].done && c.ways[down].done:
+		c.close(w)
+	case outcomes[up] == progress || outcomes[down] == progress:
+		c.queue(w)
+	}
+}
+
+func (c *conn) queue(w *worker) {
+	if !c.queued {
+		c.queued = true
+		w.again(c)
+	}
+}
+
+// lastWords is for a connection one side of which was reset. What that side sent
+// before is still delivered, as the kernel would have done without us: a server
+// often answers and resets because the client has not finished its request. But
+// nobody waits for a service that does not read what a dead client sent.
+func (c *conn) lastWords(w *worker, d int, o outcome) {
+	switch {
+	case o == progress:
+		c.queue(w)
+	case d == down && o == waiting && !c.ways[d].done && !c.sides[client].writable && !c.sides[client].failed:
+	default:
+		c.abort(w)
+	}
+}
+
+// pump works on one direction for a few turns.
+func (c *conn) pump(w *worker, d int) outcome {
+	o := progress
+	for turn := 0; turn < turns && o == progress; turn++ {
+		o = c.step(w, d)
+	}
+	if t := &c.ways[d]; t.piped && t.inPipe == 0 {
+		w.forwarder.pipes.give(t.pipe, w.now)
+		t.piped = false
+	}
+	return o
+}
+
+func (c *conn) step(w *worker, d int) outcome {
+	t, from, to := &c.ways[d], &c.sides[d], &c.sides[1-d]
+	switch {
+	case t.done, !to.writable:
+		return waiting
+	case t.inPipe > 0:
+		return c.flushPipe(d)
+	case len(t.held) > 0:
+		return c.flushHeld(d)
+	case t.ended:
+		return c.finish(d)
+	case !from.readable:
+		return waiting
+	case t.full >= bulkReads && t.takePipe(w):
+		return c.fillPipe(d)
+	}
+	return c.copy(w, d)
+}
+
+// finish passes the end of file on. The second one closes both sockets anyway.
+func (c *conn) finish(d int) outcome {
+	c.ways[d].done = true
+	if !c.ways[1-d].done {
+		c.hungUp = d == up
+		sysShutdownWrite(c.sides[1-d].fd)
+	}
+	return waiting
+}
+
+// copy moves one buffer.
+func (c *conn) copy(w *worker, d int) outcome {
+	t, from, to := &c.ways[d], &c.sides[d], &c.sides[1-d]
+	n, errno := sysRead(from.fd, w.buffer)
+	if n <= 0 || errno != 0 {
+		return c.notRead(d, errno)
+	}
+	if n < len(w.buffer) {
+		t.full = 0
+		// Less than asked for: the socket is empty, unless its end is still to be read
+		// (epoll(7), question 9).
+		from.readable = from.ended
+	} else if t.full < bulkReads {
+		t.full++
+	}
+	written, errno := sysSend(to.fd, w.buffer[:n])
+	if errno != 0 && errno != unix.EAGAIN {
+		return c.notWritten(d)
+	}
+	written = max(written, 0)
+	c.port.bytes[d].Add(uint64(written))
+	if written < n {
+		to.writable = false
+		t.held = append([]byte(nil), w.buffer[written:n]...)
+	}
+	return progress
+}
+
+// notRead is what a read without data means.
+func (c *conn) notRead(d int, errno unix.Errno) outcome {
+	switch errno {
+	case 0:
+		c.ways[d].ended = true
+		return progress
+	case unix.EAGAIN:
+		c.sides[d].readable = false
+		return waiting
+	}
+	return broken
+}
+
+// notWritten: the writing side was reset, so nothing more is to be written to it.
+// The event that says so may come later than what it sent before.
+func (c *conn) notWritten(d int) outcome {
+	to := &c.sides[1-d]
+	to.failed, to.writable = true, false
+	to.ended, to.readable = true, true
+	return waiting
+}
+
+// wrote is what a write from memory or a pipe means.
+func (c *conn) wrote(d, n int, errno unix.Errno) outcome {
+	switch {
+	case errno == unix.EAGAIN:
+		c.sides[1-d].writable = false
+		return waiting
+	case errno != 0 || n <= 0:
+		return c.notWritten(d)
+	}
+	c.port.bytes[d].Add(uint64(n))
+	return progress
+}
+
+func (c *conn) flushHeld(d int) outcome {
+	t := &c.ways[d]
+	n, errno := sysSend(c.sides[1-d].fd, t.held)
+	o := c.wrote(d, n, errno)
+	if o == progress {
+		t.held = t.held[n:]
+		if len(t.held) == 0 {
+			t.held = nil
+		}
+	}
+	return o
+}
+
+// takePipe gets a pipe for a direction that has none.
+func (t *way) takePipe(w *worker) bool {
+	if !t.piped {
+		t.pipe, t.piped = w.forwarder.pipes.take(w.now)
+	}
+	return t.piped
+}
+
+// fillPipe moves from the socket into the empty pipe. Less than asked for says
+// nothing here, as the pipe may be full by pages; only EAGAIN does.
+func (c *conn) fillPipe(d int) outcome {
+	t := &c.ways[d]
+	n, errno := sysSplice(c.sides[d].fd, t.pipe.write, spliceMost)
+	if n <= 0 || errno != 0 {
+		return c.notRead(d, errno)
+	}
+	if n < bufferSize/4 {
+		t.full = 0 // bulk no more
+	}
+	t.inPipe = n
+	return progress
+}
+
+func (c *conn) flushPipe(d int) outcome {
+	t := &c.ways[d]
+	n, errno := sysSplice(t.pipe.read, c.sides[1-d].fd, t.inPipe)
+	o := c.wrote(d, n, errno)
+	if o == progress {
+		t.inPipe -= n
+	}
+	return o
+}
+
+// discard lets go of what a direction has.
+func (t *way) discard(w *worker) {
+	t.held = nil
+	if t.piped {
+		w.forwarder.pipes.drop(t.pipe)
+		t.piped = false
+	}
+}

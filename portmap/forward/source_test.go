@@ -1,0 +1,147 @@
+package forward_test
+
+import (
+	"io"
+	"net"
+	"net/netip"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/portmap/forward"
+)
+
+// report answers with the address that the service saw, and waits for the end.
+func report(c *net.TCPConn) {
+	_, _ = io.WriteString(c, c.RemoteAddr().(*net.TCPAddr).IP.String())
+	_, _ = io.Copy(io.Discard, c)
+}
+
+func TestSourceAddress(t *testing.T) {
+	for _, source := range []conf.SourceIP{conf.SourcePreserve, conf.SourceGateway} {
+		for _, protocol := range []conf.Protocol{conf.TCP, conf.UDP} {
+			t.Run(string(source)+"/"+string(protocol), func(t *testing.T) {
+				l := newLab(t, func(c *forward.Config) { c.SourceIP = source })
+				l.serveReport(protocol, "[::]:80")
+				l.publish(mapping(protocol, 8080, 80))
+				for _, c := range []struct {
+					name, from string
+					to, want   netip.Addr
+				}{
+					{"loopback v4", l.host, loopbackFour, gatewayFour},
+					{"loopback v6", l.host, loopbackSix, gatewaySix},
+					{"same host v4", l.host, hostFour, hostFour},
+					{"same host v6", l.host, hostSix, hostSix},
+					{"other namespace v4", l.client, hostFour, clientFour},
+					{"other namespace v6", l.client, hostSix, clientSix},
+				} {
+					want := c.want
+					if source == conf.SourceGateway {
+						want = gatewayFour
+						if c.to.Is6() {
+							want = gatewaySix
+						}
+					}
+					require.Equal(t, want.String(), l.seen(protocol, c.from, c.to, 8080), c.name)
+				}
+			})
+		}
+	}
+}
+
+// serveReport runs a service that reports the client's address.
+func (l *lab) serveReport(protocol conf.Protocol, at string) {
+	if protocol == conf.TCP {
+		l.serveTCP(at, report)
+		return
+	}
+	l.serveUDP(at, func(from netip.AddrPort, _ []byte) []byte { return []byte(from.Addr().String()) })
+}
+
+// seen is what the reporting service says about a client.
+func (l *lab) seen(protocol conf.Protocol, from string, to netip.Addr, port uint16) string {
+	l.t.Helper()
+	c := l.dial(from, string(protocol), to, port)
+	defer c.Close()
+	if protocol == conf.UDP {
+		_, err := c.Write([]byte("?"))
+		require.NoError(l.t, err)
+	}
+	buffer := make([]byte, 100)
+	n, err := c.Read(buffer)
+	require.NoError(l.t, err)
+	return string(buffer[:n])
+}
+
+func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
+
+// A client of a family that the container does not have comes from the gateway.
+func TestOtherFamilyComesFromTheGateway(t *testing.T) {
+	for _, protocol := range []conf.Protocol{conf.TCP, conf.UDP} {
+		t.Run(string(protocol), func(t *testing.T) {
+			l := newLab(t, func(c *forward.Config) {
+				c.Container6, c.Gateway6, c.Subnet6 = netip.Addr{}, netip.Addr{}, netip.Prefix{}
+			})
+			l.serveReport(protocol, "[::]:80")
+			l.publish(mapping(protocol, 8080, 80))
+			require.Equal(t, clientFour.String(), l.seen(protocol, l.client, hostFour, 8080))
+			require.Equal(t, gatewayFour.String(), l.seen(protocol, l.client, hostSix, 8080))
+			require.EqualValues(t, 1, l.stats().GatewayFallbacks)
+		})
+	}
+	l := newLab(t, func(c *forward.Config) {
+		c.Container4, c.Gateway4, c.Subnet4 = netip.Addr{}, netip.Addr{}, netip.Prefix{}
+	})
+	l.serveReport(conf.TCP, "[::]:80")
+	l.publish(mapping(conf.TCP, 8080, 80))
+	require.Equal(t, clientSix.String(), l.seen(conf.TCP, l.client, hostSix, 8080))
+	require.Equal(t, gatewaySix.String(), l.seen(conf.TCP, l.client, hostFour, 8080))
+}
+
+// A client whose address belongs to the container's network inside is somebody
+// else there.
+func TestClientOfTheContainersSubnetComesFromTheGateway(t *testing.T) {
+	for _, protocol := range []conf.Protocol{conf.TCP, conf.UDP} {
+		l := newLab(t, func(c *forward.Config) { c.Subnet4 = netip.MustParsePrefix("192.0.2.0/24") })
+		l.serveReport(protocol, "[::]:80")
+		l.publish(mapping(protocol, 8080, 80))
+		require.Equal(t, gatewayFour.String(), l.seen(protocol, l.client, hostFour, 8080))
+	}
+}
+
+// One client port may be connected to two ports of the container, and to one port
+// through two host ports; the second of the latter is the same 4-tuple inside.
+func TestOneClientPortThroughSeveralHostPorts(t *testing.T) {
+	for _, protocol := range []conf.Protocol{conf.TCP, conf.UDP} {
+		t.Run(string(protocol), func(t *testing.T) {
+			l := newLab(t)
+			l.serveReport(protocol, "[::]:80")
+			l.serveReport(protocol, "[::]:81")
+			l.publish(mapping(protocol, 8080, 80), mapping(protocol, 8081, 81), mapping(protocol, 8082, 80))
+			require.Equal(t, clientFour.String(), l.seenFrom(protocol, 40000, 8080))
+			require.Equal(t, clientFour.String(), l.seenFrom(protocol, 40000, 8081))
+			require.Equal(t, gatewayFour.String(), l.seenFrom(protocol, 40000, 8082))
+		})
+	}
+}
+
+// seenFrom asks from a port of the client and keeps the connection open.
+func (l *lab) seenFrom(protocol conf.Protocol, clientPort, hostPort uint16) string {
+	l.t.Helper()
+	var (
+		c   net.Conn
+		err error
+	)
+	l.in(l.client, func() { c, err = dialFrom(protocol, clientPort, netip.AddrPortFrom(hostFour, hostPort)) })
+	require.NoError(l.t, err)
+	l.t.Cleanup(func() { c.Close() })
+	if protocol == conf.UDP {
+		_, err = c.Write([]byte("?"))
+		require.NoError(l.t, err)
+	}
+	buffer := make([]byte, 100)
+	n, err := c.Read(buffer)
+	require.NoError(l.t, err)
+	return string(buffer[:n])
+}

@@ -1,0 +1,55 @@
+package forward
+
+import (
+	"sync/atomic"
+
+	"github.com/ambi-cni/ambi/conf"
+)
+
+// PortStats are the counters of one published port since it was added. In is
+// from the client to the service.
+type PortStats struct {
+	Mapping conf.PortMapping `json:"mapping"`
+
+	Active int64  `json:"active"` // connections or UDP flows now
+	Total  uint64 `json:"total"`  // and in all
+
+	BytesIn  uint64 `json:"bytesIn"`
+	BytesOut uint64 `json:"bytesOut"`
+
+	// Refused counts TCP connections that the service refused or did not answer, and
+	// UDP flows whose service port was closed.
+	Refused uint64 `json:"refused"`
+
+	// Dropped counts UDP datagrams that could not be delivered, and TCP connections
+	// lost for want of descriptors or memory.
+	Dropped uint64 `json:"dropped"`
+
+	// GatewayFallbacks counts connections and flows that came from the gateway's
+	// address although the client's was to be preserved.
+	GatewayFallbacks uint64 `json:"gatewayFallbacks"`
+
+	// AcceptPauses counts how often accepting paused because descriptors or memory
+	// ran out.
+	AcceptPauses uint64 `json:"acceptPauses"`
+}
+
+// counters are the live PortStats; workers share a port.
+type counters struct {
+	active           atomic.Int64
+	total            atomic.Uint64
+	bytes            [2]atomic.Uint64 // by direction: in, out
+	refused          atomic.Uint64
+	dropped          atomic.Uint64
+	gatewayFallbacks atomic.Uint64
+	acceptPauses     atomic.Uint64
+}
+
+func (c *counters) read(m conf.PortMapping) PortStats {
+	return PortStats{
+		Mapping: m, Active: c.active.Load(), Total: c.total.Load(),
+		BytesIn: c.bytes[up].Load(), BytesOut: c.bytes[down].Load(),
+		Refused: c.refused.Load(), Dropped: c.dropped.Load(),
+		GatewayFallbacks: c.gatewayFallbacks.Load(), AcceptPauses: c.acceptPauses.Load(),
+	}
+}

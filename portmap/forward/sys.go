@@ -1,0 +1,125 @@
+package forward
+
+import (
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// This file has the system calls of the hot path. All are made on non-blocking
+// descriptors, so they go by RawSyscall: telling Go's scheduler about a call that
+// cannot block costs more than it is worth, and lets it hand the processor on in
+// the middle of a large splice(2). But for epoll_pwait(2), none retries on EINTR, as a call that does not
+// sleep is not interrupted.
+
+func sysRead(fd int32, p []byte) (int, unix.Errno) {
+	n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
+	return int(n), errno
+}
+
+// sysSend is send(2) without SIGPIPE.
+func sysSend(fd int32, p []byte) (int, unix.Errno) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)),
+		unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT, 0, 0)
+	return int(n), errno
+}
+
+func sysSplice(from, to int32, most int) (int, unix.Errno) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(most), unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+	return int(n), errno
+}
+
+func sysAccept(fd int32, from *sockaddr) (int32, unix.Errno) {
+	from.length = sizeofSockaddr
+	n, _, errno := unix.RawSyscall6(unix.SYS_ACCEPT4, uintptr(fd), uintptr(unsafe.Pointer(&from.raw)), uintptr(unsafe.Pointer(&from.length)),
+		unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0, 0)
+	from.received(from.length)
+	return int32(n), errno
+}
+
+func sysSocket(domain, typ, proto int) (int32, unix.Errno) {
+	fd, _, errno := unix.RawSyscall(unix.SYS_SOCKET, uintptr(domain), uintptr(typ), uintptr(proto))
+	return int32(fd), errno
+}
+
+func sysBind(fd int32, to *sockaddr) unix.Errno {
+	_, _, errno := unix.RawSyscall(unix.SYS_BIND, uintptr(fd), uintptr(unsafe.Pointer(&to.raw)), uintptr(to.length))
+	return errno
+}
+
+func sysConnect(fd int32, to *sockaddr) unix.Errno {
+	_, _, errno := unix.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&to.raw)), uintptr(to.length))
+	return errno
+}
+
+func sysShutdownWrite(fd int32) {
+	unix.RawSyscall(unix.SYS_SHUTDOWN, uintptr(fd), unix.SHUT_WR, 0)
+}
+
+func sysClose(fd int32) {
+	unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0)
+}
+
+// sysReset closes a TCP socket with a reset instead of a FIN (socket(7), SO_LINGER).
+func sysReset(fd int32) {
+	linger := unix.Linger{Onoff: 1, Linger: 0}
+	unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_LINGER, uintptr(unsafe.Pointer(&linger)), unsafe.Sizeof(linger), 0)
+	sysClose(fd)
+}
+
+func sysSetInt(fd int32, level, name int, value int32) unix.Errno {
+	_, _, errno := unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name), uintptr(unsafe.Pointer(&value)), unsafe.Sizeof(value), 0)
+	return errno
+}
+
+// sysTCPState is the state of a TCP socket (tcp(7), TCP_INFO), whose first byte it
+// is.
+func sysTCPState(fd int32) uint8 {
+	var state uint8
+	length := uint32(unsafe.Sizeof(state))
+	unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_TCP, unix.TCP_INFO,
+		uintptr(unsafe.Pointer(&state)), uintptr(unsafe.Pointer(&length)), 0)
+	return state
+}
+
+func sysLocalName(fd int32, name *sockaddr) unix.Errno {
+	name.length = sizeofSockaddr
+	_, _, errno := unix.RawSyscall(unix.SYS_GETSOCKNAME, uintptr(fd), uintptr(unsafe.Pointer(&name.raw)), uintptr(unsafe.Pointer(&name.length)))
+	return errno
+}
+
+func sysEpollCtl(epfd int, op int, fd int32, event *unix.EpollEvent) unix.Errno {
+	_, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(epfd), uintptr(op), uintptr(fd), uintptr(unsafe.Pointer(event)), 0, 0)
+	return errno
+}
+
+// sysEpollWait is the one that may sleep, for a moment; see poller.wait.
+func sysEpollWait(epfd int, events []unix.EpollEvent, milliseconds int) (int, unix.Errno) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epfd), uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)),
+		uintptr(milliseconds), 0, 0)
+	return int(n), errno
+}
+
+// mmsghdr is struct mmsghdr of recvmmsg(2).
+type mmsghdr struct {
+	header unix.Msghdr
+	length uint32
+}
+
+func sysReceiveMany(fd int32, messages []mmsghdr) (int, unix.Errno) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(messages))), uintptr(len(messages)),
+		unix.MSG_DONTWAIT, 0, 0)
+	return int(n), errno
+}
+
+func sysSendMany(fd int32, messages []mmsghdr) (int, unix.Errno) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(messages))), uintptr(len(messages)),
+		unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
+	return int(n), errno
+}
+
+// exhausted says that the process or the kernel has run out of something that
+// comes back when connections close.
+func exhausted(errno unix.Errno) bool {
+	return errno == unix.EMFILE || errno == unix.ENFILE || errno == unix.ENOMEM || errno == unix.ENOBUFS || errno == unix.ENOSPC
+}

@@ -1,0 +1,208 @@
+package forward
+
+import (
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The two sides of a connection, and its two ways: way up reads from the client
+// and writes to the service.
+const (
+	client  = 0
+	service = 1
+
+	up   = client
+	down = service
+)
+
+// conn is a client's connection and ours to the service.
+type conn struct {
+	ticket   ticket
+	place    links[*conn] // in worker.awaiting
+	since    time.Duration
+	port     *port
+	target   *target
+	sides    [2]side
+	ways     [2]way
+	awaiting bool // the service has not answered yet
+	queued   bool // will be resumed
+	closed   bool
+	hungUp   bool // the client has ended first
+}
+
+// side is one of the sockets and what is known of it from edge-triggered events.
+type side struct {
+	fd       int32
+	readable bool
+	writable bool
+	ended    bool // will report end of file or an error: read until it does
+	failed   bool // was reset
+}
+
+func (c *conn) links() *links[*conn] { return &c.place }
+
+// connect starts the way to the service for an accepted client. The connection
+// belongs to this worker from here on.
+func (w *worker) connect(a accepted) {
+	errno := w.reach(&a)
+	if errno != 0 {
+		w.refuse(a, errno)
+		return
+	}
+	c := &conn{port: a.port, target: a.target, since: w.now, awaiting: true}
+	c.sides[client].fd, c.sides[service].fd = a.outside, a.inside
+	c.sides[client].writable = true
+	c.ticket = w.place(c)
+	w.awaiting.push(c)
+	for i := range c.sides {
+		if errno := w.watch(c.sides[i].fd, c.ticket, i, edge); errno != 0 {
+			c.port.dropped.Add(1)
+			c.abort(w)
+			return
+		}
+	}
+}
+
+// reach connects the socket inside from the client's address or, where that is
+// not possible, from the gateway's.
+func (w *worker) reach(a *accepted) unix.Errno {
+	if ip := a.client.ip(); a.target.preserves(ip) {
+		from := newSockaddr(ip, a.client.port())
+		if a.target.connect(a.inside, &from, a.port.mapping.ContainerPort) == 0 {
+			return 0
+		}
+		// The 4-tuple is taken, or is not to be had. A bound socket stays bound.
+		sysClose(a.inside)
+		var errno unix.Errno
+		if a.inside, errno = w.socket(a.target, unix.SOCK_STREAM); errno != 0 {
+			return errno
+		}
+	}
+	if a.target.preserve {
+		a.port.gatewayFallbacks.Add(1)
+	}
+	from := newSockaddr(a.target.gateway, 0)
+	return a.target.connect(a.inside, &from, a.port.mapping.ContainerPort)
+}
+
+// connect binds a TCP socket inside to an address that the container does not
+// have, and starts connecting.
+func (t *target) connect(fd int32, from *sockaddr, port uint16) unix.Errno {
+	if errno := t.makeTransparent(fd); errno != 0 {
+		return errno
+	}
+	if from.port() == 0 {
+		// The kernel chooses the port at connect, when it knows the whole 4-tuple
+		// (ip(7), IP_BIND_ADDRESS_NO_PORT).
+		sysSetInt(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
+	} else {
+		// A client may be connected to several ports of the container at once.
+		sysSetInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	}
+	if errno := sysBind(fd, from); errno != 0 {
+		return errno
+	}
+	sysSetInt(fd, unix.SOL_TCP, unix.TCP_NODELAY, 1)
+	sysSetInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+	to := newSockaddr(t.container, port)
+	if errno := sysConnect(fd, &to); errno != unix.EINPROGRESS {
+		return errno
+	}
+	return 0
+}
+
+// refuse resets a client that no connection to the service could be started for.
+func (w *worker) refuse(a accepted, errno unix.Errno) {
+	if exhausted(errno) {
+		a.port.dropped.Add(1)
+	} else {
+		a.port.refused.Add(1)
+	}
+	w.forwarder.config.Logger.Debug("connection not forwarded", "port", a.port.mapping, "client", a.client.ip(), "error", errno)
+	if a.inside >= 0 {
+		sysClose(a.inside)
+	}
+	sysReset(a.outside)
+	w.forget(a.port)
+}
+
+// forget ends the account of a connection.
+func (w *worker) forget(p *port) {
+	w.load.Add(-1)
+	p.active.Add(-1)
+	p.release()
+	w.hurryPaused()
+}
+
+// ready is called with new events of one side.
+func (c *conn) ready(w *worker, tag int, events uint32) {
+	const ended = unix.EPOLLRDHUP | unix.EPOLLHUP | unix.EPOLLERR
+	s := &c.sides[tag]
+	s.readable = s.readable || events&(unix.EPOLLIN|ended) != 0
+	s.writable = s.writable || events&(unix.EPOLLOUT|unix.EPOLLHUP|unix.EPOLLERR) != 0
+	s.ended = s.ended || events&ended != 0
+	s.failed = s.failed || events&unix.EPOLLERR != 0
+	if c.awaiting && !c.answered(w) {
+		return
+	}
+	c.run(w)
+}
+
+// answered looks whether the service has accepted or refused. A client that went
+// away meanwhile takes the attempt with it.
+func (c *conn) answered(w *worker) bool {
+	s := &c.sides[service]
+	switch {
+	case s.failed:
+		c.port.refused.Add(1)
+		c.abort(w)
+		return false
+	case c.sides[client].failed:
+		c.abort(w)
+		return false
+	case !s.writable:
+		return false
+	}
+	c.awaiting = false
+	w.awaiting.remove(c)
+	return true
+}
+
+// unanswered ends a connection whose service did not answer in time.
+func (c *conn) unanswered(w *worker) {
+	c.port.refused.Add(1)
+	c.abort(w)
+}
+
+func (c *conn) resume(w *worker) {
+	c.queued = false
+	if !c.closed {
+		c.run(w)
+	}
+}
+
+// close ends a connection in order, after both sides have said that they have no
+// more; when the worker stops, before that.
+func (c *conn) close(w *worker) {
+	if c.hungUp && c.ways[down].done {
+		w.endTimeWait(c)
+	}
+	c.end(w, sysClose)
+}
+
+// abort resets both sides: what happened on one is passed on to the other.
+func (c *conn) abort(w *worker) { c.end(w, sysReset) }
+
+func (c *conn) end(w *worker, closeSocket func(int32)) {
+	for i := range c.sides {
+		closeSocket(c.sides[i].fd)
+		c.ways[i].discard(w)
+	}
+	if c.awaiting {
+		w.awaiting.remove(c)
+	}
+	c.closed = true
+	w.leave(c.ticket)
+	w.forget(c.port)
+}

@@ -1,0 +1,358 @@
+package forward_test
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/portmap/forward"
+)
+
+// echo answers what it reads, and its end with its own.
+func echo(c *net.TCPConn) { _, _ = io.Copy(c, c) }
+
+func TestServiceMayAnswerAfterTheClientHasEnded(t *testing.T) {
+	l := newLab(t)
+	l.serveTCP(":80", func(c *net.TCPConn) {
+		request, _ := io.ReadAll(c)
+		_, _ = c.Write(append([]byte("got "), request...))
+	})
+	l.publish(mapping(conf.TCP, 8080, 80))
+	c := l.dial(l.client, "tcp", hostFour, 8080).(*net.TCPConn)
+	_, err := c.Write([]byte("hello"))
+	require.NoError(t, err)
+	require.NoError(t, c.CloseWrite())
+	answer, err := io.ReadAll(c)
+	require.NoError(t, err)
+	require.Equal(t, "got hello", string(answer))
+}
+
+func TestClientMaySendAfterTheServiceHasEnded(t *testing.T) {
+	l := newLab(t)
+	received := make(chan string, 1)
+	l.serveTCP(":80", func(c *net.TCPConn) {
+		_, _ = c.Write([]byte("welcome"))
+		_ = c.CloseWrite()
+		all, _ := io.ReadAll(c)
+		received <- string(all)
+	})
+	l.publish(mapping(conf.TCP, 8080, 80))
+	c := l.dial(l.client, "tcp", hostFour, 8080)
+	greeting, err := io.ReadAll(c)
+	require.NoError(t, err)
+	require.Equal(t, "welcome", string(greeting))
+	_, err = c.Write([]byte("late"))
+	require.NoError(t, err)
+	c.Close()
+	require.Equal(t, "late", <-received)
+}
+
+func TestResetOfTheClientReachesTheService(t *testing.T) {
+	l := newLab(t)
+	result := make(chan error, 1)
+	l.serveTCP(":80", func(c *net.TCPConn) {
+		_, _ = c.Write([]byte("x"))
+		_, err := io.Copy(io.Discard, c)
+		result <- err
+	})
+	l.publish(mapping(conf.TCP, 8080, 80))
+	c := l.dial(l.client, "tcp", hostFour, 8080).(*net.TCPConn)
+	_, err := io.ReadFull(c, make([]byte, 1))
+	require.NoError(t, err)
+	require.NoError(t, c.SetLinger(0))
+	c.Close()
+	require.ErrorIs(t, <-result, syscall.ECONNRESET)
+	l.eventually("nothing is open", func() bool { return l.stats().Active == 0 })
+}
+
+func TestResetOfTheServiceReachesTheClient(t *testing.T) {
+	l := newLab(t)
+	l.serveTCP(":80", func(c *net.TCPConn) {
+		_, _ = io.ReadFull(c, make([]byte, 1))
+		_ = c.SetLinger(0)
+	})
+	l.publish(mapping(conf.TCP, 8080, 80))
+	c := l.dial(l.client, "tcp", hostFour, 8080)
+	_, err := c.Write([]byte("x"))
+	require.NoError(t, err)
+	_, err = c.Read(make([]byte, 1))
+	require.ErrorIs(t, err, syscall.ECONNRESET)
+}
+
+// A server that answers without reading the whole request resets the connection
+// when it closes. The answer must come through before the reset.
+func TestEarlyAnswerOfAServiceThatResets(t *testing.T) {
+	l := newLab(t)
+	l.serveTCP(":80", func(c *net.TCPConn) {
+		_, _ = io.ReadFull(c, make([]byte, 1))
+		_, _ = c.Write([]byte("413 too large"))
+	})
+	l.publish(mapping(conf.TCP, 8080, 80))
+	for range 50 {
+		c := l.dial(l.client, "tcp", hostFour, 8080)
+		_, _ = c.Write(make([]byte, 256<<10))
+		answer := make([]byte, len("413 too large"))
+		_, err := io.ReadFull(c, answer)
+		require.NoError(t, err)
+		require.Equal(t, "413 too large", string(answer))
+		c.Close()
+	}
+}
+
+func TestRefusedConnectionIsReset(t *testing.T) {
+	l := newLab(t)
+	l.publish(mapping(conf.TCP, 8080, 80))
+	l.requireReset(l.client, hostFour)
+	l.eventually("the refusal is counted", func() bool { s := l.stats(); return s.Refused == 1 && s.Active == 0 })
+}
+
+func TestServiceOnTheContainersLoopbackIsNotReached(t *testing.T) {
+	l := newLab(t)
+	l.serveTCP("127.0.0.1:80", report)
+	l.serveTCP("[::1]:80", report)
+	l.publish(mapping(conf.TCP, 8080, 80))
+	l.requireReset(l.host, loopbackFour)
+	l.requireReset(l.host, loopbackSix)
+	l.requireReset(l.client, hostFour)
+}
+
+// requireReset connects and gets nothing but a reset, maybe at once.
+func (l *lab) requireReset(from string, to netip.Addr) {
+	l.t.Helper()
+	c, err := l.tryDial(from, "tcp", to, 8080)
+	if err == nil {
+		_, err = c.Read(make([]byte, 1))
+	}
+	require.ErrorIs(l.t, err, syscall.ECONNRESET)
+}
+
+func TestUnansweredConnectionTimesOut(t *testing.T) {
+	l := newLab(t, func(c *forward.Config) { c.ConnectTimeout = 200 * time.Millisecond })
+	l.fullBacklog(80)
+	l.publish(mapping(conf.TCP, 8080, 80))
+	l.requireReset(l.client, hostFour)
+	require.EqualValues(t, 1, l.stats().Refused)
+}
+
+// fullBacklog listens in the container, accepts nobody, and has no room for more:
+// the kernel does not answer then (listen(2)).
+func (l *lab) fullBacklog(port int) {
+	l.t.Helper()
+	l.in(l.container, func() {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		require.NoError(l.t, err)
+		l.t.Cleanup(func() { unix.Close(fd) })
+		require.NoError(l.t, unix.Bind(fd, &unix.SockaddrInet4{Port: port}))
+		require.NoError(l.t, unix.Listen(fd, 0))
+	})
+	l.dial(l.container, "tcp", containerFour, uint16(port))
+}
+
+func TestClientThatVanishesIsForgotten(t *testing.T) {
+	l := newLab(t)
+	started := make(chan struct{})
+	l.serveTCP(":80", func(c *net.TCPConn) {
+		close(started)
+		buffer := make([]byte, 64<<10)
+		for {
+			if _, err := c.Write(buffer); err != nil {
+				return
+			}
+		}
+	})
+	l.publish(mapping(conf.TCP, 8080, 80))
+	c := l.dial(l.client, "tcp", hostFour, 8080)
+	<-started
+	_, err := io.ReadFull(c, make([]byte, 1<<20))
+	require.NoError(t, err)
+	c.Close() // with data unread, and more to come: resets
+	l.eventually("the connection is gone", func() bool { return l.stats().Active == 0 })
+}
+
+// pattern is reproducible data that repeats after no round number of bytes.
+func pattern() io.Reader { return rand.NewChaCha8([32]byte{1}) }
+
+func bulkSize() int64 {
+	if testing.Short() || raceEnabled {
+		return 64 << 20
+	}
+	return 1 << 30
+}
+
+func TestBulkArrivesIntact(t *testing.T) {
+	for name, pipes := range map[string]int{"spliced": 0, "copied": -1} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t, func(c *forward.Config) { c.MaxPipes = pipes })
+			size := bulkSize()
+			sum := make(chan []byte, 1)
+			l.serveTCP(":80", func(c *net.TCPConn) {
+				done := make(chan struct{})
+				go func() { sum <- checksum(c); close(done) }()
+				_, _ = io.CopyN(c, pattern(), size)
+				_ = c.CloseWrite()
+				<-done
+			})
+			l.publish(mapping(conf.TCP, 8080, 80))
+			c := l.dial(l.client, "tcp", hostFour, 8080).(*net.TCPConn)
+			require.NoError(t, c.SetDeadline(time.Now().Add(5*time.Minute)))
+			go func() { _, _ = io.CopyN(c, pattern(), size); _ = c.CloseWrite() }()
+			want := checksum(io.LimitReader(pattern(), size))
+			require.Equal(t, want, checksum(c), "down")
+			require.Equal(t, want, <-sum, "up")
+			l.eventually("all is counted", func() bool {
+				s := l.stats()
+				return s.BytesIn == uint64(size) && s.BytesOut == uint64(size) && s.Active == 0
+			})
+		})
+	}
+}
+
+func checksum(r io.Reader) []byte {
+	h := sha256.New()
+	_, _ = io.Copy(h, r)
+	return h.Sum(nil)
+}
+
+func TestSlowReaderGetsEverything(t *testing.T) {
+	for name, pipes := range map[string]int{"spliced": 0, "copied": -1} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t, func(c *forward.Config) { c.MaxPipes = pipes })
+			const size = 16 << 20
+			l.serveTCP(":80", func(c *net.TCPConn) { _, _ = io.CopyN(c, pattern(), size) })
+			l.publish(mapping(conf.TCP, 8080, 80))
+			c := l.dial(l.client, "tcp", hostFour, 8080).(*net.TCPConn)
+			require.NoError(t, c.SetReadBuffer(8<<10))
+			var got bytes.Buffer
+			for i := 0; ; i++ {
+				if i%64 == 0 {
+					time.Sleep(time.Millisecond) // lets the buffers fill
+				}
+				_, err := io.CopyN(&got, c, 16<<10)
+				if errors.Is(err, io.EOF) {
+					break
+				}
+				require.NoError(t, err)
+			}
+			require.Equal(t, checksum(io.LimitReader(pattern(), size)), checksum(&got))
+		})
+	}
+}
+
+// More directions stand still with data than there are pipes: all get through, and
+// the pool stays within its bound.
+func TestManyBulkFlowsShareFewPipes(t *testing.T) {
+	const flows, pipes, size = 64, 4, 4 << 20
+	l := newLab(t, func(c *forward.Config) { c.MaxPipes = pipes })
+	l.serveTCP(":80", func(c *net.TCPConn) { _, _ = io.CopyN(c, pattern(), size) })
+	l.publish(mapping(conf.TCP, 8080, 80))
+	before := openPipes(t)
+	conns := make([]net.Conn, flows)
+	for i := range conns {
+		conns[i] = l.dial(l.client, "tcp", hostFour, 8080)
+		require.NoError(t, conns[i].(*net.TCPConn).SetReadBuffer(32<<10))
+	}
+	want := checksum(io.LimitReader(pattern(), size))
+	var wg sync.WaitGroup
+	for _, c := range conns {
+		wg.Go(func() {
+			if !bytes.Equal(want, checksum(c)) {
+				t.Error("data differs")
+			}
+		})
+	}
+	require.LessOrEqual(t, openPipes(t)-before, 2*pipes)
+	wg.Wait()
+	require.LessOrEqual(t, openPipes(t)-before, 2*pipes)
+	l.eventually("unused pipes are given back", func() bool { return openPipes(t) <= before })
+}
+
+// openPipes counts this process's pipe descriptors.
+func openPipes(t *testing.T) (n int) {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	require.NoError(t, err)
+	for _, e := range entries {
+		if target, _ := os.Readlink("/proc/self/fd/" + e.Name()); len(target) > 5 && target[:5] == "pipe:" {
+			n++
+		}
+	}
+	return n
+}
+
+func TestShortConnectionsLeaveNothing(t *testing.T) {
+	l := newLab(t)
+	l.serveTCP(":80", echo)
+	l.publish(mapping(conf.TCP, 8080, 80))
+	total := 10000
+	if testing.Short() || raceEnabled {
+		total = 2000
+	}
+	l.shortConnections(100) // workers and spare sockets are there from now on
+	before := openDescriptors(t)
+	l.shortConnections(total)
+	l.eventually("all are closed", func() bool { return l.stats().Active == 0 })
+	s := l.stats()
+	require.EqualValues(t, total+100, s.Total)
+	require.Zero(t, s.Refused+s.Dropped)
+	l.eventually("no descriptor is left over", func() bool { return openDescriptors(t) <= before+2 })
+}
+
+// shortConnections makes connections over the host's loopback, eight at a time.
+func (l *lab) shortConnections(total int) {
+	l.t.Helper()
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			l.in(l.host, func() {
+				for range total / 8 {
+					if err := oneByteEchoed("127.0.0.1:8080"); err != nil {
+						l.t.Error(err)
+						return
+					}
+				}
+				if total%8 == 0 {
+					return
+				}
+			})
+		})
+	}
+	wg.Wait()
+	for range total % 8 {
+		l.in(l.host, func() { require.NoError(l.t, oneByteEchoed("127.0.0.1:8080")) })
+	}
+}
+
+func oneByteEchoed(at string) error {
+	var dialer net.Dialer
+	dialer.SetMultipathTCP(false)
+	c, err := dialer.Dial("tcp", at)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if _, err := c.Write([]byte("x")); err != nil {
+		return err
+	}
+	_, err = io.ReadFull(c, make([]byte, 1))
+	return err
+}
+
+func openDescriptors(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	require.NoError(t, err)
+	return len(entries)
+}

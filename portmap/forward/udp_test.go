@@ -1,0 +1,307 @@
+package forward_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/portmap/forward"
+)
+
+// echoDatagrams answers each datagram with itself.
+func echoDatagrams(_ netip.AddrPort, datagram []byte) []byte { return datagram }
+
+func exchange(c net.Conn, datagram []byte) ([]byte, error) {
+	if _, err := c.Write(datagram); err != nil {
+		return nil, err
+	}
+	buffer := make([]byte, 64<<10)
+	n, err := c.Read(buffer)
+	return buffer[:n], err
+}
+
+func TestDatagramsOfEverySizeArriveIntact(t *testing.T) {
+	l := newLab(t)
+	l.serveUDP("[::]:53", echoDatagrams)
+	l.publish(mapping(conf.UDP, 5353, 53))
+	for _, to := range []netip.Addr{hostFour, hostSix} {
+		c := l.dial(l.client, "udp", to, 5353)
+		for _, size := range []int{0, 1, 512, 1200, 1472, 1473, 9000, 65507} {
+			datagram := make([]byte, size)
+			_, err := io.ReadFull(pattern(), datagram)
+			require.NoError(t, err)
+			got, err := exchange(c, datagram)
+			require.NoError(t, err)
+			require.True(t, bytes.Equal(datagram, got), "%d bytes to %s", size, to)
+		}
+	}
+}
+
+// A burst of one client goes through in batches, in order, and nothing is lost.
+func TestBurstOfDatagramsIsComplete(t *testing.T) {
+	l := newLab(t)
+	l.serveUDP("[::]:53", echoDatagrams)
+	l.publish(mapping(conf.UDP, 5353, 53))
+	c := l.dial(l.client, "udp", hostFour, 5353)
+	const burst, rounds = 100, 50
+	for round := range rounds {
+		for i := range burst {
+			_, err := fmt.Fprintf(c, "%d/%d", round, i)
+			require.NoError(t, err)
+		}
+		buffer := make([]byte, 100)
+		for i := range burst {
+			n, err := c.Read(buffer)
+			require.NoError(t, err)
+			require.Equal(t, fmt.Sprintf("%d/%d", round, i), string(buffer[:n]))
+		}
+	}
+	require.Zero(t, l.stats().Dropped)
+}
+
+// An answer leaves from the address that the client sent to, also where the host
+// would choose another one.
+func TestAnswerComesFromTheAddressUsed(t *testing.T) {
+	l := newLab(t)
+	l.serveUDP("[::]:53", echoDatagrams)
+	l.publish(mapping(conf.UDP, 5353, 53))
+	// Unconnected, as a connected socket would not even see a wrong answer.
+	c := l.packet(l.client, "192.0.2.2:0")
+	require.NoError(t, c.SetDeadline(time.Now().Add(deadline)))
+	for _, to := range []netip.Addr{hostFour, hostSecond, hostFour} {
+		_, err := c.WriteToUDPAddrPort([]byte("?"), netip.AddrPortFrom(to, 5353))
+		require.NoError(t, err)
+		_, from, err := c.ReadFromUDPAddrPort(make([]byte, 10))
+		require.NoError(t, err)
+		require.Equal(t, to, from.Addr().Unmap())
+	}
+}
+
+func TestThousandsOfUDPClientsGetTheirOwnAnswers(t *testing.T) {
+	clients := 10000
+	if testing.Short() || raceEnabled {
+		clients = 2000
+	}
+	require.NoError(t, forward.RaiseNoFile())
+	l := newLab(t)
+	l.serveUDP("[::]:53", func(from netip.AddrPort, d []byte) []byte { return fmt.Appendf(nil, "%s %d", d, from.Port()) })
+	l.publish(mapping(conf.UDP, 5353, 53))
+	// Raw descriptors spare a poller entry each.
+	fds := l.rawClients(min(clients, affordableClients(t)))
+	for round := range 2 {
+		for i, fd := range fds {
+			require.NoError(t, unix.Send(fd, fmt.Appendf(nil, "%d.%d", round, i), 0))
+			want := fmt.Sprintf("%d.%d %d", round, i, localPort(t, fd))
+			buffer := make([]byte, 100)
+			n, err := unix.Read(fd, buffer)
+			require.NoError(t, err)
+			require.Equal(t, want, string(buffer[:n]))
+		}
+	}
+	s := l.stats()
+	require.EqualValues(t, len(fds), s.Total)
+	require.EqualValues(t, len(fds), s.Active)
+	require.Zero(t, s.Dropped+s.GatewayFallbacks)
+	_, routes := l.namespace.has()
+	require.Equal(t, 1, routes, "one route for one client address")
+}
+
+// affordableClients leaves descriptors for the other end of each.
+func affordableClients(t *testing.T) int {
+	var limit unix.Rlimit
+	require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
+	return int(limit.Cur)/2 - 500
+}
+
+func (l *lab) rawClients(count int) (fds []int) {
+	l.t.Helper()
+	l.t.Cleanup(func() {
+		for _, fd := range fds {
+			unix.Close(fd)
+		}
+	})
+	l.in(l.client, func() {
+		for range count {
+			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+			require.NoError(l.t, err)
+			fds = append(fds, fd)
+			wait := unix.NsecToTimeval(deadline.Nanoseconds())
+			require.NoError(l.t, unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait))
+			require.NoError(l.t, unix.Connect(fd, &unix.SockaddrInet4{Port: 5353, Addr: hostFour.As4()}))
+		}
+	})
+	return fds
+}
+
+func localPort(t *testing.T, fd int) int {
+	name, err := unix.Getsockname(fd)
+	require.NoError(t, err)
+	return name.(*unix.SockaddrInet4).Port
+}
+
+func TestConcurrentUDPClients(t *testing.T) {
+	l := newLab(t)
+	l.serveUDP("[::]:53", echoDatagrams)
+	l.publish(mapping(conf.UDP, 5353, 53), mapping(conf.UDP, 5354, 53))
+	var wg sync.WaitGroup
+	for i := range 32 {
+		to, port := hostFour, uint16(5353+i%2)
+		if i%4 < 2 {
+			to = hostSix
+		}
+		c := l.dial(l.client, "udp", to, port)
+		wg.Go(func() {
+			for k := range 200 {
+				want := fmt.Appendf(nil, "%d/%d", i, k)
+				if got, err := exchange(c, want); err != nil || !bytes.Equal(want, got) {
+					t.Errorf("sent %s, got %s, %v", want, got, err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestFlowsExpire(t *testing.T) {
+	l := newLab(t, func(c *forward.Config) {
+		c.UnrepliedTimeout, c.RepliedTimeout = 300*time.Millisecond, time.Hour
+	})
+	l.serveUDP("[::]:53", func(_ netip.AddrPort, d []byte) []byte {
+		if string(d) == "answer me" {
+			return d
+		}
+		return nil
+	})
+	l.publish(mapping(conf.UDP, 5353, 53))
+	answered, silent := l.dial(l.client, "udp", hostFour, 5353), l.dial(l.host, "udp", loopbackFour, 5353)
+	_, err := exchange(answered, []byte("answer me"))
+	require.NoError(t, err)
+	_, err = silent.Write([]byte("ignore me"))
+	require.NoError(t, err)
+	l.eventually("both are there", func() bool { return l.stats().Total == 2 })
+	l.eventually("the one without a reply expires", func() bool { return l.stats().Active == 1 })
+	_, routes := l.namespace.has()
+	require.Equal(t, 1, routes)
+	got, err := exchange(answered, []byte("answer me"))
+	require.NoError(t, err)
+	require.Equal(t, "answer me", string(got))
+	require.EqualValues(t, 2, l.stats().Total, "the same flow")
+}
+
+func TestRepliedFlowsExpireToo(t *testing.T) {
+	l := newLab(t, func(c *forward.Config) { c.RepliedTimeout = 200 * time.Millisecond })
+	l.serveUDP("[::]:53", echoDatagrams)
+	l.publish(mapping(conf.UDP, 5353, 53))
+	c := l.dial(l.client, "udp", hostFour, 5353)
+	for range 2 {
+		_, err := exchange(c, []byte("x"))
+		require.NoError(t, err)
+		l.eventually("the flow expires", func() bool { return l.stats().Active == 0 })
+		_, routes := l.namespace.has()
+		require.Zero(t, routes)
+	}
+}
+
+func TestFlowTableIsBounded(t *testing.T) {
+	const most = 20
+	l := newLab(t, func(c *forward.Config) { c.MaxFlows = most })
+	l.serveUDP("[::]:53", func(_ netip.AddrPort, d []byte) []byte {
+		if string(d) == "flood" {
+			return nil
+		}
+		return d
+	})
+	l.publish(mapping(conf.UDP, 5353, 53))
+	kept := l.dial(l.client, "udp", hostFour, 5353)
+	_, err := exchange(kept, []byte("x"))
+	require.NoError(t, err)
+	for range 5 * most {
+		_, err := l.dial(l.client, "udp", hostFour, 5353).Write([]byte("flood"))
+		require.NoError(t, err)
+	}
+	l.eventually("the flood has been seen", func() bool { return l.stats().Total == 5*most+1 })
+	require.EqualValues(t, most, l.stats().Active)
+	_, err = exchange(kept, []byte("x"))
+	require.NoError(t, err)
+	require.EqualValues(t, 5*most+1, l.stats().Total, "the flow that had an answer was kept")
+	// With answered flows only, a new one is turned away.
+	for range most {
+		_, err := exchange(l.dial(l.client, "udp", hostFour, 5353), []byte("x"))
+		if err != nil {
+			break
+		}
+		if l.stats().Active == most && l.stats().Total >= 6*most {
+			break
+		}
+	}
+	dropped := l.stats().Dropped
+	late := l.dial(l.client, "udp", hostFour, 5353)
+	_, err = late.Write([]byte("x"))
+	require.NoError(t, err)
+	l.eventually("the late one is dropped", func() bool { return l.stats().Dropped > dropped })
+}
+
+// A service that is not there is told by ICMP when the gateway asks; the client's
+// later datagrams still get through once it is.
+func TestServiceThatStartsLate(t *testing.T) {
+	l := newLab(t)
+	l.publish(mapping(conf.UDP, 5353, 53))
+	c := l.dial(l.host, "udp", loopbackFour, 5353)
+	_, err := c.Write([]byte("early"))
+	require.NoError(t, err)
+	l.eventually("the datagram was taken", func() bool { return l.stats().Total == 1 })
+	l.serveUDP("[::]:53", echoDatagrams)
+	l.eventually("an answer comes", func() bool {
+		require.NoError(t, c.SetDeadline(time.Now().Add(100*time.Millisecond)))
+		got, err := exchange(c, []byte("late"))
+		return err == nil && string(got) == "late"
+	})
+}
+
+func TestRouteThatCannotBeAddedMeansGateway(t *testing.T) {
+	l := newLab(t)
+	l.serveReport(conf.UDP, "[::]:53")
+	l.publish(mapping(conf.UDP, 5353, 53))
+	// The gateway's own route is there before routes begin to fail.
+	require.Equal(t, gatewayFour.String(), l.seen(conf.UDP, l.host, loopbackFour, 5353))
+	l.namespace.mu.Lock()
+	l.namespace.failClient = errors.New("no")
+	l.namespace.mu.Unlock()
+	require.Equal(t, gatewayFour.String(), l.seen(conf.UDP, l.client, hostFour, 5353))
+	require.EqualValues(t, 2, l.stats().GatewayFallbacks)
+}
+
+// What the container itself sends from a published UDP port leaves by the tap,
+// also while the port has clients.
+func TestContainersOwnDatagramsAreNotCaptured(t *testing.T) {
+	l := newLab(t)
+	service := l.packet(l.container, "0.0.0.0:53")
+	l.publish(mapping(conf.UDP, 5353, 53))
+	c := l.dial(l.client, "udp", hostFour, 5353)
+	_, err := c.Write([]byte("hello"))
+	require.NoError(t, err)
+	require.NoError(t, service.SetDeadline(time.Now().Add(deadline)))
+	_, from, err := service.ReadFromUDPAddrPort(make([]byte, 10))
+	require.NoError(t, err)
+	require.Equal(t, clientFour, from.Addr().Unmap())
+	outside := l.packet(l.client, "203.0.113.7:123")
+	require.NoError(t, outside.SetDeadline(time.Now().Add(deadline)))
+	_, err = service.WriteToUDPAddrPort([]byte("time?"), netip.AddrPortFrom(elsewhere, 123))
+	require.NoError(t, err)
+	buffer := make([]byte, 10)
+	n, from, err := outside.ReadFromUDPAddrPort(buffer)
+	require.NoError(t, err)
+	require.Equal(t, "time?", string(buffer[:n]))
+	require.Equal(t, containerFour, from.Addr().Unmap())
+}
