@@ -1,0 +1,81 @@
+package rootless
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// check compares the interface with the plan and changes nothing. It names all
+// that is wrong. Addresses and routes beyond the plan are the container's own.
+func (in *inside) check() error {
+	link, err := in.link.LinkByName(in.plan.IfName)
+	if err != nil {
+		return fmt.Errorf("interface %s is not in the namespace", in.plan.IfName)
+	}
+	errs := []error{in.checkLink(link)}
+	for _, f := range []family{in.plan.IPv4, in.plan.IPv6} {
+		if f.enabled() {
+			errs = append(errs, in.checkAddresses(link, f), in.checkDefaultRoute(link, f))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (in *inside) checkLink(link netlink.Link) error {
+	var errs []error
+	attrs := link.Attrs()
+	if attrs.Flags&net.FlagUp == 0 {
+		errs = append(errs, fmt.Errorf("interface %s is down", in.plan.IfName))
+	}
+	if mac := attrs.HardwareAddr.String(); mac != in.plan.MAC {
+		errs = append(errs, fmt.Errorf("interface %s has MAC address %s and not %s", in.plan.IfName, mac, in.plan.MAC))
+	}
+	if attrs.MTU != in.plan.MTU {
+		errs = append(errs, fmt.Errorf("interface %s has MTU %d and not %d", in.plan.IfName, attrs.MTU, in.plan.MTU))
+	}
+	return errors.Join(errs...)
+}
+
+func (in *inside) checkAddresses(link netlink.Link, f family) error {
+	have, err := in.link.AddrList(link, netlinkFamily(f.Gateway))
+	if err != nil {
+		return fmt.Errorf("addresses of interface %s: %w", in.plan.IfName, err)
+	}
+	var errs []error
+	for _, want := range f.Addresses {
+		if !slices.ContainsFunc(have, func(a netlink.Addr) bool { return a.IPNet.String() == want.String() }) {
+			errs = append(errs, fmt.Errorf("interface %s lacks address %s", in.plan.IfName, want))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (in *inside) checkDefaultRoute(link netlink.Link, f family) error {
+	routes, err := in.link.RouteList(link, netlinkFamily(f.Gateway))
+	if err != nil {
+		return fmt.Errorf("routes of interface %s: %w", in.plan.IfName, err)
+	}
+	for _, r := range routes {
+		ones := 0
+		if r.Dst != nil {
+			ones, _ = r.Dst.Mask.Size()
+		}
+		if ones == 0 && r.Gw.Equal(f.Gateway.AsSlice()) {
+			return nil
+		}
+	}
+	return fmt.Errorf("the default route by %s is missing", f.Gateway)
+}
+
+func netlinkFamily(a netip.Addr) int {
+	if a.Is4() {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
+}

@@ -1,0 +1,285 @@
+package rootless
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/plugin/record"
+	"github.com/ambi-cni/ambi/portmap/forward"
+)
+
+// The control socket speaks one JSON request and one JSON reply a connection.
+
+// The operations of a request.
+const (
+	opStatus     = "status"
+	opCheck      = "check"
+	opStop       = "stop"
+	opAddPort    = "port-add" // the bound sockets come along (SCM_RIGHTS), IPv4 before IPv6
+	opRemovePort = "port-remove"
+)
+
+type request struct {
+	Op   string            `json:"op"`
+	Port *conf.PortMapping `json:"port,omitempty"`
+	// Families of the sockets that come along, AF_INET or AF_INET6.
+	Families []int `json:"families,omitempty"`
+}
+
+type reply struct {
+	Error  *types.Error `json:"error,omitempty"`
+	Status *Status      `json:"status,omitempty"`
+}
+
+// Status is what a supervisor says of itself.
+type Status struct {
+	PID    int                 `json:"pid"`
+	Since  time.Time           `json:"since"`
+	Driver DriverStatus        `json:"driver"`
+	MAC    string              `json:"mac"`
+	Ports  []forward.PortStats `json:"ports"`
+}
+
+// DriverStatus is the state of slirp4netns.
+type DriverStatus struct {
+	PID      int    `json:"pid"` // 0 while it is down
+	Restarts int    `json:"restarts"`
+	Error    string `json:"error,omitempty"` // why the last one ended
+}
+
+// The bounds of one exchange.
+const (
+	controlTimeout = 10 * time.Second
+	requestLimit   = 64 << 10
+	socketsPerPort = 2
+)
+
+// throughFolder is a name for the socket at path that is short whatever the
+// folder is called: a socket name holds 108 bytes (unix(7)).
+func throughFolder(path string) (name string, folder *os.File, err error) {
+	folder, err = os.OpenFile(filepath.Dir(path), unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return "", nil, err
+	}
+	return fmt.Sprintf("/proc/self/fd/%d/%s", folder.Fd(), filepath.Base(path)), folder, nil
+}
+
+// listenControl makes the control socket, closed to other users.
+func listenControl(path string) (*os.File, error) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("control socket: %w", err)
+	}
+	name, folder, err := throughFolder(path)
+	if err != nil {
+		return nil, fmt.Errorf("control socket: %w", err)
+	}
+	defer folder.Close()
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("control socket: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), path)
+	if err := errors.Join(
+		unix.Fchmod(fd, 0o600), // the mode of the name to come
+		unix.Bind(fd, &unix.SockaddrUnix{Name: name}),
+		unix.Listen(fd, 16),
+	); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("control socket %s: %w", path, err)
+	}
+	return f, nil
+}
+
+// serveControl answers until the listener is closed.
+func serveControl(l *net.UnixListener, log *slog.Logger, answer func(request, []*os.File) reply) {
+	for {
+		conn, err := l.AcceptUnix()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			log.Warn("control socket", "error", err)
+			time.Sleep(100 * time.Millisecond) // out of descriptors: the next one may do
+			continue
+		}
+		go serveOne(conn, log, answer)
+	}
+}
+
+func serveOne(conn *net.UnixConn, log *slog.Logger, answer func(request, []*os.File) reply) {
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(controlTimeout))
+	peer, err := peerCredentials(conn)
+	if err != nil || int(peer.Uid) != os.Geteuid() {
+		log.Warn("control socket: refused a caller", "error", err)
+		return
+	}
+	r, files, err := readRequest(conn)
+	out := reply{}
+	if err != nil {
+		out.Error = conf.Errorf(types.ErrDecodingFailure, "control request: %v", err)
+	} else {
+		out = answer(r, files)
+	}
+	if err := json.NewEncoder(conn).Encode(out); err != nil {
+		log.Warn("control socket: reply", "error", err)
+	}
+}
+
+func peerCredentials(conn *net.UnixConn) (cred *unix.Ucred, err error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	cerr := raw.Control(func(fd uintptr) {
+		cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	})
+	return cred, errors.Join(err, cerr)
+}
+
+// readRequest reads one line and the descriptors that come with its first byte.
+// It owns the files only when it returns no error.
+func readRequest(conn *net.UnixConn) (r request, files []*os.File, err error) {
+	first := make([]byte, 4096)
+	oob := make([]byte, unix.CmsgSpace(4*socketsPerPort))
+	n, oobn, flags, _, err := conn.ReadMsgUnix(first, oob)
+	if err != nil {
+		return r, nil, err
+	}
+	files, err = receivedFiles(oob[:oobn])
+	if err == nil && flags&unix.MSG_CTRUNC != 0 {
+		err = errors.New("more descriptors than a port has")
+	}
+	if err == nil {
+		r, err = decodeRequest(io.MultiReader(bytes.NewReader(first[:n]), conn))
+	}
+	if err != nil {
+		closeAll(files)
+		return r, nil, err
+	}
+	return r, files, nil
+}
+
+// decodeRequest reads one JSON line of bounded length.
+func decodeRequest(from io.Reader) (r request, err error) {
+	line, err := bufio.NewReader(io.LimitReader(from, requestLimit)).ReadBytes('\n')
+	if err != nil {
+		return r, fmt.Errorf("it is not one line of at most %d bytes: %w", requestLimit, err)
+	}
+	if err := json.Unmarshal(line, &r); err != nil {
+		return r, fmt.Errorf("it is not JSON: %w", err)
+	}
+	return r, nil
+}
+
+func receivedFiles(oob []byte) (files []*os.File, err error) {
+	if len(oob) == 0 {
+		return nil, nil
+	}
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range messages {
+		fds, err := unix.ParseUnixRights(&m)
+		if err != nil {
+			return files, err
+		}
+		for _, fd := range fds {
+			unix.CloseOnExec(fd)
+			files = append(files, os.NewFile(uintptr(fd), "socket"))
+		}
+	}
+	return files, nil
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}
+
+// dialControl connects to the control socket at path.
+func dialControl(path string) (*net.UnixConn, error) {
+	name, folder, err := throughFolder(path)
+	if err != nil {
+		return nil, err
+	}
+	defer folder.Close()
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: name, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	_ = conn.SetDeadline(time.Now().Add(controlTimeout))
+	return conn, nil
+}
+
+// call asks the supervisor behind the socket at path. Its error is the
+// supervisor's own, a *types.Error, or that it does not answer.
+func call(path string, r request, sockets ...forward.Socket) (*Status, error) {
+	conn, err := dialControl(path)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	var oob []byte
+	if len(sockets) > 0 {
+		fds := make([]int, len(sockets))
+		for i, s := range sockets {
+			fds[i] = int(s.File.Fd())
+			r.Families = append(r.Families, s.Family)
+		}
+		oob = unix.UnixRights(fds...)
+	}
+	line, err := json.Marshal(r)
+	if err != nil {
+		return nil, err
+	}
+	if _, _, err := conn.WriteMsgUnix(append(line, '\n'), oob, nil); err != nil {
+		return nil, err
+	}
+	var out reply
+	if err := json.NewDecoder(conn).Decode(&out); err != nil {
+		return nil, err
+	}
+	if out.Error != nil {
+		return nil, out.Error
+	}
+	return out.Status, nil
+}
+
+// behindSocket is the process that listens on the control socket: the way to the
+// supervisor when the record does not tell.
+func behindSocket(path string) (*record.Process, error) {
+	conn, err := dialControl(path)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	cred, err := peerCredentials(conn)
+	if err != nil {
+		return nil, err
+	}
+	if int(cred.Uid) != os.Geteuid() {
+		return nil, fmt.Errorf("control socket %s is served by uid %d: %w", path, cred.Uid, os.ErrPermission)
+	}
+	p, err := identify(int(cred.Pid))
+	if err != nil {
+		return nil, fmt.Errorf("process %s behind the control socket: %w", strconv.Itoa(int(cred.Pid)), err)
+	}
+	return &p, nil
+}

@@ -1,0 +1,21 @@
+// Package rootless gives a container its network without rights on the host: it
+// puts slirp4netns behind the container's interface and publishes host ports
+// with rootlessport (portmap/forward).
+//
+// # Processes
+//
+// The CNI verb binds the host ports in the caller's namespaces and starts one
+// long-lived process, the supervisor, in the user namespace that owns the
+// container's network namespace, but still in the host's network namespace. The
+// supervisor starts slirp4netns (the driver), configures the interface over
+// netlink, forwards ports, restarts a driver that died, answers on a control
+// socket, and leaves with everything when the container's namespace is gone.
+//
+// # One thread inside
+//
+// A socket belongs to the network namespace it was created in, whoever uses it
+// later (network_namespaces(7)). So one locked thread of the supervisor stays in
+// the container's namespace and only creates sockets; everything else runs in
+// the host's. It could not come back: setns(2) into the host's namespace needs
+// rights there that an unprivileged user does not have.
+package rootless

@@ -1,0 +1,204 @@
+package rootless
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"sync"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/conf"
+)
+
+// inside is the container's network namespace as the supervisor reaches it: one
+// locked thread that lives there and creates sockets, and a netlink handle that
+// it made. It is rootlessport's forward.Namespace.
+type inside struct {
+	calls chan func()
+	link  *netlink.Handle
+	plan  *plan
+	table tables
+
+	mu      sync.Mutex
+	rules   map[conf.Protocol]*portRanges
+	clients map[netip.Addr]bool
+}
+
+// enter starts the thread inside the namespace. It ends with the process: a
+// thread that cannot go back to the host's namespace is of no other use.
+func enter(netns *os.File, p *plan) (*inside, error) {
+	in := &inside{
+		calls: make(chan func()), plan: p, table: tablesOf(p.IfName),
+		rules:   map[conf.Protocol]*portRanges{conf.TCP: {}, conf.UDP: {}},
+		clients: make(map[netip.Addr]bool),
+	}
+	entered := make(chan error)
+	go in.thread(netns, entered)
+	if err := <-entered; err != nil {
+		return nil, fmt.Errorf("entering the container's network namespace: %w", err)
+	}
+	var err error
+	in.do(func() { in.link, err = netlink.NewHandle(unix.NETLINK_ROUTE) })
+	if err != nil {
+		return nil, fmt.Errorf("netlink in the container's network namespace: %w", err)
+	}
+	return in, nil
+}
+
+func (in *inside) thread(netns *os.File, entered chan<- error) {
+	runtime.LockOSThread() // never unlocked
+	if unix.Gettid() == unix.Getpid() {
+		// Not the first thread: /proc/PID/ns/net shows its namespace for the whole
+		// process, to people and to programs that follow it. While this goroutine
+		// keeps it locked, another one cannot land on it.
+		moved := make(chan struct{})
+		go func() { in.thread(netns, entered); close(moved) }()
+		<-moved
+		return
+	}
+	if err := unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err != nil {
+		entered <- err
+		return
+	}
+	entered <- nil
+	for call := range in.calls {
+		call()
+	}
+}
+
+// do runs f on the thread inside. What f opens there belongs to the container's
+// namespace.
+func (in *inside) do(f func()) {
+	done := make(chan struct{})
+	in.calls <- func() { f(); close(done) }
+	<-done
+}
+
+// Socket is socket(2) inside the container's namespace.
+func (in *inside) Socket(domain, typ, proto int) (fd int, err error) {
+	in.do(func() { fd, err = unix.Socket(domain, typ, proto) })
+	return fd, err
+}
+
+// absent says that there is no such interface inside.
+func (in *inside) absent(ifName string) error {
+	_, err := in.link.LinkByName(ifName)
+	if isMissingLink(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("looking for interface %s: %w", ifName, err)
+	}
+	return conf.Errorf(4, "CNI_IFNAME %q: the namespace has an interface of that name already; choose another name or remove it first", ifName)
+}
+
+func isMissingLink(err error) bool {
+	var missing netlink.LinkNotFoundError
+	return errors.As(err, &missing)
+}
+
+// configure gives the interface that the driver made its addresses and routes.
+// It is called again when the driver was restarted, and brings back the same.
+func (in *inside) configure() error {
+	link, err := in.link.LinkByName(in.plan.IfName)
+	if err != nil {
+		return fmt.Errorf("interface %s of the driver: %w", in.plan.IfName, err)
+	}
+	for _, step := range []struct {
+		what string
+		do   func(netlink.Link) error
+	}{
+		{"loopback interface", in.raiseLoopback},
+		{"MAC address", in.setMAC},
+		{"MTU", func(l netlink.Link) error { return in.link.LinkSetMTU(l, in.plan.MTU) }},
+		{"IPv6 settings", in.quietIPv6},
+		{"link state", in.link.LinkSetUp},
+		{"IPv4 address", func(l netlink.Link) error { return in.address(l, in.plan.IPv4) }},
+		{"IPv6 address", func(l netlink.Link) error { return in.address(l, in.plan.IPv6) }},
+		{"source address routes", in.restoreRoutes},
+	} {
+		if err := step.do(link); err != nil {
+			return fmt.Errorf("interface %s: setting the %s: %w", in.plan.IfName, step.what, err)
+		}
+	}
+	return nil
+}
+
+func (in *inside) raiseLoopback(netlink.Link) error {
+	lo, err := in.link.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	return in.link.LinkSetUp(lo)
+}
+
+// setMAC sets the MAC address asked for, or remembers the kernel's choice so that
+// a restarted driver gets it again.
+func (in *inside) setMAC(link netlink.Link) error {
+	if in.plan.MAC == "" {
+		in.plan.MAC = link.Attrs().HardwareAddr.String()
+		return nil
+	}
+	mac, err := net.ParseMAC(in.plan.MAC)
+	if err != nil {
+		return err
+	}
+	return in.link.LinkSetHardwareAddr(link, mac)
+}
+
+// quietIPv6 turns off what would add a second address (router advertisements of
+// libslirp) or make the first wait (duplicate address detection). Each is best
+// effort: /proc/sys may be read-only, and ours is set without a wait anyway.
+func (in *inside) quietIPv6(netlink.Link) error {
+	in.do(func() { // /proc/sys/net is that of the thread's namespace
+		for setting, value := range map[string]string{"accept_ra": "0", "autoconf": "0", "accept_dad": "0"} {
+			_ = os.WriteFile("/proc/sys/net/ipv6/conf/"+in.plan.IfName+"/"+setting, []byte(value), 0)
+		}
+	})
+	return nil
+}
+
+func (in *inside) address(link netlink.Link, f family) error {
+	if !f.enabled() {
+		return nil
+	}
+	for _, prefix := range f.Addresses {
+		addr := &netlink.Addr{IPNet: ipNet(prefix)}
+		if prefix.Addr().Is6() {
+			addr.Flags = unix.IFA_F_NODAD
+		}
+		if err := in.link.AddrReplace(link, addr); err != nil {
+			return fmt.Errorf("%s: %w", prefix, err)
+		}
+	}
+	return in.defaultRoute(link, f)
+}
+
+func (in *inside) defaultRoute(link netlink.Link, f family) error {
+	route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: everywhere(f.Gateway), Gw: f.Gateway.AsSlice()}
+	err := in.link.RouteAdd(route)
+	if errors.Is(err, unix.EEXIST) {
+		// The namespace has a default route over another interface, which stays the
+		// first choice; ours comes after it.
+		route.Priority = 1024 + link.Attrs().Index
+		err = in.link.RouteReplace(route)
+	}
+	if err != nil {
+		return fmt.Errorf("default route by %s: %w", f.Gateway, err)
+	}
+	return nil
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// everywhere is the default destination of the address family of a.
+func everywhere(a netip.Addr) *net.IPNet {
+	return &net.IPNet{IP: make(net.IP, a.BitLen()/8), Mask: net.CIDRMask(0, a.BitLen())}
+}

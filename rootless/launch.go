@@ -1,0 +1,176 @@
+package rootless
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/plugin/record"
+	"github.com/ambi-cni/ambi/portmap/forward"
+)
+
+// Role is the first argument of a process that is to be a supervisor.
+const Role = "supervisor"
+
+// launchTimeout is the patience with a supervisor that says nothing at all; one
+// that fails says so, and one that dies is noticed at once.
+const launchTimeout = 30 * time.Second
+
+// launcher holds what a supervisor is started with.
+type launcher struct {
+	config    *supervisorConfig
+	namespace *namespace
+	alive     *os.File
+	control   *os.File
+	log       *os.File
+	sockets   []forward.Socket
+}
+
+// start runs a supervisor and returns when it is ready.
+func (l *launcher) start(ctx context.Context) (record.Process, *readyMessage, error) {
+	process, message, err := l.try(ctx, "--preserve-credentials")
+	if err == nil && message.LostRights && l.namespace.owner != nil {
+		// Our uid is not 0 in that user namespace, so execve(2) took the capabilities
+		// (podman --userns=keep-id is such a one). Its uid 0 keeps them.
+		process, message, err = l.try(ctx, "--setuid=0", "--setgid=0")
+	}
+	switch {
+	case err != nil:
+		return record.Process{}, nil, err
+	case message.LostRights:
+		return record.Process{}, nil, record.NetnsError(l.config.Netns.Path, "its owning user namespace gives us no CAP_NET_ADMIN and CAP_SYS_ADMIN",
+			"map this user to uid 0 in it (unshare -Urn), or map uid 0 to one of its subordinate uids")
+	case message.Error != nil:
+		return record.Process{}, nil, message.Error
+	}
+	return process, message, nil
+}
+
+// try is one start; nsenter's way to handle credentials is given.
+func (l *launcher) try(ctx context.Context, credentials ...string) (record.Process, *readyMessage, error) {
+	configRead, configWrite, err := os.Pipe()
+	if err != nil {
+		return record.Process{}, nil, fmt.Errorf("starting the supervisor: %w", err)
+	}
+	defer configRead.Close()
+	defer configWrite.Close()
+	readyRead, readyWrite, err := os.Pipe()
+	if err != nil {
+		return record.Process{}, nil, fmt.Errorf("starting the supervisor: %w", err)
+	}
+	defer readyRead.Close()
+	cmd, err := l.command(credentials)
+	if err == nil {
+		cmd.ExtraFiles = append([]*os.File{configRead, readyWrite, l.namespace.file, l.alive, l.control, l.log}, cmd.ExtraFiles...)
+		err = cmd.Start()
+	}
+	readyWrite.Close() // so that its death is the end of file
+	if err != nil {
+		return record.Process{}, nil, fmt.Errorf("starting the supervisor: %w", err)
+	}
+	process, err := identify(cmd.Process.Pid)
+	if err != nil {
+		return record.Process{}, nil, fmt.Errorf("starting the supervisor: %w", err)
+	}
+	go func() {
+		// More than a pipe holds, with many ports. A supervisor that died is noticed
+		// on the other pipe.
+		_ = json.NewEncoder(configWrite).Encode(l.config)
+		configWrite.Close()
+	}()
+	message, err := l.await(ctx, readyRead)
+	if err != nil {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		_ = cmd.Wait()
+		return record.Process{}, nil, fmt.Errorf("%w: %s", err, l.lastWords())
+	}
+	if message.Error != nil || message.LostRights {
+		// It takes down what it started and ends.
+		_ = cmd.Wait()
+		return record.Process{}, message, nil
+	}
+	return process, message, cmd.Process.Release()
+}
+
+// command is our own binary as a supervisor, entered into the owning user
+// namespace by nsenter(1) when that has to be joined: setns(2) refuses a
+// multi-threaded process, which every Go program is.
+func (l *launcher) command(credentials []string) (*exec.Cmd, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	argv := []string{self, Role, l.config.Key.String()}
+	cmd := &exec.Cmd{Path: "/proc/self/exe", Args: append([]string{"ambi"}, argv[1:]...)}
+	for _, s := range l.sockets {
+		cmd.ExtraFiles = append(cmd.ExtraFiles, s.File)
+	}
+	if l.namespace.owner != nil {
+		nsenter, err := lookUpNsenter()
+		if err != nil {
+			return nil, err
+		}
+		ownerFD := socketFD + len(cmd.ExtraFiles)
+		cmd.ExtraFiles = append(cmd.ExtraFiles, l.namespace.owner)
+		cmd.Path = nsenter
+		cmd.Args = append([]string{"nsenter", fmt.Sprintf("--user=/proc/self/fd/%d", ownerFD)}, append(credentials, argv...)...)
+	}
+	cmd.Dir, cmd.Env = "/", []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	// Standard error goes to the log for what nsenter and a crash have to say; none
+	// of the caller's descriptors goes along, or the caller would wait for us.
+	cmd.Stderr = l.log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	return cmd, nil
+}
+
+func lookUpNsenter() (string, error) {
+	if path, err := exec.LookPath("nsenter"); err == nil && filepath.IsAbs(path) {
+		return path, nil
+	}
+	for _, folder := range usualFolders {
+		path := filepath.Join(folder, "nsenter")
+		if st, err := os.Stat(path); err == nil && st.Mode()&0o111 != 0 {
+			return path, nil
+		}
+	}
+	return "", conf.Errorf(conf.ErrPluginNotAvailable, "nsenter is needed to enter the user namespace of the container and is not installed; install the package util-linux")
+}
+
+func (l *launcher) await(ctx context.Context, ready *os.File) (*readyMessage, error) {
+	if err := ready.SetReadDeadline(time.Now().Add(launchTimeout)); err != nil {
+		return nil, fmt.Errorf("waiting for the supervisor: %w", err)
+	}
+	stop := context.AfterFunc(ctx, func() { ready.SetReadDeadline(time.Now()) })
+	defer stop()
+	var m readyMessage
+	err := json.NewDecoder(ready).Decode(&m)
+	switch {
+	case errors.Is(err, io.EOF):
+		return nil, errors.New("the supervisor ended before it was ready")
+	case err != nil:
+		return nil, fmt.Errorf("waiting for the supervisor: %w", err)
+	}
+	return &m, nil
+}
+
+// lastWords is the end of the supervisor's log.
+func (l *launcher) lastWords() string {
+	b := make([]byte, 2048)
+	st, err := l.log.Stat()
+	if err != nil {
+		return "its log cannot be read"
+	}
+	n, _ := l.log.ReadAt(b, max(0, st.Size()-int64(len(b))))
+	if text := lastLines(string(b[:n]), 3); text != "" {
+		return text
+	}
+	return "it logged nothing"
+}

@@ -1,0 +1,372 @@
+package rootless
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/plugin/record"
+	"github.com/ambi-cni/ambi/portmap/forward"
+)
+
+// Network is the rootless network of one attachment.
+type Network struct {
+	Store  *record.Store
+	Record *record.Record // of this attachment; nil on DEL without a readable one
+}
+
+// Available says whether an ADD could work, as far as the host is concerned: code 50
+// with the remedy otherwise.
+func Available(r conf.Rootless, cacheDir string) error {
+	d, err := findDriver(r.Path, cacheDir)
+	if err != nil {
+		return err
+	}
+	if _, err := d.arguments(&r); err != nil {
+		return err
+	}
+	return checkTun()
+}
+
+// Add binds the host ports, starts the supervisor and returns when the network is
+// up. It saves the record before its first change, and notes the supervisor in
+// it. After an error, Del cleans up.
+func (n *Network) Add(ctx context.Context, a *conf.Attachment) (*types100.Result, error) {
+	r := a.NetConf.Rootless
+	d, err := findDriver(r.Path, n.Store.Dir())
+	if err != nil {
+		return nil, err
+	}
+	args, err := d.arguments(&r)
+	if err != nil {
+		return nil, err
+	}
+	a.NetConf.Rootless.EnableIPv6 = r.EnableIPv6
+	if err := unsupported(a); err != nil {
+		return nil, err
+	}
+	p, err := newPlan(a)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkTun(); err != nil {
+		return nil, err
+	}
+	ns, err := openNamespace(a.NetnsPath)
+	if err != nil {
+		return nil, err
+	}
+	defer ns.Close()
+	config := &supervisorConfig{
+		Key: a.Key, StateDir: n.Store.Dir(), Plan: *p, Handler: r.PortHandler, SourceIP: r.SourceIP, LogLevel: a.NetConf.LogLevel,
+		Netns:  ns.Netns,
+		Driver: slirpConfig{Path: d.Path, Args: args, IfName: a.IfName},
+	}
+	message, err := n.launch(ctx, a, config, ns)
+	if err != nil {
+		return nil, err
+	}
+	p.MAC = message.MAC
+	return result(a, p), nil
+}
+
+// unsupported refuses what the runtime asks for and this network cannot give,
+// rather than leaving it out.
+func unsupported(a *conf.Attachment) error {
+	for _, m := range a.Ports {
+		if m.Protocol == conf.SCTP {
+			return conf.Unsupported("portMappings.protocol", m.Protocol, "without root only tcp and udp can be published; run as root for sctp")
+		}
+		if a.NetConf.Rootless.PortHandler == conf.HandlerSlirp4netns && m.HostIP.Is6() {
+			return conf.Unsupported("portMappings.hostIP", m.HostIP, "rootless.portHandler slirp4netns forwards IPv4 only; use rootlessport")
+		}
+	}
+	if raw, ok := a.NetConf.RuntimeConfig.Raw["bandwidth"]; ok && string(raw) != "null" && string(raw) != "{}" {
+		return conf.Unsupported("runtimeConfig.bandwidth", raw, "without root the bandwidth of a container cannot be limited; run as root, or take the capability bandwidth away")
+	}
+	return nil
+}
+
+// launch hands everything to a new supervisor.
+func (n *Network) launch(ctx context.Context, a *conf.Attachment, config *supervisorConfig, ns *namespace) (*readyMessage, error) {
+	sockets, err := forward.Listen(a.Ports)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { closeSockets(sockets) }()
+	if config.Handler == conf.HandlerSlirp4netns {
+		// slirp4netns binds them itself and cannot say why it fails; now we know that
+		// it can.
+		closeSockets(sockets)
+		sockets = nil
+		if len(a.Ports) > 0 {
+			config.Ports = a.Ports
+			config.Driver.APISocket = n.Store.Path(a.Key, "api")
+		}
+	}
+	for _, s := range sockets {
+		config.Sockets = append(config.Sockets, socketInfo{s.Mapping, s.Family})
+	}
+	// Up to here nothing has to be undone.
+	if err := n.Store.Save(n.Record); err != nil {
+		return nil, err
+	}
+	l, err := n.newLauncher(a.Key, config, ns, sockets)
+	if err != nil {
+		return nil, err
+	}
+	defer l.close()
+	process, message, err := l.start(ctx)
+	if err != nil {
+		return nil, err
+	}
+	n.Record.Supervisor = &process
+	return message, nil
+}
+
+func closeSockets(sockets []forward.Socket) {
+	for _, s := range sockets {
+		s.File.Close()
+	}
+}
+
+func (n *Network) newLauncher(key conf.Key, config *supervisorConfig, ns *namespace, sockets []forward.Socket) (*launcher, error) {
+	l := &launcher{config: config, namespace: ns, sockets: sockets}
+	var err error
+	if l.alive, err = lockAlive(n.Store.Path(key, "alive")); err != nil {
+		return nil, err
+	}
+	if l.control, err = listenControl(n.Store.Path(key, "sock")); err != nil {
+		l.close()
+		return nil, err
+	}
+	if l.log, err = os.OpenFile(n.Store.Path(key, "log"), os.O_CREATE|os.O_APPEND|os.O_RDWR|unix.O_NOFOLLOW, 0o600); err != nil {
+		l.close()
+		return nil, fmt.Errorf("supervisor's log: %w", err)
+	}
+	return l, nil
+}
+
+func (l *launcher) close() {
+	for _, f := range []*os.File{l.alive, l.control, l.log} {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// lockAlive takes the lock that the supervisor and the driver hold together, by
+// inheriting the descriptor, for as long as one of them lives (flock(2)).
+func lockAlive(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock of the supervisor: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, conf.Errorf(types.ErrTryAgainLater, "another supervisor of this attachment is still there (%s is locked): call DEL first", path)
+	}
+	return f, nil
+}
+
+// result is the attachment as the specification shows it (section 5, "Success").
+func result(a *conf.Attachment, p *plan) *types100.Result {
+	r := &types100.Result{
+		CNIVersion: types100.ImplementedSpecVersion,
+		Interfaces: []*types100.Interface{{Name: a.IfName, Mac: p.MAC, Mtu: p.MTU, Sandbox: a.NetnsPath}},
+		DNS:        dns(a, p),
+	}
+	for _, f := range []family{p.IPv4, p.IPv6} {
+		for _, address := range f.Addresses {
+			r.IPs = append(r.IPs, &types100.IPConfig{
+				Interface: types100.Int(0), Address: *ipNet(address), Gateway: f.Gateway.AsSlice(),
+			})
+		}
+		if f.enabled() {
+			r.Routes = append(r.Routes, &types.Route{Dst: *everywhere(f.Gateway), GW: net.IP(f.Gateway.AsSlice())})
+		}
+	}
+	return r
+}
+
+// dns is the runtime's wish for this container, else the network's, else the
+// driver's name server.
+func dns(a *conf.Attachment, p *plan) types.DNS {
+	d := *a.NetConf.DNS.Copy()
+	asked := a.NetConf.RuntimeConfig.DNS
+	if len(asked.Nameservers) > 0 {
+		d.Nameservers = asked.Nameservers
+	}
+	if len(asked.Search) > 0 {
+		d.Search = asked.Search
+	}
+	if len(asked.Options) > 0 {
+		d.Options = asked.Options
+	}
+	if len(d.Nameservers) == 0 {
+		for _, f := range []family{p.IPv4, p.IPv6} {
+			if f.DNS.IsValid() {
+				d.Nameservers = append(d.Nameservers, f.DNS.String())
+			}
+		}
+	}
+	return d
+}
+
+// Check asks the supervisor, which looks at the driver, at its ports and into the
+// namespace.
+func (n *Network) Check(_ context.Context, a *conf.Attachment) error {
+	if n.Record == nil || !alive(n.Record.Supervisor) {
+		return conf.Errorf(conf.ErrNetwork, "attachment %s: its supervisor is not running, so the container has no network; call DEL and ADD again", a.Key)
+	}
+	_, err := call(n.Store.Path(a.Key, "sock"), request{Op: opCheck})
+	var e *types.Error
+	if err != nil && !errors.As(err, &e) {
+		return conf.Errorf(conf.ErrNetwork, "attachment %s: its supervisor (process %d) does not answer: %v", a.Key, n.Record.Supervisor.PID, err)
+	}
+	return err
+}
+
+// Alive says whether the supervisor of the record runs.
+func Alive(r *record.Record) bool { return alive(r.Supervisor) }
+
+// Del stops the supervisor and returns when its ports are free and its driver is
+// gone. What is gone already is success.
+func (n *Network) Del(ctx context.Context, a *conf.Attachment) error {
+	orderly := true
+	if p, err := n.findSupervisor(a.Key); p != nil {
+		if err := stop(ctx, *p); err != nil {
+			return fmt.Errorf("stopping the supervisor of %s: %w", a.Key, err)
+		}
+	} else {
+		orderly = err == nil
+	}
+	if err := awaitFree(ctx, n.Store.Path(a.Key, "alive")); err != nil {
+		return fmt.Errorf("attachment %s: %w", a.Key, err)
+	}
+	if !orderly {
+		return n.cleanInside(ctx, a)
+	}
+	return nil
+}
+
+var errKilled = errors.New("the supervisor ended without cleaning up")
+
+// findSupervisor finds the process by the record, else by its control socket. No
+// process is errKilled when one was there, and no error when there never was.
+func (n *Network) findSupervisor(key conf.Key) (*record.Process, error) {
+	if n.Record != nil && alive(n.Record.Supervisor) {
+		return n.Record.Supervisor, nil
+	}
+	if p, err := behindSocket(n.Store.Path(key, "sock")); err == nil {
+		return p, nil
+	}
+	if _, err := os.Lstat(n.Store.Path(key, "alive")); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return nil, errKilled
+}
+
+// awaitFree waits until nobody holds the lock of supervisor and driver; a driver
+// whose supervisor was killed leaves by itself when its exit descriptor closes.
+// One that does not is killed.
+func awaitFree(ctx context.Context, path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("lock of the supervisor: %w", err)
+	}
+	defer f.Close()
+	if freed(ctx, f, stopGrace) {
+		return nil
+	}
+	holders := holding(f)
+	for _, p := range holders {
+		if err := stop(ctx, p); err != nil {
+			return err
+		}
+	}
+	if freed(ctx, f, killGrace) {
+		return nil
+	}
+	return fmt.Errorf("processes %v of the attachment do not end", holders)
+}
+
+func freed(ctx context.Context, f *os.File, patience time.Duration) bool {
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			return true
+		}
+		if time.Now().After(deadline) || ctx.Err() != nil {
+			return false
+		}
+	}
+}
+
+// holding finds the other processes that have the file open. /proc is the only
+// way: the lock shows the one who took it, which may be gone.
+func holding(f *os.File) []record.Process {
+	want, err := f.Stat()
+	if err != nil {
+		return nil
+	}
+	var found []record.Process
+	links, _ := filepath.Glob("/proc/[0-9]*/fd/*")
+	for _, link := range links {
+		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(filepath.Dir(link))))
+		if st, err := os.Stat(link); err != nil || pid == os.Getpid() || !os.SameFile(st, want) {
+			continue
+		}
+		if p, err := identify(pid); err == nil && !slices.Contains(found, p) {
+			found = append(found, p)
+		}
+	}
+	return found
+}
+
+// cleanInside removes the routing rules that a killed supervisor left in the
+// container's namespace, if that is still there.
+func (n *Network) cleanInside(ctx context.Context, a *conf.Attachment) error {
+	path, expected := a.NetnsPath, record.Netns{}
+	if n.Record != nil {
+		path, expected = n.Record.Netns.Path, n.Record.Netns
+	}
+	if path == "" {
+		return nil
+	}
+	ns, err := openNamespace(path)
+	if err != nil {
+		return nil // gone, or no namespace: the rules went with it
+	}
+	defer ns.Close()
+	if n.Record != nil && !ns.Same(expected) {
+		return nil
+	}
+	config := &supervisorConfig{Key: a.Key, StateDir: n.Store.Dir(), Netns: expected, CleanOnly: true,
+		Plan: plan{IfName: a.IfName, IPv4: family{Addresses: []netip.Prefix{a.NetConf.Rootless.CIDR}}}}
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	l := &launcher{config: config, namespace: ns, alive: null, control: null, log: null}
+	defer null.Close()
+	if _, _, err := l.start(ctx); err != nil {
+		return fmt.Errorf("cleaning the container's namespace after a killed supervisor: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,122 @@
+package rootless
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/plugin/record"
+)
+
+// identify reads what tells a process from a later one of the same pid.
+func identify(pid int) (record.Process, error) {
+	_, start, err := procStat(pid)
+	return record.Process{PID: pid, StartTime: start}, err
+}
+
+// procStat reads state and start time of a process (proc_pid_stat(5), fields 3
+// and 22). The command name before them may hold blanks and brackets.
+func procStat(pid int) (state byte, startTime uint64, err error) {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return 0, 0, err
+	}
+	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	const stateField, startField = 3 - 3, 22 - 3
+	if len(fields) <= startField {
+		return 0, 0, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields))
+	}
+	startTime, err = strconv.ParseUint(fields[startField], 10, 64)
+	return fields[stateField][0], startTime, err
+}
+
+// openProcess returns a pidfd of exactly this process, or os.ErrProcessDone when
+// it has ended. Start times are compared after the pidfd is open, so a recycled
+// pid cannot come between. A zombie has ended: only its parent can free it.
+func openProcess(p record.Process) (*os.File, error) {
+	fd, err := unix.PidfdOpen(p.PID, 0) // Linux 5.3
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
+		return nil, os.ErrProcessDone
+	}
+	if err != nil {
+		return nil, fmt.Errorf("process %d: %w", p.PID, err)
+	}
+	f := os.NewFile(uintptr(fd), "pidfd")
+	state, start, err := procStat(p.PID)
+	if err != nil || start != p.StartTime || state == 'Z' || state == 'X' {
+		f.Close()
+		return nil, os.ErrProcessDone
+	}
+	return f, nil
+}
+
+// alive says whether the process still runs.
+func alive(p *record.Process) bool {
+	if p == nil {
+		return false
+	}
+	f, err := openProcess(*p)
+	if err == nil {
+		f.Close()
+	}
+	return err == nil
+}
+
+// The patience of stop with a process before it is killed, and after.
+const (
+	stopGrace = 5 * time.Second
+	killGrace = 5 * time.Second
+)
+
+// stop ends a process: SIGTERM, then SIGKILL, and returns when it is gone. A
+// process that has ended is success.
+func stop(ctx context.Context, p record.Process) error {
+	pidfd, err := openProcess(p)
+	if errors.Is(err, os.ErrProcessDone) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer pidfd.Close()
+	for _, step := range []struct {
+		signal unix.Signal
+		grace  time.Duration
+	}{{unix.SIGTERM, stopGrace}, {unix.SIGKILL, killGrace}} {
+		err := unix.PidfdSendSignal(int(pidfd.Fd()), step.signal, nil, 0)
+		if errors.Is(err, unix.ESRCH) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("sending %s to process %d: %w", unix.SignalName(step.signal), p.PID, err)
+		}
+		if ended(ctx, pidfd, step.grace) {
+			return nil
+		}
+	}
+	return fmt.Errorf("process %d does not end, not even by SIGKILL", p.PID)
+}
+
+// ended waits until the process of the pidfd ends; it is readable then.
+func ended(ctx context.Context, pidfd *os.File, grace time.Duration) bool {
+	deadline := time.Now().Add(grace)
+	for ctx.Err() == nil {
+		left := time.Until(deadline)
+		if left <= 0 {
+			return false
+		}
+		fds := []unix.PollFd{{Fd: int32(pidfd.Fd()), Events: unix.POLLIN}}
+		n, err := unix.Poll(fds, int(min(left, 100*time.Millisecond)/time.Millisecond)+1)
+		if n > 0 && err == nil {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,201 @@
+package rootless
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"time"
+)
+
+// slirp is one running slirp4netns.
+type slirp struct {
+	cmd  *exec.Cmd
+	exit *os.File      // closing it makes slirp4netns leave (--exit-fd)
+	done chan struct{} // closed when it has ended
+	err  error         // how it ended; read after done
+	tail *tail
+}
+
+// slirpConfig is what does not change when the driver is restarted.
+type slirpConfig struct {
+	Path   string   `json:"path"`
+	Args   []string `json:"args"`
+	IfName string   `json:"ifName"`
+	// APISocket is the path of its API socket; empty for none.
+	APISocket string `json:"apiSocket,omitempty"`
+	netns     *os.File
+	alive     *os.File // inherited, so that its lock lives as long as the last of us
+	log       *slog.Logger
+}
+
+// The descriptors that slirp4netns gets, in the order of ExtraFiles.
+const (
+	slirpExitFD = 3 + iota
+	slirpReadyFD
+	slirpNetnsFD
+	_ // the alive lock
+	slirpAPIFolderFD
+)
+
+// slirpReady is the patience with a driver that is alive and says nothing.
+const slirpReady = 10 * time.Second
+
+// startSlirp starts the driver and returns when its interface is there. The error
+// of one that died holds its last lines.
+func startSlirp(ctx context.Context, c *slirpConfig) (*slirp, error) {
+	exitRead, exitWrite, err := os.Pipe()
+	if err != nil {
+		return nil, fmt.Errorf("starting slirp4netns: %w", err)
+	}
+	defer exitRead.Close()
+	readyRead, readyWrite, err := os.Pipe()
+	if err != nil {
+		exitWrite.Close()
+		return nil, fmt.Errorf("starting slirp4netns: %w", err)
+	}
+	defer readyRead.Close()
+	s := &slirp{exit: exitWrite, done: make(chan struct{}), tail: &tail{log: c.log}}
+	s.cmd = exec.Command(c.Path, c.Args...)
+	s.cmd.ExtraFiles = []*os.File{exitRead, readyWrite, c.netns, c.alive}
+	s.cmd.Stdout, s.cmd.Stderr = s.tail, s.tail
+	s.cmd.Env, s.cmd.Dir = []string{}, "/"
+	if c.APISocket != "" {
+		folder, err := s.addAPISocket(c.APISocket)
+		if err != nil {
+			exitWrite.Close()
+			readyWrite.Close()
+			return nil, fmt.Errorf("API socket for slirp4netns: %w", err)
+		}
+		defer folder.Close()
+	}
+	s.cmd.Args = append(s.cmd.Args, fmt.Sprintf("--exit-fd=%d", slirpExitFD), fmt.Sprintf("--ready-fd=%d", slirpReadyFD),
+		fmt.Sprintf("/proc/self/fd/%d", slirpNetnsFD), c.IfName)
+	err = s.cmd.Start()
+	// Our copy of the write end goes at once, so that a driver that dies is the end
+	// of file on the read end and not a time-out.
+	readyWrite.Close()
+	if err != nil {
+		exitWrite.Close()
+		return nil, fmt.Errorf("starting slirp4netns: %w", err)
+	}
+	go s.wait()
+	if err := s.awaitReady(ctx, readyRead); err != nil {
+		s.stop()
+		return nil, err
+	}
+	return s, nil
+}
+
+// addAPISocket has slirp4netns bind its API socket by a descriptor of the folder,
+// for the length of a socket's name (unix(7)).
+func (s *slirp) addAPISocket(path string) (*os.File, error) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	_, folder, err := throughFolder(path)
+	if err != nil {
+		return nil, err
+	}
+	s.cmd.ExtraFiles = append(s.cmd.ExtraFiles, folder)
+	s.cmd.Args = append(s.cmd.Args, fmt.Sprintf("--api-socket=/proc/self/fd/%d/%s", slirpAPIFolderFD, filepath.Base(path)))
+	return folder, nil
+}
+
+func (s *slirp) wait() {
+	s.err = s.cmd.Wait()
+	close(s.done)
+}
+
+func (s *slirp) awaitReady(ctx context.Context, ready *os.File) error {
+	deadline := time.Now().Add(slirpReady)
+	stop := context.AfterFunc(ctx, func() { ready.SetReadDeadline(time.Now()) })
+	defer stop()
+	if err := ready.SetReadDeadline(deadline); err != nil {
+		return fmt.Errorf("waiting for slirp4netns: %w", err)
+	}
+	if n, err := ready.Read(make([]byte, 1)); n == 1 && err == nil {
+		return nil
+	} else if !errors.Is(err, io.EOF) {
+		return fmt.Errorf("waiting for slirp4netns to become ready: %w: %s", err, s.tail.last())
+	}
+	<-s.done
+	return fmt.Errorf("slirp4netns ended before it was ready (%v): %s", s.err, s.tail.last())
+}
+
+// stop makes the driver leave and returns when it is gone.
+func (s *slirp) stop() {
+	s.exit.Close()
+	select {
+	case <-s.done:
+	case <-time.After(stopGrace):
+		_ = s.cmd.Process.Kill()
+		<-s.done
+	}
+}
+
+// tail keeps the last lines of the driver's output and logs each.
+type tail struct {
+	log   *slog.Logger
+	mu    sync.Mutex
+	lines []string
+	part  []byte
+}
+
+const tailLines = 5
+
+func (t *tail) Write(b []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.part = append(t.part, b...)
+	for {
+		line, rest, ok := bytes.Cut(t.part, []byte("\n"))
+		if !ok {
+			break
+		}
+		t.keep(string(line))
+		t.part = rest
+	}
+	if len(t.part) > 4096 {
+		t.keep(string(t.part))
+		t.part = nil
+	}
+	return len(b), nil
+}
+
+func (t *tail) keep(line string) {
+	if line == "" {
+		return
+	}
+	t.log.Info("slirp4netns", "says", line)
+	t.lines = append(t.lines, line)
+	if len(t.lines) > tailLines {
+		t.lines = append([]string{}, t.lines[1:]...)
+	}
+}
+
+func (t *tail) last() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	text := lastLines(joinLines(append(t.lines, string(t.part))), 2)
+	if text == "" {
+		return "it printed nothing"
+	}
+	return text
+}
+
+func joinLines(lines []string) string {
+	var b bytes.Buffer
+	for _, l := range lines {
+		if l != "" {
+			b.WriteString(l + "\n")
+		}
+	}
+	return b.String()
+}

@@ -1,0 +1,215 @@
+package rootless
+
+import (
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/conf"
+)
+
+// This file keeps the client's source address: rootlessport sends to the service
+// from the client's address, and policy routing inside the namespace brings the
+// replies back to it instead of sending them out by the tap. Per published port
+//
+//	ip rule add iif lo ipproto X sport P lookup T
+//
+// where T holds for TCP
+//
+//	local default dev lo src CONTAINER
+//
+// and for UDP, where the container itself may send from a published port to
+// somebody else, only the clients of the moment:
+//
+//	local CLIENT/32 dev lo src CONTAINER
+//
+// Without "src" an unconnected UDP socket would answer from the client's own
+// address, the default of a local route. Needs Linux 4.17 (FRA_SPORT_RANGE).
+
+// rulePriority is after the table local (0), before main (32766).
+const rulePriority = 24941
+
+// loopbackIndex is the index of lo in every network namespace.
+const loopbackIndex = 1
+
+// tables are the two routing tables of an interface.
+type tables struct{ tcp, udp int }
+
+// tablesOf gives each interface name of a namespace tables of its own, far from
+// the numbers that people use ("am" in the upper bytes). The name alone decides,
+// so that they can be cleaned up without any memory.
+func tablesOf(ifName string) tables {
+	h := fnv.New32a()
+	h.Write([]byte(ifName))
+	n := 0x616d0000 + int(h.Sum32()&0x7fff)*2
+	return tables{tcp: n, udp: n + 1}
+}
+
+func (t tables) of(protocol conf.Protocol) int {
+	if protocol == conf.TCP {
+		return t.tcp
+	}
+	return t.udp
+}
+
+func ipProto(protocol conf.Protocol) int {
+	if protocol == conf.TCP {
+		return unix.IPPROTO_TCP
+	}
+	return unix.IPPROTO_UDP
+}
+
+// AddPort sends what a published container port answers to the port's table.
+// Neighbouring ports share a rule: the kernel walks the rules one by one.
+func (in *inside) AddPort(protocol conf.Protocol, port uint16) error {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	added, gone := in.rules[protocol].add(port)
+	if added == (portRange{}) {
+		return nil
+	}
+	if err := in.rule(protocol, added, in.link.RuleAdd); err != nil && !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	return in.deleteRules(protocol, gone)
+}
+
+// RemovePort is the reverse of AddPort.
+func (in *inside) RemovePort(protocol conf.Protocol, port uint16) error {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	added, gone := in.rules[protocol].remove(port)
+	for _, r := range added {
+		if err := in.rule(protocol, r, in.link.RuleAdd); err != nil && !errors.Is(err, unix.EEXIST) {
+			return err
+		}
+	}
+	if gone == (portRange{}) {
+		return nil
+	}
+	return in.deleteRules(protocol, []portRange{gone})
+}
+
+func (in *inside) deleteRules(protocol conf.Protocol, ranges []portRange) error {
+	for _, r := range ranges {
+		if err := in.rule(protocol, r, in.link.RuleDel); err != nil && !errors.Is(err, unix.ENOENT) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (in *inside) rule(protocol conf.Protocol, ports portRange, do func(*netlink.Rule) error) error {
+	for _, family := range in.families() {
+		r := netlink.NewRule()
+		r.Family, r.Priority, r.Table = family, rulePriority, in.table.of(protocol)
+		r.IifName, r.IPProto = "lo", ipProto(protocol)
+		r.Sport = netlink.NewRulePortRange(ports.first, ports.last)
+		if err := do(r); err != nil {
+			return fmt.Errorf("routing rule for %s ports %d-%d inside the container's namespace: %w", protocol, ports.first, ports.last, err)
+		}
+	}
+	return nil
+}
+
+func (in *inside) families() []int {
+	families := []int{unix.AF_INET}
+	if in.plan.IPv6.enabled() {
+		families = append(families, unix.AF_INET6)
+	}
+	return families
+}
+
+// AddClient brings replies to a UDP client back to rootlessport.
+func (in *inside) AddClient(client netip.Addr) error {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.clients[client] = true
+	if err := in.link.RouteReplace(in.clientRoute(client)); err != nil {
+		return fmt.Errorf("route to client %s inside the container's namespace: %w", client, err)
+	}
+	return nil
+}
+
+// RemoveClient is the reverse of AddClient; a route that is gone is success.
+func (in *inside) RemoveClient(client netip.Addr) error {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	delete(in.clients, client)
+	if err := in.link.RouteDel(in.clientRoute(client)); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("removing the route to client %s inside the container's namespace: %w", client, err)
+	}
+	return nil
+}
+
+func (in *inside) clientRoute(client netip.Addr) *netlink.Route {
+	return in.localRoute(netip.PrefixFrom(client, client.BitLen()), in.table.udp)
+}
+
+func (in *inside) localRoute(to netip.Prefix, table int) *netlink.Route {
+	src := in.plan.IPv4.first()
+	if to.Addr().Is6() {
+		src = in.plan.IPv6.first()
+	}
+	return &netlink.Route{
+		LinkIndex: loopbackIndex, Dst: ipNet(to), Src: src.AsSlice(), Table: table,
+		Type: unix.RTN_LOCAL, Scope: netlink.SCOPE_HOST,
+	}
+}
+
+// restoreRoutes puts the routes in place, at first and after the driver came
+// back: the kernel drops them with the address they name.
+func (in *inside) restoreRoutes(netlink.Link) error {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	for _, f := range []family{in.plan.IPv4, in.plan.IPv6} {
+		if !f.enabled() {
+			continue
+		}
+		all := netip.PrefixFrom(f.first(), 0).Masked()
+		if err := in.link.RouteReplace(in.localRoute(all, in.table.tcp)); err != nil {
+			return err
+		}
+	}
+	for client := range in.clients {
+		if err := in.link.RouteReplace(in.clientRoute(client)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// removeSourceRoutes takes away every rule and route of the interface's tables,
+// whoever put them there: also what a killed supervisor left.
+func removeSourceRoutes(link *netlink.Handle, t tables) error {
+	var errs []error
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		rules, err := link.RuleList(family)
+		errs = append(errs, err)
+		for _, r := range rules {
+			if r.Priority == rulePriority && (r.Table == t.tcp || r.Table == t.udp) {
+				r.Family = family
+				errs = append(errs, ignoring(link.RuleDel(&r), unix.ENOENT))
+			}
+		}
+		for _, table := range []int{t.tcp, t.udp} {
+			routes, err := link.RouteListFiltered(family, &netlink.Route{Table: table}, netlink.RT_FILTER_TABLE)
+			errs = append(errs, err)
+			for _, r := range routes {
+				errs = append(errs, ignoring(link.RouteDel(&r), unix.ESRCH))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func ignoring(err, harmless error) error {
+	if errors.Is(err, harmless) {
+		return nil
+	}
+	return err
+}

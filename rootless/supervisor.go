@@ -1,0 +1,475 @@
+package rootless
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/plugin/record"
+	"github.com/ambi-cni/ambi/portmap/forward"
+)
+
+// The descriptors that a supervisor is started with.
+const (
+	configFD  = 3 + iota // pipe, supervisorConfig as JSON
+	readyFD              // pipe, readyMessage as JSON
+	netnsFD              // the container's network namespace
+	aliveFD              // BASE.alive, locked
+	controlFD            // control socket, listening
+	logFD                // BASE.log, for appending
+	socketFD             // the first of the published ports' sockets
+)
+
+// supervisorConfig is all a supervisor knows.
+type supervisorConfig struct {
+	Key      conf.Key           `json:"key"`
+	StateDir string             `json:"stateDir"`
+	Netns    record.Netns       `json:"netns"`
+	Plan     plan               `json:"plan"`
+	Driver   slirpConfig        `json:"driver"`
+	Handler  conf.PortHandler   `json:"portHandler"`
+	SourceIP conf.SourceIP      `json:"sourceIP"`
+	LogLevel string             `json:"logLevel"`
+	Sockets  []socketInfo       `json:"sockets,omitempty"`
+	Ports    []conf.PortMapping `json:"ports,omitempty"` // handler slirp4netns
+	// CleanOnly: take away what a killed supervisor left inside, and leave.
+	CleanOnly bool `json:"cleanOnly,omitempty"`
+}
+
+// socketInfo describes an inherited socket; they come in this order from socketFD.
+type socketInfo struct {
+	Mapping conf.PortMapping `json:"mapping"`
+	Family  int              `json:"family"`
+}
+
+// readyMessage ends the start of a supervisor, well or not.
+type readyMessage struct {
+	MAC        string       `json:"mac,omitempty"`
+	Error      *types.Error `json:"error,omitempty"`
+	LostRights bool         `json:"lostRights,omitempty"` // exec took the capabilities: start again as uid 0
+}
+
+// supervisor is the one long-lived process of a rootless attachment.
+type supervisor struct {
+	config  supervisorConfig
+	log     *slog.Logger
+	since   time.Time
+	control *net.UnixListener
+	inside  *inside
+	ports   publisher
+	signals chan os.Signal
+	stopped chan struct{}
+	once    sync.Once
+
+	mu       sync.Mutex
+	driver   *slirp // nil while it is down
+	restarts int
+	lastErr  string
+}
+
+// publisher publishes host ports; rootlessport and slirp4netns's API do.
+type publisher interface {
+	add(m conf.PortMapping, sockets []forward.Socket) error
+	remove(m conf.PortMapping) error
+	restored() error // the driver came back
+	check() error
+	stats() []forward.PortStats
+	close() error
+}
+
+// Supervise is the main function of the supervisor process; it returns the exit
+// status.
+func Supervise() int {
+	// An idle supervisor is memory times containers: collect early, keep little.
+	debug.SetGCPercent(50)
+	ready := os.NewFile(readyFD, "ready pipe")
+	var config supervisorConfig
+	if err := json.NewDecoder(os.NewFile(configFD, "configuration pipe")).Decode(&config); err != nil {
+		return tellFailure(ready, fmt.Errorf("reading the supervisor's configuration: %w", err))
+	}
+	if !haveCapability(unix.CAP_NET_ADMIN) || !haveCapability(unix.CAP_SYS_ADMIN) {
+		return tell(ready, readyMessage{LostRights: true}, 1)
+	}
+	if config.CleanOnly {
+		return cleanOnly(ready, &config)
+	}
+	s, err := newSupervisor(config)
+	if err != nil {
+		return tellFailure(ready, err)
+	}
+	if err := s.start(); err != nil {
+		s.log.Error("start", "error", err)
+		code := tellFailure(ready, err)
+		s.leave()
+		return code
+	}
+	if tell(ready, readyMessage{MAC: s.inside.plan.MAC}, 0) != 0 {
+		// ADD was killed before it could hear of us: nobody may ever call DEL.
+		s.log.Warn("nobody waits for this supervisor any more, leaving")
+		s.leaveForGood()
+		return 1
+	}
+	s.settle()
+	s.run()
+	return 0
+}
+
+func tell(ready *os.File, m readyMessage, code int) int {
+	defer ready.Close()
+	if err := json.NewEncoder(ready).Encode(m); err != nil {
+		return 1
+	}
+	return code
+}
+
+func tellFailure(ready *os.File, err error) int {
+	var e *types.Error
+	if !errors.As(err, &e) {
+		e = conf.Errorf(conf.ErrNetwork, "%v", err)
+	}
+	return tell(ready, readyMessage{Error: e}, 1)
+}
+
+func newSupervisor(config supervisorConfig) (*supervisor, error) {
+	log := newLogger(newLogFile(os.NewFile(logFD, "log")), config.LogLevel).With("attachment", config.Key)
+	listener := os.NewFile(controlFD, "control socket")
+	// Again, so that SO_PEERCRED of a caller shows this process and not the one that
+	// bound the name.
+	if err := unix.Listen(controlFD, 16); err != nil {
+		return nil, fmt.Errorf("control socket: %w", err)
+	}
+	l, err := net.FileListener(listener)
+	if err != nil {
+		return nil, fmt.Errorf("control socket: %w", err)
+	}
+	listener.Close()
+	control := l.(*net.UnixListener)
+	control.SetUnlinkOnClose(false)
+	s := &supervisor{config: config, log: log, since: time.Now(), control: control, signals: make(chan os.Signal, 1), stopped: make(chan struct{})}
+	// From the start, so that a signal in the middle of it is kept for after it.
+	signal.Notify(s.signals, unix.SIGTERM, unix.SIGINT)
+	signal.Ignore(unix.SIGHUP, unix.SIGPIPE)
+	s.config.Driver.netns = os.NewFile(netnsFD, "network namespace")
+	s.config.Driver.alive = os.NewFile(aliveFD, "alive lock")
+	s.config.Driver.log = log
+	return s, nil
+}
+
+// start brings the interface and the ports up.
+func (s *supervisor) start() error {
+	var err error
+	if s.inside, err = enter(s.config.Driver.netns, &s.config.Plan); err != nil {
+		return err
+	}
+	if err := s.inside.absent(s.config.Plan.IfName); err != nil {
+		return err
+	}
+	// A supervisor that was killed may have left rules for ports that are not ours.
+	if err := removeSourceRoutes(s.inside.link, s.inside.table); err != nil {
+		return fmt.Errorf("cleaning the routing rules inside the namespace: %w", err)
+	}
+	if err := s.startDriver(); err != nil {
+		return err
+	}
+	return s.publish()
+}
+
+func (s *supervisor) startDriver() error {
+	driver, err := startSlirp(context.Background(), &s.config.Driver)
+	if err != nil {
+		return err
+	}
+	if err := s.inside.configure(); err != nil {
+		driver.stop()
+		return err
+	}
+	s.mu.Lock()
+	s.driver = driver
+	s.mu.Unlock()
+	return nil
+}
+
+func (s *supervisor) publish() error {
+	var err error
+	if s.config.Handler == conf.HandlerSlirp4netns {
+		s.ports = newSlirpPublisher(&s.config)
+	} else if s.ports, err = newRootlessport(s); err != nil {
+		return err
+	}
+	return s.publishAll()
+}
+
+func (s *supervisor) publishAll() error {
+	if s.config.Handler == conf.HandlerSlirp4netns {
+		for _, m := range s.config.Ports {
+			if err := s.ports.add(m, nil); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	sockets := make([]forward.Socket, len(s.config.Sockets))
+	for i, info := range s.config.Sockets {
+		fd := socketFD + i
+		unix.CloseOnExec(fd)
+		sockets[i] = forward.Socket{Mapping: info.Mapping, Family: info.Family, File: os.NewFile(uintptr(fd), info.Mapping.String())}
+	}
+	return s.ports.(*rootlessport).forwarder.Add(sockets)
+}
+
+// settle gives back what only the start needed.
+func (s *supervisor) settle() {
+	if err := dropCapabilities(); err != nil {
+		s.log.Warn("dropping capabilities", "error", err)
+	}
+	s.config.Sockets = nil
+	debug.FreeOSMemory()
+}
+
+// The pace of the watch over the namespace and of restarting the driver.
+const (
+	watchInterval = time.Second
+	firstBackOff  = 50 * time.Millisecond
+	longestPause  = 10 * time.Second
+	stableAfter   = time.Minute // a driver that lived this long starts from firstBackOff again
+)
+
+// run is the rest of the supervisor's life.
+func (s *supervisor) run() {
+	go serveControl(s.control, s.log, s.answer)
+	go s.keepDriver()
+	netns := newWatch(s.config.Netns)
+	tick := time.NewTicker(watchInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case sig := <-s.signals:
+			s.log.Info("leaving", "signal", sig)
+			s.leaveForGood()
+			return
+		case <-s.stopped:
+			s.log.Info("leaving", "reason", "asked to by the control socket")
+			s.leaveForGood()
+			return
+		case <-tick.C:
+			if netns.gone() {
+				s.log.Info("leaving", "reason", "the container's namespace is gone")
+				s.leaveForGood()
+				return
+			}
+		}
+	}
+}
+
+// keepDriver restarts a driver that died, with the same addresses.
+func (s *supervisor) keepDriver() {
+	pause := firstBackOff
+	for {
+		s.mu.Lock()
+		driver := s.driver
+		s.mu.Unlock()
+		started := time.Now()
+		<-driver.done
+		if s.leaving() {
+			return
+		}
+		if time.Since(started) > stableAfter {
+			pause = firstBackOff
+		}
+		s.driverDied(driver)
+		if pause = s.restartDriver(pause); pause == 0 {
+			return
+		}
+	}
+}
+
+func (s *supervisor) driverDied(driver *slirp) {
+	driver.exit.Close()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.driver = nil
+	s.restarts++
+	s.lastErr = fmt.Sprintf("slirp4netns ended (%v): %s", driver.err, driver.tail.last())
+	s.log.Warn("the driver died, restarting it", "error", s.lastErr)
+}
+
+// restartDriver tries until it succeeds and returns the next pause, or 0 when the
+// supervisor leaves.
+func (s *supervisor) restartDriver(pause time.Duration) time.Duration {
+	for {
+		time.Sleep(pause)
+		pause = min(2*pause, longestPause)
+		if s.leaving() {
+			return 0
+		}
+		err := s.startDriver()
+		if err == nil {
+			err = s.ports.restored()
+		}
+		if err == nil {
+			s.log.Info("the driver is back")
+			return pause
+		}
+		s.log.Error("restarting the driver", "error", err, "next try in", pause)
+		s.mu.Lock()
+		s.lastErr = err.Error()
+		s.mu.Unlock()
+	}
+}
+
+func (s *supervisor) leaving() bool {
+	select {
+	case <-s.stopped:
+		return true
+	default:
+		return false
+	}
+}
+
+func (s *supervisor) stop() { s.once.Do(func() { close(s.stopped) }) }
+
+// leave takes down everything that this process started, ports first, so that
+// they can be bound again when it has ended.
+func (s *supervisor) leave() {
+	s.stop()
+	s.control.Close()
+	if s.ports != nil {
+		if err := s.ports.close(); err != nil {
+			s.log.Warn("closing ports", "error", err)
+		}
+	}
+	s.mu.Lock()
+	driver := s.driver
+	s.mu.Unlock()
+	if driver != nil {
+		driver.stop()
+	}
+	if s.inside != nil && s.inside.link != nil {
+		if err := removeSourceRoutes(s.inside.link, s.inside.table); err != nil {
+			s.log.Warn("removing the routing rules inside the namespace", "error", err)
+		}
+	}
+}
+
+// leaveForGood is leave, and what DEL does after it when no DEL is at work.
+func (s *supervisor) leaveForGood() {
+	s.leave()
+	store, err := record.OpenExisting(s.config.StateDir)
+	if err != nil {
+		s.log.Warn("removing the record", "error", err)
+		return
+	}
+	now, cancel := context.WithTimeout(context.Background(), 0)
+	defer cancel()
+	unlock, err := store.Lock(now, s.config.Key)
+	if err != nil {
+		return // DEL or GC holds it and does the rest
+	}
+	defer unlock()
+	if err := store.Remove(s.config.Key); err != nil {
+		s.log.Warn("removing the record", "error", err)
+	}
+}
+
+// answer serves one control request; it owns the files.
+func (s *supervisor) answer(r request, files []*os.File) reply {
+	err := s.serve(r, files)
+	if err == nil {
+		return reply{Status: s.status()}
+	}
+	var e *types.Error
+	if !errors.As(err, &e) {
+		e = conf.Errorf(conf.ErrNetwork, "%v", err)
+	}
+	return reply{Error: e}
+}
+
+func (s *supervisor) serve(r request, files []*os.File) error {
+	if r.Op != opAddPort {
+		defer closeAll(files)
+	}
+	switch r.Op {
+	case opStatus:
+		return nil
+	case opCheck:
+		return s.check()
+	case opStop:
+		s.stop()
+		return nil
+	case opAddPort:
+		return s.addPort(r, files)
+	case opRemovePort:
+		if r.Port == nil {
+			return conf.Errorf(types.ErrDecodingFailure, "control request %s: no port", r.Op)
+		}
+		return s.ports.remove(*r.Port)
+	}
+	return conf.Errorf(types.ErrDecodingFailure, "control request %q is not known", r.Op)
+}
+
+func (s *supervisor) addPort(r request, files []*os.File) error {
+	if r.Port == nil || len(r.Families) != len(files) {
+		closeAll(files)
+		return conf.Errorf(types.ErrDecodingFailure, "control request %s: no port, or not one family for each socket", r.Op)
+	}
+	sockets := make([]forward.Socket, len(files))
+	for i, f := range files {
+		sockets[i] = forward.Socket{Mapping: *r.Port, Family: r.Families[i], File: f}
+	}
+	return s.ports.add(*r.Port, sockets)
+}
+
+// check is CHECK from the inside: the driver, the interface and the ports.
+func (s *supervisor) check() error {
+	var problems []string
+	s.mu.Lock()
+	if s.driver == nil {
+		problems = append(problems, "slirp4netns is down and being restarted: "+s.lastErr)
+	}
+	s.mu.Unlock()
+	for _, err := range []error{s.inside.check(), s.ports.check()} {
+		if err != nil {
+			problems = append(problems, err.Error())
+		}
+	}
+	if len(problems) == 0 {
+		return nil
+	}
+	return conf.Errorf(conf.ErrNetwork, "attachment %s: %s", s.config.Key, strings.Join(problems, "; "))
+}
+
+func (s *supervisor) status() *Status {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := &Status{PID: os.Getpid(), Since: s.since, MAC: s.inside.plan.MAC, Ports: s.ports.stats()}
+	st.Driver = DriverStatus{Restarts: s.restarts, Error: s.lastErr}
+	if s.driver != nil {
+		st.Driver.PID = s.driver.cmd.Process.Pid
+	}
+	return st
+}
+
+// cleanOnly removes what a killed supervisor left inside the namespace.
+func cleanOnly(ready *os.File, config *supervisorConfig) int {
+	in, err := enter(os.NewFile(netnsFD, "network namespace"), &config.Plan)
+	if err == nil {
+		err = removeSourceRoutes(in.link, in.table)
+	}
+	if err != nil {
+		return tellFailure(ready, err)
+	}
+	return tell(ready, readyMessage{}, 0)
+}
