@@ -1,0 +1,49 @@
+// Command ambi is a CNI plugin that gives a container its network whoever starts
+// it: as root it runs the CNI plugins of the host and publishes ports itself;
+// without root it puts slirp4netns behind the interface and forwards ports in user
+// space.
+package main
+
+import (
+	"fmt"
+	"os"
+	"runtime/debug"
+
+	"github.com/ambi-cni/ambi/plugin"
+	"github.com/ambi-cni/ambi/rootless"
+)
+
+// version is set by the build (-ldflags -X main.version=…).
+var version string
+
+func main() { os.Exit(run()) }
+
+// run finds out which face ambi has to show: a CNI verb, a supervisor, or a
+// command line.
+func run() int {
+	switch {
+	case os.Getenv("CNI_COMMAND") != "":
+		return plugin.Main(about())
+	case len(os.Args) > 1 && os.Args[1] == rootless.Role:
+		return rootless.Supervise()
+	case len(os.Args) > 1 && (os.Args[1] == "version" || os.Args[1] == "--version"):
+		fmt.Println(about())
+		return 0
+	case len(os.Args) > 1:
+		fmt.Fprintf(os.Stderr, "ambi: unknown command %q\nhint: ambi is run by a CNI runtime; see \"ambi version\" and the README\n", os.Args[1])
+		return 2
+	}
+	return plugin.Main(about()) // tells about itself
+}
+
+func about() string { return "CNI plugin ambi " + buildVersion() }
+
+func buildVersion() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(unknown version)"
+}

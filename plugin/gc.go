@@ -1,0 +1,89 @@
+package plugin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/plugin/record"
+)
+
+// gc is GC: it takes down every attachment of this network that is not in the
+// list of valid ones, namespace gone or not, and goes on past errors.
+//
+// Without a list (cnitool sends none) only what cannot be alive is taken: an ADD
+// that was killed, a namespace that is gone, a network that is broken. An empty
+// list means that nothing is valid.
+func (v *verbs) gc(ctx context.Context) error {
+	var errs []error
+	for _, dir := range v.stateDirs {
+		store, err := record.OpenExisting(dir)
+		if err != nil {
+			continue // not there, or not ours: nothing of ours in it
+		}
+		errs = append(errs, v.collect(ctx, store))
+	}
+	if mode, err := chooseMode(v.netConf.Mode, ownRights()); err == nil && mode == conf.ModeRoot {
+		errs = append(errs, v.collectUnrecorded(ctx))
+	}
+	return errors.Join(errs...)
+}
+
+// collect empties one folder of what is stale. GC is alone in it: no ADD or DEL
+// runs at the same time, so a record that is not finished never will be.
+func (v *verbs) collect(ctx context.Context, store *record.Store) error {
+	lockCtx, cancel := lockContext(ctx)
+	defer cancel()
+	unlock, err := store.LockAll(lockCtx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	records, damaged, err := store.List()
+	if err != nil {
+		return fmt.Errorf("listing records: %w", err)
+	}
+	var errs []error
+	for _, r := range records {
+		if r.Network == v.netConf.Name && v.stale(r.Key, r) {
+			errs = append(errs, annotated(r.Key, v.collectOne(ctx, store, r.Key, r)))
+		}
+	}
+	for _, key := range damaged {
+		if key.Network == v.netConf.Name && v.stale(key, nil) {
+			errs = append(errs, annotated(key, v.collectOne(ctx, store, key, nil)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func annotated(key conf.Key, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("collecting attachment %s: %w", key, err)
+}
+
+func (v *verbs) stale(key conf.Key, r *record.Record) bool {
+	if v.netConf.ValidAttachments != nil {
+		return !slices.Contains(v.netConf.ValidAttachments, types.GCAttachment{ContainerID: key.ContainerID, IfName: key.IfName})
+	}
+	return r != nil && (r.State != record.Ready || r.Netns.Gone() || v.broken(r))
+}
+
+// collectOne is DEL of a stale attachment.
+func (v *verbs) collectOne(ctx context.Context, store *record.Store, key conf.Key, r *record.Record) error {
+	one := *v
+	attachment := *v.attachment
+	attachment.Key, attachment.NetnsPath = key, ""
+	one.attachment = &attachment
+	v.log.Warn("GC: collecting", "attachment", key)
+	if err := one.detach(ctx, store, r); err != nil {
+		return err
+	}
+	return store.RemoveLock(key)
+}

@@ -1,0 +1,81 @@
+package plugin
+
+import (
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/conf"
+)
+
+// rights are what the choice of mode rests on. Not the uid: uid 0 of a user
+// namespace may be powerless over the network namespace it stands in, and an
+// ordinary user may own one.
+type rights struct {
+	netAdmin  bool // effective CAP_NET_ADMIN
+	ownsNetns bool // our user namespace owns our network namespace
+}
+
+func ownRights() rights {
+	return rights{netAdmin: haveNetAdmin(), ownsNetns: ownNetnsIsOurs()}
+}
+
+func haveNetAdmin() bool {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	err := unix.Capget(&header, &data[0])
+	return err == nil && data[0].Effective&(1<<unix.CAP_NET_ADMIN) != 0
+}
+
+// ownNetnsIsOurs compares the owner of our network namespace with our user
+// namespace (ioctl_nsfs(2), NS_GET_USERNS). The ioctl fails with EPERM when the
+// owner is outside ours: the host's network seen by a fake root.
+func ownNetnsIsOurs() bool {
+	netns, err := os.Open("/proc/self/ns/net")
+	if err != nil {
+		return false
+	}
+	defer netns.Close()
+	fd, err := unix.IoctlRetInt(int(netns.Fd()), unix.NS_GET_USERNS)
+	if err != nil {
+		return false
+	}
+	owner := os.NewFile(uintptr(fd), "owning user namespace")
+	defer owner.Close()
+	ownerStat, err := owner.Stat()
+	if err != nil {
+		return false
+	}
+	own, err := os.Stat("/proc/self/ns/user")
+	return err == nil && os.SameFile(own, ownerStat)
+}
+
+// chooseMode is root exactly when we have the rights for it, unless the key mode
+// says otherwise; mode root without the rights is an error of code 7.
+func chooseMode(asked conf.Mode, r rights) (conf.Mode, error) {
+	able := r.netAdmin && r.ownsNetns
+	switch {
+	case asked == conf.ModeRootless:
+		return conf.ModeRootless, nil
+	case able:
+		return conf.ModeRoot, nil
+	case asked == conf.ModeRoot:
+		return "", conf.Invalid("mode", asked, missingRight(r)+"; run as root, or set mode to auto or rootless")
+	}
+	return conf.ModeRootless, nil
+}
+
+func missingRight(r rights) string {
+	if !r.netAdmin {
+		return "it needs CAP_NET_ADMIN, which this process does not have"
+	}
+	return "it needs a network namespace that is owned by our own user namespace, and this one (" + netnsName() + ") is not"
+}
+
+func netnsName() string {
+	name, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		return "net"
+	}
+	return name
+}

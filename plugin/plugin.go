@@ -1,0 +1,193 @@
+package plugin
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/containernetworking/cni/pkg/version"
+
+	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/plugin/record"
+)
+
+// Main runs the verb that CNI_COMMAND names and returns the exit status. Standard
+// output gets the result, the error, or nothing.
+func Main(about string) (status int) {
+	defer func() {
+		if p := recover(); p != nil {
+			fmt.Fprintf(os.Stderr, "ambi: panic: %v\n%s", p, debug.Stack())
+			status = fail(conf.Errorf(types.ErrInternal, "internal error of ambi: %v; please report it with the stack on standard error", p), "")
+		}
+	}()
+	seen := &input{}
+	funcs := skel.CNIFuncs{
+		Add:    seen.verb("ADD", (*verbs).add),
+		Check:  seen.verb("CHECK", (*verbs).check),
+		Del:    seen.verb("DEL", (*verbs).del),
+		GC:     seen.verb("GC", (*verbs).gc),
+		Status: seen.verb("STATUS", (*verbs).status),
+	}
+	if err := skel.PluginMainFuncsWithError(funcs, versions{version.All}, about); err != nil {
+		return fail(err, seen.cniVersion)
+	}
+	return 0
+}
+
+// fail prints an error as section 5 of the specification asks, cniVersion
+// included, which the library's own error leaves out.
+func fail(err *types.Error, cniVersion string) int {
+	out, merr := json.MarshalIndent(struct {
+		CNIVersion string `json:"cniVersion,omitempty"`
+		*types.Error
+	}{cniVersion, err}, "", "    ")
+	if merr == nil {
+		_, merr = os.Stdout.Write(append(out, '\n'))
+	}
+	if merr != nil {
+		fmt.Fprintln(os.Stderr, "ambi: writing the error to standard output:", merr)
+	}
+	return 1
+}
+
+// versions answers VERSION with the cniVersion it was asked with (section 2,
+// "VERSION"), which skel does not read.
+type versions struct{ version.PluginInfo }
+
+func (v versions) Encode(w io.Writer) error {
+	var asked struct {
+		CNIVersion string `json:"cniVersion"`
+	}
+	_ = json.NewDecoder(os.Stdin).Decode(&asked) // standard input may be empty
+	if asked.CNIVersion == "" {
+		asked.CNIVersion = version.Current()
+	}
+	return json.NewEncoder(w).Encode(map[string]any{
+		"cniVersion": asked.CNIVersion, "supportedVersions": v.SupportedVersions(),
+	})
+}
+
+// input remembers what the error needs of it.
+type input struct{ cniVersion string }
+
+// verb makes skel's function of one of ours.
+func (in *input) verb(name string, run func(*verbs, context.Context) error) func(*skel.CmdArgs) error {
+	return func(args *skel.CmdArgs) (err error) {
+		started := time.Now()
+		var versioned struct {
+			CNIVersion string `json:"cniVersion"`
+		}
+		_ = json.Unmarshal(args.StdinData, &versioned) // skel has decoded it before
+		in.cniVersion = versioned.CNIVersion
+		v, err := newVerbs(name, args)
+		if err != nil {
+			return err
+		}
+		defer v.close()
+		defer func() {
+			v.log.Info(name, "attachment", v.attachment.Key, "duration", time.Since(started).Round(time.Microsecond), "error", err)
+		}()
+		return run(v, context.Background())
+	}
+}
+
+// verbs is one call of the plugin.
+type verbs struct {
+	attachment *conf.Attachment
+	netConf    *conf.NetConf
+	confErr    error // of a configuration that only DEL can do without
+	override   bool  // CNI_NETNS_OVERRIDE
+	stateDirs  []string
+	log        *slog.Logger
+	logFile    *os.File
+}
+
+func newVerbs(name string, args *skel.CmdArgs) (*verbs, error) {
+	v := &verbs{override: args.NetnsOverride == "1" || strings.EqualFold(args.NetnsOverride, "true")}
+	env := conf.Env{
+		ContainerID: args.ContainerID, NetnsPath: args.Netns, IfName: args.IfName, Args: args.Args,
+		Path: filepath.SplitList(args.Path),
+	}
+	var err error
+	v.netConf, err = conf.Parse(args.StdinData)
+	if err == nil {
+		v.attachment, err = conf.NewAttachment(env, v.netConf)
+	}
+	if err != nil && name != "DEL" {
+		return nil, err
+	}
+	if err != nil {
+		// The configuration may have been edited since ADD; the record knows the old one.
+		v.confErr = err
+		v.netConf, v.attachment = withoutOwnKeys(env, args.StdinData)
+	}
+	v.stateDirs = stateDirs(v.netConf.StateDir)
+	v.openLog()
+	return v, nil
+}
+
+// withoutOwnKeys is what can be said of an attachment whose configuration is not
+// valid: skel has made sure that it has a name.
+func withoutOwnKeys(env conf.Env, stdin []byte) (*conf.NetConf, *conf.Attachment) {
+	var named struct {
+		Name       string `json:"name"`
+		CNIVersion string `json:"cniVersion"`
+		StateDir   any    `json:"stateDir"`
+	}
+	_ = json.Unmarshal(stdin, &named)
+	n := &conf.NetConf{Name: named.Name, CNIVersion: named.CNIVersion, LogLevel: "info"}
+	if dir, ok := named.StateDir.(string); ok && filepath.IsAbs(dir) {
+		n.StateDir = dir
+	}
+	env.Args = ""
+	a := &conf.Attachment{
+		Key:       conf.Key{Network: named.Name, ContainerID: env.ContainerID, IfName: env.IfName},
+		NetnsPath: env.NetnsPath, Path: env.Path, NetConf: n,
+	}
+	return n, a
+}
+
+func stateDirs(configured string) []string {
+	if configured != "" {
+		return []string{configured}
+	}
+	uidMap, _ := os.ReadFile("/proc/self/uid_map")
+	return record.DefaultDirs(os.Geteuid(), os.Getenv("XDG_RUNTIME_DIR"), string(uidMap))
+}
+
+// openLog sends warnings to standard error, everything at debug level, and all
+// that logLevel asks for to logFile.
+func (v *verbs) openLog() {
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(v.netConf.LogLevel))
+	toStderr := slog.LevelWarn
+	if level > toStderr || level == slog.LevelDebug {
+		toStderr = level
+	}
+	handlers := []slog.Handler{slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: toStderr})}
+	if v.netConf.LogFile != "" {
+		f, err := os.OpenFile(v.netConf.LogFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+		if err == nil {
+			v.logFile = f
+			handlers = append(handlers, slog.NewTextHandler(f, &slog.HandlerOptions{Level: level}))
+		} else {
+			defer func() { v.log.Warn("log file", "error", err) }()
+		}
+	}
+	v.log = slog.New(slog.NewMultiHandler(handlers...))
+}
+
+func (v *verbs) close() {
+	if v.logFile != nil {
+		v.logFile.Close()
+	}
+}

@@ -1,0 +1,387 @@
+package plugin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"slices"
+
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/delegate"
+	"github.com/ambi-cni/ambi/plugin/record"
+	"github.com/ambi-cni/ambi/portmap/nat"
+)
+
+// rootNetwork runs the delegates and publishes host ports itself.
+type rootNetwork struct {
+	store  *record.Store
+	record *record.Record // nil without a readable one
+	log    *slog.Logger
+}
+
+// Add runs the delegates in order, then publishes the ports. The record is saved
+// before the first change and after each delegate, so that DEL knows the
+// addresses also when ADD is killed.
+func (n *rootNetwork) Add(ctx context.Context, a *conf.Attachment) (*types100.Result, error) {
+	chain, err := n.chain(a)
+	if err != nil {
+		return nil, err
+	}
+	if err := chain.Find(); err != nil {
+		return nil, err
+	}
+	result, err := prevResult(a.NetConf)
+	if err != nil {
+		return nil, err
+	}
+	if len(chain.Delegates) > 0 {
+		if err := absent(a); err != nil {
+			return nil, err
+		}
+	}
+	for _, d := range chain.Delegates {
+		n.record.Delegates = append(n.record.Delegates, d.Raw)
+	}
+	if err := n.store.Save(n.record); err != nil {
+		return nil, err
+	}
+	if len(chain.Delegates) > 0 {
+		chain.AfterEach = n.note
+		if result, err = chain.Add(ctx, result); err != nil {
+			return nil, err
+		}
+		if err := fillIn(result, a); err != nil {
+			return nil, err
+		}
+	}
+	if err := n.publish(ctx, a, result); err != nil {
+		return nil, err
+	}
+	return withDNS(result, a), nil
+}
+
+func (n *rootNetwork) note(_ int, result *types100.Result) (err error) {
+	if n.record.Result, err = json.Marshal(result); err != nil {
+		return err
+	}
+	return n.store.Save(n.record)
+}
+
+// chain is the delegates of the record when there is one, since the caller may
+// have edited its configuration; else those of the configuration; else the
+// built-in default chain, unless another plugin has made the interface.
+func (n *rootNetwork) chain(a *conf.Attachment) (*delegate.Chain, error) {
+	chain := &delegate.Chain{Attachment: a, Logger: n.log, CacheDir: n.store.Dir()}
+	var err error
+	switch {
+	case n.record != nil && n.record.State == record.Ready, n.record != nil && n.record.Saved():
+		for i, raw := range n.record.Delegates {
+			d, err := conf.ParseDelegate(fmt.Sprintf("record.delegates[%d]", i), raw)
+			if err != nil {
+				return nil, err
+			}
+			chain.Delegates = append(chain.Delegates, d)
+		}
+	case len(a.NetConf.Delegates) > 0:
+		chain.Delegates = a.NetConf.Delegates
+	case a.NetConf.PrevResult == nil || n.unchained(a):
+		chain.Delegates, err = delegate.Default(a.NetConf.Bridge, a.Network, filepath.Join(n.store.Dir(), "ipam"), a.Path)
+	}
+	return chain, err
+}
+
+// unchained says, for a DEL or CHECK without a record, that prevResult is our own
+// result and not that of a plugin before us: CHECK and DEL always have one.
+func (n *rootNetwork) unchained(a *conf.Attachment) bool {
+	if n.record != nil {
+		return false
+	}
+	result, err := prevResult(a.NetConf)
+	if err != nil || result == nil {
+		return true
+	}
+	bridge := delegate.BridgeName(a.NetConf.Bridge, a.Network)
+	return slices.ContainsFunc(result.Interfaces, func(i *types100.Interface) bool { return i.Name == bridge && i.Sandbox == "" })
+}
+
+// prevResult is the configuration's prevResult in the newest form; nil without.
+func prevResult(n *conf.NetConf) (*types100.Result, error) {
+	if n.PrevResult == nil {
+		return nil, nil
+	}
+	return parseResult(n.PrevResult, n.CNIVersion)
+}
+
+// parseResult reads a result; one without a cniVersion has that of the
+// configuration (cni#895).
+func parseResult(raw json.RawMessage, cniVersion string) (*types100.Result, error) {
+	result, err := delegate.ParseResult(raw, cniVersion)
+	if err != nil {
+		return nil, conf.Errorf(types.ErrDecodingFailure, "key \"prevResult\": %v", err)
+	}
+	return result, nil
+}
+
+// absent makes sure that the interface is not there yet: rolling back would take
+// somebody else's away.
+func absent(a *conf.Attachment) error {
+	_, err := linkInside(a)
+	var missing netlink.LinkNotFoundError
+	switch {
+	case errors.As(err, &missing):
+		return nil
+	case err != nil:
+		return err
+	}
+	return conf.Errorf(types.ErrInvalidEnvironmentVariables,
+		"CNI_IFNAME %q: the namespace has an interface of that name already; choose another name or remove it first", a.IfName)
+}
+
+// fillIn adds what a delegate left out of the container's interface: plugins
+// before 1.1.0 do not tell the MTU.
+func fillIn(result *types100.Result, a *conf.Attachment) error {
+	for _, i := range result.Interfaces {
+		if i.Name != a.IfName || i.Sandbox == "" || (i.Mtu != 0 && i.Mac != "") {
+			continue
+		}
+		link, err := linkInside(a)
+		if err != nil {
+			return fmt.Errorf("the delegates' result names an interface that is not there: %w", err)
+		}
+		i.Mtu, i.Mac = link.Attrs().MTU, link.Attrs().HardwareAddr.String()
+	}
+	return nil
+}
+
+// linkInside looks up CNI_IFNAME in CNI_NETNS.
+func linkInside(a *conf.Attachment) (netlink.Link, error) {
+	ns, err := netns.GetFromPath(a.NetnsPath)
+	if err != nil {
+		return nil, record.NetnsError(a.NetnsPath, err.Error(), "give the path of a network namespace")
+	}
+	defer ns.Close()
+	handle, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, record.NetnsError(a.NetnsPath, err.Error(), "it must be one that this user may enter")
+	}
+	defer handle.Close()
+	link, err := handle.LinkByName(a.IfName)
+	if err != nil {
+		return nil, fmt.Errorf("interface %s in %s: %w", a.IfName, a.NetnsPath, err)
+	}
+	return link, nil
+}
+
+// publishes says whether ambi itself publishes the ports.
+func publishes(a *conf.Attachment) bool {
+	if len(a.Ports) == 0 || a.NetConf.Portmap.Backend == conf.BackendNone {
+		return false
+	}
+	return !slices.ContainsFunc(a.NetConf.Delegates, func(d conf.Delegate) bool { return d.Capabilities["portMappings"] })
+}
+
+func (n *rootNetwork) publish(ctx context.Context, a *conf.Attachment, result *types100.Result) error {
+	if !publishes(a) {
+		return nil
+	}
+	backend, err := nat.Open(a.NetConf.Portmap.Backend)
+	if err != nil {
+		return err
+	}
+	n.record.Published = &record.Published{
+		Backend: conf.Backend(backend.Name()), IPs: containerIPs(result, a.IfName), SNAT: a.NetConf.Portmap.SNAT,
+	}
+	if err := n.store.Save(n.record); err != nil {
+		return err
+	}
+	return backend.Add(ctx, published(n.record))
+}
+
+func published(r *record.Record) nat.Published {
+	return nat.Published{Owner: r.Key, IPs: r.Published.IPs, Ports: r.Ports, SNAT: r.Published.SNAT, HostIf: r.Published.HostIf}
+}
+
+// containerIPs are the addresses of the container's interface in a result.
+func containerIPs(result *types100.Result, ifName string) []netip.Addr {
+	var ips []netip.Addr
+	for _, ip := range result.IPs {
+		if ip.Interface != nil && *ip.Interface >= 0 && *ip.Interface < len(result.Interfaces) {
+			i := result.Interfaces[*ip.Interface]
+			if i.Sandbox == "" || i.Name != ifName {
+				continue
+			}
+		}
+		if addr, ok := netip.AddrFromSlice(ip.Address.IP); ok {
+			ips = append(ips, addr.Unmap())
+		}
+	}
+	return ips
+}
+
+// withDNS fills in what the delegates left open: the runtime's wish for this
+// container, else the network's.
+func withDNS(result *types100.Result, a *conf.Attachment) *types100.Result {
+	if result.DNS.IsEmpty() {
+		result.DNS = *a.NetConf.DNS.Copy()
+	}
+	asked := a.NetConf.RuntimeConfig.DNS
+	if len(asked.Nameservers) > 0 {
+		result.DNS.Nameservers = asked.Nameservers
+	}
+	if len(asked.Search) > 0 {
+		result.DNS.Search = asked.Search
+	}
+	if len(asked.Options) > 0 {
+		result.DNS.Options = asked.Options
+	}
+	return result
+}
+
+// Check asks the delegates and compares the published ports with the kernel.
+func (n *rootNetwork) Check(ctx context.Context, a *conf.Attachment) error {
+	chain, err := n.chain(a)
+	if err != nil {
+		return err
+	}
+	result, err := prevResult(a.NetConf)
+	if err != nil {
+		return err
+	}
+	if err := chain.Check(ctx, result); err != nil {
+		return err
+	}
+	if n.record.Published == nil {
+		return nil
+	}
+	backend, err := nat.Open(n.record.Published.Backend)
+	if err != nil {
+		return err
+	}
+	return backend.Check(ctx, published(n.record))
+}
+
+// Del takes back the ports, then the delegates in reverse. The interface plugin,
+// and with it the address, is left alone while rules bound to it remain (cni#924).
+func (n *rootNetwork) Del(ctx context.Context, a *conf.Attachment) error {
+	if n.record != nil && !n.record.Saved() {
+		return nil
+	}
+	if err := n.unpublish(ctx, a); err != nil {
+		return fmt.Errorf("taking back the ports of %s, the address is not released: %w", a.Key, err)
+	}
+	chain, err := n.chain(a)
+	if err != nil {
+		return err
+	}
+	chain.NetnsGone = n.record != nil && n.record.Netns.Gone()
+	return chain.Del(ctx, n.lastResult(a))
+}
+
+// lastResult is the most that is known of what ADD returned; nil when nothing is.
+func (n *rootNetwork) lastResult(a *conf.Attachment) *types100.Result {
+	if n.record != nil && n.record.Result != nil {
+		if result, err := delegate.ParseResult(n.record.Result, types100.ImplementedSpecVersion); err == nil {
+			return result
+		}
+	}
+	result, err := prevResult(a.NetConf)
+	if err != nil {
+		n.log.Warn("DEL without a readable prevResult", "error", err)
+	}
+	return result
+}
+
+func (n *rootNetwork) unpublish(ctx context.Context, a *conf.Attachment) error {
+	if n.record != nil {
+		if n.record.Published == nil {
+			return nil
+		}
+		backend, err := nat.Open(n.record.Published.Backend)
+		if err != nil {
+			return err
+		}
+		return backend.Del(ctx, published(n.record))
+	}
+	if a.NetConf.Portmap.Backend == conf.BackendNone {
+		return nil
+	}
+	// No record: whatever the kernel has of this owner. The caller may have lost
+	// runtimeConfig, so no ports is no proof that there were none.
+	backend, err := nat.Open(a.NetConf.Portmap.Backend)
+	if err != nil {
+		n.log.Warn("DEL without a record: looking for published ports", "error", err)
+		return nil
+	}
+	result := n.lastResult(a)
+	p := nat.Published{Owner: a.Key, Ports: a.Ports, SNAT: a.NetConf.Portmap.SNAT}
+	if result != nil {
+		p.IPs = containerIPs(result, a.IfName)
+	}
+	return backend.Del(ctx, p)
+}
+
+// status is STATUS: every delegate found, those that know the verb asked, and a
+// firewall to publish ports with.
+func (n *rootNetwork) status(ctx context.Context, a *conf.Attachment) error {
+	chain, err := n.chain(a)
+	if err != nil {
+		return err
+	}
+	if err := chain.Find(); err != nil {
+		return err
+	}
+	if a.NetConf.Capabilities["portMappings"] && a.NetConf.Portmap.Backend != conf.BackendNone {
+		if _, err := nat.Open(a.NetConf.Portmap.Backend); err != nil {
+			return conf.Errorf(conf.ErrPluginNotAvailable, "%v", err)
+		}
+	}
+	return chain.Status(ctx)
+}
+
+// collectUnrecorded removes published ports of this network that no record
+// explains, and passes GC on to the delegates that know it.
+func (v *verbs) collectUnrecorded(ctx context.Context) error {
+	store, err := record.OpenFirst(v.stateDirs)
+	if err != nil {
+		return err
+	}
+	n := &rootNetwork{store: store, log: v.log}
+	errs := []error{n.collectPorts(ctx, v)}
+	if chain, err := n.chain(v.attachment); err == nil && v.netConf.ValidAttachments != nil {
+		errs = append(errs, chain.GC(ctx, v.netConf.ValidAttachments))
+	}
+	return errors.Join(errs...)
+}
+
+func (n *rootNetwork) collectPorts(ctx context.Context, v *verbs) error {
+	if v.netConf.Portmap.Backend == conf.BackendNone {
+		return nil
+	}
+	backend, err := nat.Open(v.netConf.Portmap.Backend)
+	if err != nil {
+		v.log.Warn("GC: looking for published ports", "error", err)
+		return nil
+	}
+	owners, err := backend.Owners(ctx, v.netConf.Name)
+	if err != nil {
+		return fmt.Errorf("listing the owners of published ports: %w", err)
+	}
+	var errs []error
+	for _, owner := range owners {
+		if _, r, err := v.find(owner); err == nil && r == nil {
+			v.log.Warn("GC: removing ports without a record", "attachment", owner)
+			errs = append(errs, backend.Del(ctx, nat.Published{Owner: owner}))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,285 @@
+package plugin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+
+	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/plugin/record"
+	"github.com/ambi-cni/ambi/rootless"
+)
+
+// network attaches one container interface. Each method is the CNI verb of the
+// same name.
+type network interface {
+	Add(ctx context.Context, a *conf.Attachment) (*types100.Result, error)
+	Check(ctx context.Context, a *conf.Attachment) error
+	Del(ctx context.Context, a *conf.Attachment) error
+}
+
+var (
+	_ network = (*rootNetwork)(nil)
+	_ network = (*rootless.Network)(nil)
+)
+
+func (v *verbs) network(mode conf.Mode, store *record.Store, r *record.Record) network {
+	if mode == conf.ModeRoot {
+		return &rootNetwork{store: store, record: r, log: v.log}
+	}
+	return &rootless.Network{Store: store, Record: r}
+}
+
+// lockPatience bounds the wait for another verb on the same attachment.
+const lockPatience = 2 * time.Minute
+
+func lockContext(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, lockPatience, conf.Errorf(types.ErrTryAgainLater,
+		"another verb is at work on this attachment since over %s; try again later", lockPatience))
+}
+
+// add is ADD: all or nothing.
+func (v *verbs) add(ctx context.Context) error {
+	a := v.attachment
+	mode, err := chooseMode(a.NetConf.Mode, ownRights())
+	if err != nil {
+		return err
+	}
+	netns, err := v.containerNetns()
+	if err != nil {
+		return err
+	}
+	store, err := record.OpenFirst(v.stateDirs)
+	if err != nil {
+		return err
+	}
+	lockCtx, cancel := lockContext(ctx)
+	defer cancel()
+	unlock, err := store.Lock(lockCtx, a.Key)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := v.clearLeftover(ctx, store, netns); err != nil {
+		return err
+	}
+	r := record.New(a, mode, netns)
+	n := v.network(mode, store, r)
+	result, err := v.attach(ctx, n, store, r)
+	if err != nil {
+		return v.rollBack(ctx, n, store, r, err)
+	}
+	return types.PrintResult(result, v.outVersion())
+}
+
+// attach is what may fail half way. The network saves the record before its first
+// change.
+func (v *verbs) attach(ctx context.Context, n network, store *record.Store, r *record.Record) (*types100.Result, error) {
+	result, err := n.Add(ctx, v.attachment)
+	if err != nil {
+		return nil, err
+	}
+	if r.Result, err = json.Marshal(result); err != nil {
+		return nil, fmt.Errorf("result of %s: %w", r.Key, err)
+	}
+	r.State = record.Ready
+	return result, store.Save(r)
+}
+
+// rollBack is DEL, and then the error that made it necessary. Without a record
+// nothing was changed yet.
+func (v *verbs) rollBack(ctx context.Context, n network, store *record.Store, r *record.Record, cause error) error {
+	if !r.Saved() {
+		return cause
+	}
+	err := n.Del(ctx, v.attachment)
+	if err == nil {
+		err = store.Remove(v.attachment.Key)
+	}
+	if err == nil {
+		return cause
+	}
+	v.log.Warn("taking back a failed ADD", "attachment", v.attachment.Key, "error", err)
+	var e *types.Error
+	if !errors.As(cause, &e) {
+		e = conf.Errorf(types.ErrInternal, "%v", cause)
+	}
+	return types.NewError(e.Code, e.Msg, joinDetails(e.Details, fmt.Sprintf("and taking back what was done failed, DEL will try again: %v", err)))
+}
+
+func joinDetails(a, b string) string {
+	if a == "" {
+		return b
+	}
+	return a + "; " + b
+}
+
+// outVersion is the version a result is printed in; absent means 0.1.0
+// (the library's version.ConfigDecoder).
+func (v *verbs) outVersion() string {
+	if v.netConf.CNIVersion == "" {
+		return "0.1.0"
+	}
+	return v.netConf.CNIVersion
+}
+
+// containerNetns makes sure, before anything is done, that CNI_NETNS is a network
+// namespace and not our own.
+func (v *verbs) containerNetns() (record.Netns, error) {
+	path := v.attachment.NetnsPath
+	f, netns, err := record.OpenNetns(path)
+	if err != nil {
+		return record.Netns{}, err
+	}
+	defer f.Close()
+	own, err := os.Stat("/proc/self/ns/net")
+	if err != nil {
+		return record.Netns{}, fmt.Errorf("our own network namespace: %w", err)
+	}
+	theirs, err := f.Stat()
+	if err == nil && os.SameFile(own, theirs) && !v.override {
+		return record.Netns{}, record.NetnsError(path, "it is the plugin's own network namespace",
+			"give the container one of its own (set CNI_NETNS_OVERRIDE=1 if this is meant)")
+	}
+	return netns, err
+}
+
+// clearLeftover makes room for a new attachment: what a killed ADD left is taken
+// away; a living attachment of the same name is an error.
+func (v *verbs) clearLeftover(ctx context.Context, store *record.Store, netns record.Netns) error {
+	old, err := store.Load(v.attachment.Key)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		v.log.Warn("a damaged record", "error", err)
+		old = nil
+	case old.State == record.Ready && old.Netns.Same(netns) && !v.broken(old):
+		return conf.Errorf(types.ErrInvalidNetworkConfig,
+			"attachment %s exists already; call DEL before another ADD", old.Key)
+	}
+	return v.detach(ctx, store, old)
+}
+
+// broken says that the network of a record does not work any more, for sure.
+func (v *verbs) broken(r *record.Record) bool {
+	return r.Mode == conf.ModeRootless && !rootless.Alive(r)
+}
+
+// check is CHECK: it changes nothing.
+func (v *verbs) check(ctx context.Context) error {
+	a := v.attachment
+	if a.NetConf.PrevResult == nil {
+		return conf.Errorf(types.ErrInvalidNetworkConfig, "CHECK needs the key \"prevResult\", the result of ADD, which is missing")
+	}
+	store, r, err := v.find(a.Key)
+	if err != nil {
+		return err
+	}
+	if r == nil || r.State != record.Ready {
+		return conf.Errorf(types.ErrUnknownContainer, "attachment %s has no record of a finished ADD in %v; call ADD", a.Key, v.stateDirs)
+	}
+	return v.network(r.Mode, store, r).Check(ctx, a)
+}
+
+// del is DEL: it succeeds for what is gone already.
+func (v *verbs) del(ctx context.Context) error {
+	store, _, err := v.find(v.attachment.Key)
+	if store == nil && err == nil {
+		store, err = record.OpenFirst(v.stateDirs)
+	}
+	if err != nil {
+		return err
+	}
+	lockCtx, cancel := lockContext(ctx)
+	defer cancel()
+	unlock, err := store.Lock(lockCtx, v.attachment.Key)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	r, err := store.Load(v.attachment.Key)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		v.log.Warn("a damaged record; working from the configuration", "error", err)
+	}
+	if r == nil && v.confErr != nil {
+		return v.confErr
+	}
+	return v.detach(ctx, store, r)
+}
+
+// detach takes one attachment down, by its record, else by what the caller
+// says, and removes the record when that succeeded.
+func (v *verbs) detach(ctx context.Context, store *record.Store, r *record.Record) error {
+	if r == nil {
+		return v.detachUnrecorded(ctx, store)
+	}
+	a, err := r.Attachment()
+	if err != nil {
+		v.log.Warn("a record of an older configuration; working from the caller's", "error", err)
+		a = v.attachment
+	}
+	a.Path = append(append([]string{}, v.attachment.Path...), r.Path...)
+	if err := v.network(r.Mode, store, r).Del(ctx, a); err != nil {
+		return err
+	}
+	return store.Remove(r.Key)
+}
+
+// detachUnrecorded does what can be done without a record, in both modes: the
+// one that ADD chose is not known.
+func (v *verbs) detachUnrecorded(ctx context.Context, store *record.Store) error {
+	errs := []error{v.network(conf.ModeRootless, store, nil).Del(ctx, v.attachment)}
+	if mode, err := chooseMode(v.netConf.Mode, ownRights()); err == nil && mode == conf.ModeRoot {
+		errs = append(errs, v.network(conf.ModeRoot, store, nil).Del(ctx, v.attachment))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	return store.Remove(v.attachment.Key)
+}
+
+// find looks for a record in every folder it may be in; DEL may come from another
+// environment than ADD did. Without a record it returns none and no error.
+func (v *verbs) find(key conf.Key) (*record.Store, *record.Record, error) {
+	for _, dir := range v.stateDirs {
+		store, err := record.OpenExisting(dir)
+		if err != nil {
+			continue // not there, or not ours: nothing of ours in it
+		}
+		r, err := store.Load(key)
+		if err == nil {
+			return store, r, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, record.ErrUnreadable) {
+			return nil, nil, fmt.Errorf("record of %s: %w", key, err)
+		}
+		if errors.Is(err, record.ErrUnreadable) {
+			return store, nil, nil
+		}
+	}
+	return nil, nil, nil
+}
+
+// status is STATUS: code 50 with the remedy when ADD could not work.
+func (v *verbs) status(ctx context.Context) error {
+	mode, err := chooseMode(v.netConf.Mode, ownRights())
+	if err != nil {
+		return conf.Errorf(conf.ErrPluginNotAvailable, "%v", err)
+	}
+	store, err := record.OpenFirst(v.stateDirs)
+	if err != nil {
+		return conf.Errorf(conf.ErrPluginNotAvailable, "%v", err)
+	}
+	if mode == conf.ModeRootless {
+		return rootless.Available(v.netConf.Rootless, store.Dir())
+	}
+	return (&rootNetwork{store: store, log: v.log}).status(ctx, v.attachment)
+}
