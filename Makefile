@@ -1,0 +1,44 @@
+# ambi: "make" prints the targets. Everything a target needs, it installs itself:
+# Debian packages by apt (as root), Go programs at pinned versions into .tools.
+
+GO        ?= go
+TOOLS     := $(CURDIR)/.tools/bin
+VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+export CGO_ENABLED = 0
+
+.PHONY: help build setup demo test test-unit test-race lint clean
+
+help:
+	@echo 'make build      build the static binary bin/ambi'
+	@echo 'make demo       run the main job as root and as a user, and show it (root)'
+	@echo 'make test       all tests: unit, and end to end in both modes (root)'
+	@echo 'make test-unit  the tests that need neither root nor packages'
+	@echo 'make test-race  the packages that have concurrency, under the race detector (root)'
+	@echo 'make lint       gofmt, go vet, golangci-lint with the import directions'
+	@echo 'make setup      install what demo and test need (root)'
+	@echo 'make clean      remove what make made'
+
+build:
+	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ambi .
+
+setup:
+	@hack/setup
+	@$(GO) build -trimpath -o $(TOOLS)/peer ./e2e/peer
+
+demo: build setup
+	@hack/demo
+
+test: build setup
+	AMBI_TEST_PLUGINS=$(TOOLS) $(GO) test -count=1 -timeout 15m ./...
+
+test-unit:
+	$(GO) test -count=1 -short ./conf/... ./plugin/... ./rootless/...
+
+test-race: setup
+	CGO_ENABLED=1 AMBI_TEST_PLUGINS=$(TOOLS) $(GO) test -race -short -count=1 -timeout 15m ./portmap/forward/... ./rootless/...
+
+lint:
+	@hack/lint
+
+clean:
+	rm -rf bin .tools

@@ -1,0 +1,32 @@
+// Package e2e drives the built binary from outside: the real cnitool, the
+// standard plugins, slirp4netns, and real namespaces. The scripts under testdata
+// read as documentation.
+//
+// # Machines
+//
+// Each script runs in a machine of its own: new network, mount and process
+// namespaces, an empty /run and /tmp, and a neighbour host one veth away. So
+// scripts run side by side, never touch the host, cannot leave anything behind
+// whatever happens in them, and can ask whether ambi did: "snapshot" before and
+// "unchanged" after compare the whole machine.
+//
+// # What scripts can say
+//
+// Besides the commands of testscript:
+//
+//	netns NAME            make a namespace as root; $NAME is its path
+//	userns NAME [FLAGS]   a process of the user in namespaces of its own (unshare
+//	                      FLAGS, -Urn by default); $NAME is its network namespace's
+//	                      path, $NAME_PID its pid
+//	stopns NAME           end that process
+//	inside NAME CMD…      run CMD in the namespace (& as usual)
+//	poll CMD…             run CMD until it succeeds, for ten seconds at most
+//	snapshot              remember the machine
+//	unchanged [SECONDS]   the machine is as remembered, now or within that time
+//	                      (a namespace made since has to be gone, too)
+//
+// and these programs: asuser CMD… (run as an unprivileged user), onneighbour CMD…
+// (run on the neighbour host), fakeroot CMD… (unshare -Ur as the user), verb VERB
+// NETNS FILE (one call of the plugin, whose output must be one JSON document or
+// nothing), peer (see its source). The machine is 192.0.2.1 and 2001:db8::1, its neighbour .2 and ::2.
+package e2e

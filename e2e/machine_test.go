@@ -1,0 +1,171 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// scriptVariable names the script that this process is to run, inside a machine.
+const scriptVariable = "AMBI_E2E_SCRIPT"
+
+// The user of the scripts: any uid that nobody has.
+const uid = "40001"
+
+// stage is where a machine finds its programs.
+const stage = "/run/e2e"
+
+// TestScripts runs every script in a machine of its own.
+func TestScripts(t *testing.T) {
+	if os.Getenv(scriptVariable) != "" {
+		t.Skip("inside a machine")
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to make machines out of namespaces")
+	}
+	scripts, err := filepath.Glob("testdata/*.txtar")
+	require.NoError(t, err)
+	require.NotEmpty(t, scripts)
+	for _, need := range []string{"../bin/ambi", "../.tools/bin/cnitool", "../.tools/bin/peer"} {
+		_, err := os.Stat(need)
+		require.NoError(t, err, "run make build setup first")
+	}
+	for _, script := range scripts {
+		t.Run(strings.TrimSuffix(filepath.Base(script), ".txtar"), func(t *testing.T) {
+			t.Parallel()
+			runInMachine(t, script)
+		})
+	}
+}
+
+// runInMachine re-executes this test binary as the first process but one of new
+// namespaces. The first is a shell, which reaps what loses its parent.
+func runInMachine(t *testing.T, script string) {
+	self, err := os.Executable()
+	require.NoError(t, err)
+	cmd := exec.Command("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private",
+		"sh", "-c", `"$0" "$@"; exit $?`, self, "-test.run=^TestInsideMachine$", "-test.v", "-test.timeout=100s")
+	cmd.Env = append(os.Environ(), scriptVariable+"="+script)
+	out, err := cmd.CombinedOutput()
+	if err != nil || testing.Verbose() {
+		t.Logf("%s", out)
+	}
+	require.NoError(t, err)
+}
+
+// TestInsideMachine is the inner half of TestScripts.
+func TestInsideMachine(t *testing.T) {
+	script := os.Getenv(scriptVariable)
+	if script == "" {
+		t.Skip("TestScripts runs it, in a machine of its own")
+	}
+	text, err := os.ReadFile(script)
+	require.NoError(t, err)
+	require.NoError(t, furnish())
+	name := stage + "/script/" + filepath.Base(script)
+	require.NoError(t, os.MkdirAll(filepath.Dir(name), 0o755))
+	require.NoError(t, os.WriteFile(name, text, 0o644))
+	testscript.Run(t, testscript.Params{
+		Files:         []string{name},
+		Setup:         setup,
+		Cmds:          commands,
+		WorkdirRoot:   stage,
+		UpdateScripts: false,
+	})
+}
+
+// furnish makes the machine: folders, programs, the neighbour host.
+func furnish() error {
+	steps := [][]string{
+		{"mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", "/run"},
+		{"sh", "-c", "mkdir -p " + stage + "; echo nameserver 192.0.2.2 >" + stage + "/resolv.conf"},
+		{"mkdir", "-p", stage + "/bin", stage + "/plugins", "/var/lib/cni", "/etc/cni"},
+		{"mount", "--bind", "../bin", stage + "/bin"},
+		{"mount", "--bind", "../.tools/bin", stage + "/plugins"},
+		{"mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", "/var/lib/cni"},
+		{"mkdir", "-m", "1777", "/var/lib/cni/results"}, // cnitool's cache, for users too
+		{"mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", "/etc/cni"},
+		{"mount", "-t", "tmpfs", "-o", "mode=1777", "tmpfs", "/tmp"},
+		{"mount", "--bind", stage + "/resolv.conf", "/etc/resolv.conf"},
+		{"ip", "link", "set", "lo", "up"},
+		{"ip", "netns", "add", "neighbour"},
+		{"ip", "link", "add", "uplink", "type", "veth", "peer", "name", "eth0", "netns", "neighbour"},
+		{"ip", "addr", "add", "192.0.2.1/24", "dev", "uplink"},
+		{"ip", "addr", "add", "2001:db8::1/64", "dev", "uplink", "nodad"},
+		{"ip", "link", "set", "uplink", "up"},
+		{"ip", "-n", "neighbour", "link", "set", "lo", "up"},
+		{"ip", "-n", "neighbour", "addr", "add", "192.0.2.2/24", "dev", "eth0"},
+		{"ip", "-n", "neighbour", "addr", "add", "2001:db8::2/64", "dev", "eth0", "nodad"},
+		{"ip", "-n", "neighbour", "link", "set", "eth0", "up"},
+		{"ip", "route", "add", "default", "via", "192.0.2.2"},
+		{"ip", "-6", "route", "add", "default", "via", "2001:db8::2"},
+	}
+	for _, argv := range steps {
+		if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
+			return fmt.Errorf("%q: %w: %s", argv, err, out)
+		}
+	}
+	return writePrograms()
+}
+
+// writePrograms makes the small programs of the scripts.
+func writePrograms() error {
+	if err := os.MkdirAll(stage+"/sbin", 0o755); err != nil {
+		return err
+	}
+	programs := map[string]string{
+		// With XDG_RUNTIME_DIR as a login session has it.
+		"asuser": `exec setpriv --reuid ` + uid + ` --regid ` + uid + ` --clear-groups env HOME=/tmp XDG_RUNTIME_DIR=/run/user/` + uid + ` "$@"`,
+		// One call of the plugin without cnitool, which hides the error's code. What it
+		// prints has to be one JSON document or nothing.
+		"verb": `export CNI_COMMAND=$1 CNI_NETNS=$2 CNI_CONTAINERID=${CNI_CONTAINERID-box} CNI_IFNAME=${CNI_IFNAME-eth0}
+out=$("$AMBI" <"$3"); status=$?
+[ -z "$out" ] || printf %s "$out" | peer json || exit 99
+exit $status`,
+		// A delegate that fails at ADD.
+		"failing": `case $CNI_COMMAND in
+ADD) echo '{"code":11,"msg":"the moon is in the wrong phase"}'; exit 1 ;;
+VERSION) echo '{"cniVersion":"1.0.0","supportedVersions":["1.0.0"]}' ;;
+esac`,
+		"fakeroot":    `exec asuser unshare -Ur "$@"`,
+		"onneighbour": `exec ip netns exec neighbour "$@"`,
+	}
+	for name, text := range programs {
+		if err := os.WriteFile(stage+"/sbin/"+name, []byte("#!/bin/sh\n"+text+"\n"), 0o755); err != nil {
+			return err
+		}
+	}
+	dir := "/run/user/" + uid
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	return errors.Join(os.Chmod(dir, 0o700), os.Chown(dir, 40001, 40001))
+}
+
+func setup(env *testscript.Env) error {
+	// The folder of the script is the user's business, too.
+	for dir := env.WorkDir; len(dir) > len(stage); dir = filepath.Dir(dir) {
+		if err := os.Chmod(dir, 0o777); err != nil {
+			return err
+		}
+	}
+	env.Setenv("PATH", stage+"/sbin:"+stage+"/plugins:"+os.Getenv("PATH"))
+	env.Setenv("CNI_PATH", stage+"/bin:"+stage+"/plugins:"+stage+"/sbin")
+	env.Setenv("NETCONFPATH", env.WorkDir)
+	env.Setenv("AMBI", stage+"/bin/ambi")
+	env.Setenv("HOME", "/root")
+	return os.Chdir(env.WorkDir)
+}
+
+func TestMain(m *testing.M) {
+	unix.Umask(0o022)
+	os.Exit(m.Run())
+}

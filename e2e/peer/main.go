@@ -1,0 +1,219 @@
+// Command peer is the other end in the end-to-end tests and the demo: servers
+// that say whom they saw, and clients that print what they were told.
+//
+//	peer tcp ADDR         serve TCP: one line "you are ADDR", then echo
+//	peer udp ADDR         serve UDP: answers every datagram with "you are ADDR"
+//	peer http ADDR        serve HTTP: "hello ADDR"
+//	peer dns ADDR IP      serve DNS: every name is at IP
+//	peer ask tcp|udp ADDR print the answer of such a server
+//	peer get URL          print the answer of an HTTP server
+//	peer lookup DNS NAME  print the address of a name
+//	peer hold tcp|udp ADDR  bind and do nothing
+//	peer json             print standard input if it is one JSON document
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/signal"
+	"time"
+)
+
+const patience = 3 * time.Second
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "peer:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string) error {
+	type command struct {
+		args int
+		run  func(args []string) error
+	}
+	commands := map[string]command{
+		"tcp":    {1, func(a []string) error { return serveTCP(a[0]) }},
+		"udp":    {1, func(a []string) error { return serveUDP(a[0], greet) }},
+		"http":   {1, func(a []string) error { return serveHTTP(a[0]) }},
+		"dns":    {2, func(a []string) error { return serveDNS(a[0], a[1]) }},
+		"ask":    {2, func(a []string) error { return ask(a[0], a[1]) }},
+		"get":    {1, func(a []string) error { return get(a[0]) }},
+		"lookup": {2, func(a []string) error { return lookup(a[0], a[1]) }},
+		"json":   {0, func([]string) error { return oneDocument() }},
+		"hold":   {2, func(a []string) error { return hold(a[0], a[1]) }},
+	}
+	if len(args) == 0 {
+		return errors.New("no command; see its source")
+	}
+	c, ok := commands[args[0]]
+	if !ok || len(args)-1 != c.args {
+		return fmt.Errorf("bad command %q", args)
+	}
+	return c.run(args[1:])
+}
+
+func serveTCP(addr string) error {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return err
+	}
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		go func() {
+			defer conn.Close()
+			fmt.Fprintf(conn, "you are %s\n", conn.RemoteAddr())
+			_, _ = io.Copy(conn, conn)
+		}()
+	}
+}
+
+func greet(_ []byte, from netip.AddrPort) []byte {
+	return fmt.Appendf(nil, "you are %s\n", netip.AddrPortFrom(from.Addr().Unmap(), from.Port()))
+}
+
+func serveUDP(addr string, answer func(datagram []byte, from netip.AddrPort) []byte) error {
+	local, err := net.ResolveUDPAddr("udp", addr)
+	if err != nil {
+		return err
+	}
+	conn, err := net.ListenUDP("udp", local)
+	if err != nil {
+		return err
+	}
+	b := make([]byte, 65535)
+	for {
+		n, from, err := conn.ReadFromUDPAddrPort(b)
+		if err != nil {
+			return err
+		}
+		if out := answer(b[:n], from); out != nil {
+			_, _ = conn.WriteToUDPAddrPort(out, from)
+		}
+	}
+}
+
+func serveHTTP(addr string) error {
+	return http.ListenAndServe(addr, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "hello %s\n", r.RemoteAddr)
+	}))
+}
+
+// serveDNS answers every question of type A with one address (RFC 1035).
+func serveDNS(addr, ip string) error {
+	a, err := netip.ParseAddr(ip)
+	if err != nil || !a.Is4() {
+		return fmt.Errorf("%q is no IPv4 address", ip)
+	}
+	return serveUDP(addr, func(q []byte, _ netip.AddrPort) []byte { return dnsAnswer(q, a) })
+}
+
+func dnsAnswer(q []byte, a netip.Addr) []byte {
+	const header = 12
+	end := header
+	for end < len(q) && q[end] != 0 {
+		end += int(q[end]) + 1
+	}
+	end += 1 + 4 // root label, type, class
+	if end > len(q) {
+		return nil
+	}
+	out := append([]byte{}, q[:end]...)
+	out[2], out[3] = 0x81, 0x80 // response, recursion available
+	answers := uint16(0)
+	if binary.BigEndian.Uint16(q[end-4:]) == 1 { // A
+		answers = 1
+		out = append(out, 0xc0, header, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4)
+		out = append(out, a.AsSlice()...)
+	}
+	copy(out[4:12], []byte{0, 1, byte(answers >> 8), byte(answers), 0, 0, 0, 0})
+	return out
+}
+
+func ask(network, addr string) error {
+	conn, err := net.DialTimeout(network, addr, patience)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		return err
+	}
+	if network == "udp" {
+		if _, err := conn.Write([]byte("who am I?")); err != nil {
+			return err
+		}
+	}
+	b := make([]byte, 512)
+	n, err := conn.Read(b)
+	fmt.Print(string(b[:n]))
+	return err
+}
+
+func get(url string) error {
+	client := http.Client{Timeout: patience}
+	response, err := client.Get(url)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	_, err = io.Copy(os.Stdout, response.Body)
+	return err
+}
+
+func lookup(server, name string) error {
+	r := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "udp", server)
+	}}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	ips, err := r.LookupNetIP(ctx, "ip4", name)
+	if err != nil {
+		return err
+	}
+	for _, ip := range ips {
+		fmt.Println(ip)
+	}
+	return nil
+}
+
+func oneDocument() error {
+	b, err := io.ReadAll(os.Stdin)
+	if err != nil {
+		return err
+	}
+	if !json.Valid(b) {
+		return fmt.Errorf("not one JSON document: %q", b)
+	}
+	_, err = os.Stdout.Write(append(b, '\n'))
+	return err
+}
+
+func hold(network, addr string) error {
+	var held io.Closer
+	var err error
+	if network == "udp" {
+		held, err = net.ListenPacket(network, addr)
+	} else {
+		held, err = net.Listen(network, addr)
+	}
+	if err != nil {
+		return err
+	}
+	ended := make(chan os.Signal, 1)
+	signal.Notify(ended, os.Interrupt)
+	<-ended
+	return held.Close()
+}
