@@ -130,7 +130,7 @@ func (c *Chain) call(ctx context.Context, d conf.Delegate, r request, least stri
 		return out, v, err
 	}
 	asked, probeErr := c.probe(ctx, path)
-	if probeErr != nil || newest(asked, c.ours()) == v {
+	if probeErr != nil || nearest(asked, c.ours()) == v {
 		return out, v, err // code 1 came from somewhere else, such as its IPAM plugin
 	}
 	return c.callIn(ctx, d, r, path, asked, least)
@@ -141,8 +141,8 @@ func (c *Chain) call(ctx context.Context, d conf.Delegate, r request, least stri
 func (c *Chain) callIn(ctx context.Context, d conf.Delegate, r request, path string, known []string, least string) ([]byte, string, error) {
 	v := c.ours()
 	if known != nil {
-		if v = newest(known, c.ours()); v == "" && least == "" {
-			return nil, "", incompatible(path, known, c.ours())
+		if v = nearest(known, c.ours()); v == "" {
+			return nil, "", incompatible(path, known)
 		}
 	}
 	if !atLeast(v, least) {

@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
@@ -98,7 +97,7 @@ func (c *Chain) remember(a answer) error {
 
 func (c *Chain) answerFile(path string) string {
 	sum := sha256.Sum256([]byte(path))
-	return filepath.Join(c.CacheDir, "versions-"+hex.EncodeToString(sum[:8])+".json")
+	return filepath.Join(c.CacheDir, "versions-"+hex.EncodeToString(sum[:8])+".cache")
 }
 
 // ours is the version of the network; a configuration without one is in 0.1.0.
@@ -109,21 +108,25 @@ func (c *Chain) ours() string {
 	return "0.1.0"
 }
 
-// newest is the newest of the supported versions that is not newer than most and
-// that we can convert results of; "" when there is none.
-func newest(supported []string, most string) string {
+// nearest is the version to ask a delegate in: the newest that it speaks and that
+// is not newer than ours, else the oldest that is newer (the firewall plugin of
+// 1.9.1 has nothing before 0.4.0). Results are converted either way. It is "" when
+// there is none that we know.
+func nearest(supported []string, ours string) string {
 	best := ""
-	for _, v := range version.All.SupportedVersions() {
-		if slices.Contains(supported, v) && atLeast(most, v) {
-			best = v // All is in rising order
+	for _, v := range version.All.SupportedVersions() { // in rising order
+		if !slices.Contains(supported, v) {
+			continue
+		}
+		if best == "" || atLeast(ours, v) {
+			best = v
 		}
 	}
 	return best
 }
 
-// incompatible is code 1: the delegate speaks nothing that we can ask it in.
-func incompatible(path string, supported []string, most string) *types.Error {
+// incompatible is code 1: the delegate speaks nothing that we know.
+func incompatible(path string, supported []string) *types.Error {
 	return conf.Errorf(types.ErrIncompatibleCNIVersion,
-		"%s speaks CNI versions %s, none of them %s or older; set cniVersion of the network to one of them or install another version of the plugin",
-		path, strings.Join(supported, ", "), most)
+		"%s speaks CNI versions %q, of which ambi knows none; install another version of the plugin", path, supported)
 }
