@@ -96,6 +96,8 @@ func furnish() error {
 		{"mount", "-t", "tmpfs", "-o", "mode=1777", "tmpfs", "/tmp"},
 		{"mount", "--bind", stage + "/resolv.conf", "/etc/resolv.conf"},
 		{"ip", "link", "set", "lo", "up"},
+		// A bridge's addresses are there at once, with or without a port.
+		{"sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0"},
 		{"ip", "netns", "add", "neighbour"},
 		{"ip", "link", "add", "uplink", "type", "veth", "peer", "name", "eth0", "netns", "neighbour"},
 		{"ip", "addr", "add", "192.0.2.1/24", "dev", "uplink"},
