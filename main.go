@@ -1,3 +1,9 @@
+// A verb lives for milliseconds and a supervisor waits: reading the cgroup's CPU
+// limit at every start, and watching it, costs each more than it brings.
+//
+//go:debug containermaxprocs=0
+//go:debug updatemaxprocs=0
+
 // Command ambi is a CNI plugin that gives a container its network whoever starts
 // it: as root it runs the CNI plugins of the host and publishes ports itself;
 // without root it puts slirp4netns behind the interface and forwards ports in user

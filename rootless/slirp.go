@@ -2,7 +2,6 @@ package rootless
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -16,11 +15,12 @@ import (
 
 // slirp is one running slirp4netns.
 type slirp struct {
-	cmd  *exec.Cmd
-	exit *os.File      // closing it makes slirp4netns leave (--exit-fd)
-	done chan struct{} // closed when it has ended
-	err  error         // how it ended; read after done
-	tail *tail
+	cmd   *exec.Cmd
+	ready *os.File      // one byte when the interface is there (--ready-fd)
+	exit  *os.File      // closing it makes slirp4netns leave (--exit-fd)
+	done  chan struct{} // closed when it has ended
+	err   error         // how it ended; read after done
+	tail  *tail
 }
 
 // slirpConfig is what does not change when the driver is restarted.
@@ -47,9 +47,9 @@ const (
 // slirpReady is the patience with a driver that is alive and says nothing.
 const slirpReady = 10 * time.Second
 
-// startSlirp starts the driver and returns when its interface is there. The error
-// of one that died holds its last lines.
-func startSlirp(ctx context.Context, c *slirpConfig) (*slirp, error) {
+// startSlirp starts the driver. It is of use when awaitReady has returned, which
+// gives work a place that needs neither.
+func startSlirp(c *slirpConfig) (*slirp, error) {
 	exitRead, exitWrite, err := os.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("starting slirp4netns: %w", err)
@@ -60,8 +60,7 @@ func startSlirp(ctx context.Context, c *slirpConfig) (*slirp, error) {
 		exitWrite.Close()
 		return nil, fmt.Errorf("starting slirp4netns: %w", err)
 	}
-	defer readyRead.Close()
-	s := &slirp{exit: exitWrite, done: make(chan struct{}), tail: &tail{log: c.log}}
+	s := &slirp{exit: exitWrite, ready: readyRead, done: make(chan struct{}), tail: &tail{log: c.log}}
 	s.cmd = exec.Command(c.Path, c.Args...)
 	s.cmd.ExtraFiles = []*os.File{exitRead, readyWrite, c.netns, c.alive}
 	s.cmd.Stdout, s.cmd.Stderr = s.tail, s.tail
@@ -70,6 +69,7 @@ func startSlirp(ctx context.Context, c *slirpConfig) (*slirp, error) {
 		folder, err := s.addAPISocket(c.APISocket)
 		if err != nil {
 			exitWrite.Close()
+			readyRead.Close()
 			readyWrite.Close()
 			return nil, fmt.Errorf("API socket for slirp4netns: %w", err)
 		}
@@ -83,13 +83,10 @@ func startSlirp(ctx context.Context, c *slirpConfig) (*slirp, error) {
 	readyWrite.Close()
 	if err != nil {
 		exitWrite.Close()
+		readyRead.Close()
 		return nil, fmt.Errorf("starting slirp4netns: %w", err)
 	}
 	go s.wait()
-	if err := s.awaitReady(ctx, readyRead); err != nil {
-		s.stop()
-		return nil, err
-	}
 	return s, nil
 }
 
@@ -113,14 +110,14 @@ func (s *slirp) wait() {
 	close(s.done)
 }
 
-func (s *slirp) awaitReady(ctx context.Context, ready *os.File) error {
-	deadline := time.Now().Add(slirpReady)
-	stop := context.AfterFunc(ctx, func() { ready.SetReadDeadline(time.Now()) })
-	defer stop()
-	if err := ready.SetReadDeadline(deadline); err != nil {
+// awaitReady returns when the driver's interface is there. The error of one that
+// died holds its last lines.
+func (s *slirp) awaitReady() error {
+	defer s.ready.Close()
+	if err := s.ready.SetReadDeadline(time.Now().Add(slirpReady)); err != nil {
 		return fmt.Errorf("waiting for slirp4netns: %w", err)
 	}
-	if n, err := ready.Read(make([]byte, 1)); n == 1 && err == nil {
+	if n, err := s.ready.Read(make([]byte, 1)); n == 1 && err == nil {
 		return nil
 	} else if !errors.Is(err, io.EOF) {
 		return fmt.Errorf("waiting for slirp4netns to become ready: %w: %s", err, s.tail.last())
@@ -129,9 +126,12 @@ func (s *slirp) awaitReady(ctx context.Context, ready *os.File) error {
 	return fmt.Errorf("slirp4netns ended before it was ready (%v): %s", s.err, s.tail.last())
 }
 
+// dismiss makes the driver leave.
+func (s *slirp) dismiss() { s.exit.Close() }
+
 // stop makes the driver leave and returns when it is gone.
 func (s *slirp) stop() {
-	s.exit.Close()
+	s.dismiss()
 	select {
 	case <-s.done:
 	case <-time.After(stopGrace):

@@ -177,28 +177,35 @@ func (s *supervisor) start() error {
 	if err := s.inside.absent(s.config.Plan.IfName); err != nil {
 		return err
 	}
-	// A supervisor that was killed may have left rules for ports that are not ours.
-	if err := removeSourceRoutes(s.inside.link, s.inside.table); err != nil {
-		return fmt.Errorf("cleaning the routing rules inside the namespace: %w", err)
-	}
-	if err := s.startDriver(); err != nil {
+	driver, err := startSlirp(&s.config.Driver)
+	if err != nil {
 		return err
+	}
+	// Meanwhile: a supervisor that was killed may have left rules for ports that are
+	// not ours.
+	cleanErr := removeSourceRoutes(s.inside.link, s.inside.table)
+	if err := s.useDriver(driver); err != nil {
+		return err
+	}
+	if cleanErr != nil {
+		return fmt.Errorf("cleaning the routing rules inside the namespace: %w", cleanErr)
 	}
 	return s.publish()
 }
 
-func (s *supervisor) startDriver() error {
-	driver, err := startSlirp(context.Background(), &s.config.Driver)
-	if err != nil {
-		return err
+// useDriver waits for a driver that was started and configures its interface.
+func (s *supervisor) useDriver(driver *slirp) error {
+	err := driver.awaitReady()
+	if err == nil {
+		err = s.inside.configure()
 	}
-	if err := s.inside.configure(); err != nil {
+	if err != nil {
 		driver.stop()
 		return err
 	}
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.driver = driver
-	s.mu.Unlock()
 	return nil
 }
 
@@ -315,7 +322,10 @@ func (s *supervisor) restartDriver(pause time.Duration) time.Duration {
 		if s.leaving() {
 			return 0
 		}
-		err := s.startDriver()
+		driver, err := startSlirp(&s.config.Driver)
+		if err == nil {
+			err = s.useDriver(driver)
+		}
 		if err == nil {
 			err = s.ports.restored()
 		}
@@ -341,26 +351,29 @@ func (s *supervisor) leaving() bool {
 
 func (s *supervisor) stop() { s.once.Do(func() { close(s.stopped) }) }
 
-// leave takes down everything that this process started, ports first, so that
-// they can be bound again when it has ended.
+// leave takes down everything that this process started. The driver takes longest
+// to go, so it is told first.
 func (s *supervisor) leave() {
 	s.stop()
 	s.control.Close()
+	s.mu.Lock()
+	driver := s.driver
+	s.mu.Unlock()
+	if driver != nil {
+		driver.dismiss()
+	}
 	if s.ports != nil {
 		if err := s.ports.close(); err != nil {
 			s.log.Warn("closing ports", "error", err)
 		}
 	}
-	s.mu.Lock()
-	driver := s.driver
-	s.mu.Unlock()
-	if driver != nil {
-		driver.stop()
-	}
 	if s.inside != nil && s.inside.link != nil {
 		if err := removeSourceRoutes(s.inside.link, s.inside.table); err != nil {
 			s.log.Warn("removing the routing rules inside the namespace", "error", err)
 		}
+	}
+	if driver != nil {
+		driver.stop()
 	}
 }
 
