@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -320,8 +321,8 @@ func (s *stage) childPID() int {
 
 func requireCode(t *testing.T, err error, code uint) *types.Error {
 	t.Helper()
-	e, ok := err.(*types.Error)
-	require.Truef(t, ok, "%T %v is not a *types.Error", err, err)
+	var e *types.Error
+	require.Truef(t, errors.As(err, &e), "%T %v is not a *types.Error", err, err)
 	require.Equal(t, code, e.Code, e.Error())
 	return e
 }

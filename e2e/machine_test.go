@@ -46,19 +46,23 @@ func TestScripts(t *testing.T) {
 	}
 }
 
-// runInMachine re-executes this test binary as the first process but one of new
-// namespaces. The first is a shell, which reaps what loses its parent.
+// runInMachine runs a script.
 func runInMachine(t *testing.T, script string) {
-	self, err := os.Executable()
-	require.NoError(t, err)
-	cmd := exec.Command("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private",
-		"sh", "-c", `"$0" "$@"; exit $?`, self, "-test.run=^TestInsideMachine$", "-test.v", "-test.timeout=100s")
-	cmd.Env = append(os.Environ(), scriptVariable+"="+script)
-	out, err := cmd.CombinedOutput()
+	out, err := inMachine("^TestInsideMachine$", scriptVariable+"="+script).CombinedOutput()
 	if err != nil || testing.Verbose() {
 		t.Logf("%s", out)
 	}
 	require.NoError(t, err)
+}
+
+// inMachine is this test binary as the first process but one of new namespaces,
+// running the inner test of the given name. The first is a shell, which reaps what
+// loses its parent.
+func inMachine(test string, env ...string) *exec.Cmd {
+	cmd := exec.Command("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private",
+		"sh", "-c", `"$0" "$@"; exit $?`, os.Args[0], "-test.run="+test, "-test.v", "-test.timeout=100s")
+	cmd.Env = append(os.Environ(), env...)
+	return cmd
 }
 
 // TestInsideMachine is the inner half of TestScripts.

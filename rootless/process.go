@@ -29,7 +29,7 @@ func procStat(pid int) (state byte, startTime uint64, err error) {
 		return 0, 0, err
 	}
 	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
-	const stateField, startField = 3 - 3, 22 - 3
+	const stateField, startField = 0, 22 - 3 // field 3 is the first of them
 	if len(fields) <= startField {
 		return 0, 0, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields))
 	}

@@ -123,7 +123,15 @@ func (s *slirp) awaitReady() error {
 		return fmt.Errorf("waiting for slirp4netns to become ready: %w: %s", err, s.tail.last())
 	}
 	<-s.done
-	return fmt.Errorf("slirp4netns ended before it was ready (%v): %s", s.err, s.tail.last())
+	return fmt.Errorf("slirp4netns ended before it was ready (%s): %s", s.ending(), s.tail.last())
+}
+
+// ending is how the driver ended; call it after done is closed.
+func (s *slirp) ending() string {
+	if s.err == nil {
+		return "exit status 0"
+	}
+	return s.err.Error()
 }
 
 // dismiss makes the driver leave.

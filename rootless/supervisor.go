@@ -309,7 +309,7 @@ func (s *supervisor) driverDied(driver *slirp) {
 	defer s.mu.Unlock()
 	s.driver = nil
 	s.restarts++
-	s.lastErr = fmt.Sprintf("slirp4netns ended (%v): %s", driver.err, driver.tail.last())
+	s.lastErr = fmt.Sprintf("slirp4netns ended (%s): %s", driver.ending(), driver.tail.last())
 	s.log.Warn("the driver died, restarting it", "error", s.lastErr)
 }
 
