@@ -324,13 +324,20 @@ func TestBinarySwappedForAnotherVersion(t *testing.T) {
 	require.Equal(t, "a DEL, a VERSION, a DEL", s.verbs())
 }
 
-func TestNoCommonVersion(t *testing.T) {
-	s := newStage(t, script{Versions: []string{"1.1.0"}})
+func TestOnlyNewerVersions(t *testing.T) {
+	s := newStage(t, script{Versions: []string{"1.0.0", "1.1.0"}})
+	s.Attachment.NetConf.CNIVersion = "0.3.1"
+	add(t, s.Chain)
+	require.Equal(t, "a ADD, a VERSION, a ADD", s.verbs())
+}
+
+func TestNoKnownVersion(t *testing.T) {
+	s := newStage(t, script{Versions: []string{"9.9.9"}})
 	s.Attachment.NetConf.CNIVersion = "1.0.0"
 	_, err := s.Add(context.Background(), nil)
 	e := requireCode(t, err, types.ErrIncompatibleCNIVersion)
 	require.Contains(t, e.Msg, "a: ")
-	require.Contains(t, e.Msg, "1.1.0")
+	require.Contains(t, e.Msg, "9.9.9")
 }
 
 func TestCodeOneFromFurtherDownIsNotAskedAgain(t *testing.T) {

@@ -91,7 +91,8 @@ func furnish() error {
 	steps := [][]string{
 		{"mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", "/run"},
 		{"sh", "-c", "mkdir -p " + stage + "; echo nameserver 192.0.2.2 >" + stage + "/resolv.conf"},
-		{"mkdir", "-p", stage + "/bin", stage + "/plugins", "/var/lib/cni", "/etc/cni"},
+		{"mkdir", "-p", stage + "/bin", stage + "/plugins", stage + "/checkout", "/var/lib/cni", "/etc/cni"},
+		{"mount", "--bind", "..", stage + "/checkout"}, // wherever it is, users may read it here
 		{"mount", "--bind", "../bin", stage + "/bin"},
 		{"mount", "--bind", "../.tools/bin", stage + "/plugins"},
 		{"mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", "/var/lib/cni"},

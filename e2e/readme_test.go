@@ -49,13 +49,7 @@ func TestReadmeInside(t *testing.T) {
 	if !ok {
 		t.Skip("TestReadme runs it, in a machine of its own")
 	}
-	checkout, err := os.Open("..") // furnish hides the folder it may be in
-	require.NoError(t, err)
 	require.NoError(t, furnish())
-	require.NoError(t, checkout.Chdir())
-	// A checkout that users may read, wherever it really is.
-	out, err := exec.Command("sh", "-c", "mkdir "+stage+"/checkout && mount --bind . "+stage+"/checkout").CombinedOutput()
-	require.NoError(t, err, "%s", out)
 	run := func() {
 		argv := []string{"bash", "-e", "-m", "-c", session}
 		if as := os.Getenv("AMBI_E2E_AS"); as != "" {
