@@ -151,12 +151,18 @@ func (in *inside) setMAC(link netlink.Link) error {
 	return in.link.LinkSetHardwareAddr(link, mac)
 }
 
-// quietIPv6 turns off what would add a second address (router advertisements of
-// libslirp) or make the first wait (duplicate address detection). Each is best
-// effort: /proc/sys may be read-only, and ours is set without a wait anyway.
+// quietIPv6 switches IPv6 of the interface on or off as planned, whatever the
+// namespace's default is, and turns off what would add a second address (router
+// advertisements of libslirp) or make the first wait (duplicate address
+// detection). Each is best effort: /proc/sys may be read-only, and an address that
+// cannot be set then is an error of its own.
 func (in *inside) quietIPv6(netlink.Link) error {
+	settings := map[string]string{"disable_ipv6": "1"}
+	if in.plan.IPv6.enabled() {
+		settings = map[string]string{"disable_ipv6": "0", "accept_ra": "0", "autoconf": "0", "accept_dad": "0"}
+	}
 	in.do(func() { // /proc/sys/net is that of the thread's namespace
-		for setting, value := range map[string]string{"accept_ra": "0", "autoconf": "0", "accept_dad": "0"} {
+		for setting, value := range settings {
 			_ = os.WriteFile("/proc/sys/net/ipv6/conf/"+in.plan.IfName+"/"+setting, []byte(value), 0)
 		}
 	})

@@ -54,6 +54,9 @@ func (n *Network) Add(ctx context.Context, a *conf.Attachment) (*types100.Result
 	if err != nil {
 		return nil, err
 	}
+	if r.EnableIPv6, err = ipv6Usable(r); err != nil {
+		return nil, err
+	}
 	a.NetConf.Rootless.EnableIPv6 = r.EnableIPv6
 	if err := unsupported(a); err != nil {
 		return nil, err
@@ -81,6 +84,19 @@ func (n *Network) Add(ctx context.Context, a *conf.Attachment) (*types100.Result
 	}
 	p.MAC = message.MAC
 	return result(a, p), nil
+}
+
+// ipv6Usable says whether the container gets IPv6: wanted, and known to the kernel
+// (ipv6.disable=1 takes it out for every namespace).
+func ipv6Usable(r conf.Rootless) (bool, error) {
+	const path = "/proc/sys/net/ipv6"
+	if _, err := os.Stat(path); err != nil && r.EnableIPv6 {
+		if r.EnableIPv6Set {
+			return false, conf.Unsupported("rootless.enableIPv6", true, "this kernel has no IPv6 ("+path+" is missing); boot it without ipv6.disable=1")
+		}
+		return false, nil
+	}
+	return r.EnableIPv6, nil
 }
 
 // unsupported refuses what the runtime asks for and this network cannot give,
