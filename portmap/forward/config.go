@@ -40,7 +40,8 @@ type Namespace interface {
 // set-up.
 type Enterer interface {
 	// Enter moves the calling thread, which its goroutine has locked, into the
-	// container's network namespace for good (setns(2)).
+	// container's network namespace for good (setns(2)). It is called for every
+	// worker during the first Add; after an error the worker uses Socket.
 	Enter() error
 }
 
@@ -73,7 +74,7 @@ type Config struct {
 	AcceptPause      time.Duration // after descriptors or memory ran out: 100 ms
 	MaxFlows         int           // UDP flows of all ports together: 16384
 	MaxPipes         int           // pipes for bulk data: 64, fewer where RLIMIT_NOFILE is small; negative: always copy
-	MaxWorkers       int           // GOMAXPROCS, at most 8
+	MaxWorkers       int           // as many as processors (GOMAXPROCS), at most 8
 }
 
 const (

@@ -169,6 +169,9 @@ func (d *datagrams) sendTo(u *udpPort, to *flowKey, n int) (bytes, lost int) {
 	}
 	for i := 0; i < n; {
 		sent, errno := sysSendMany(u.fd, d.out[i:n])
+		if errno == unix.EAGAIN && u.waitForRoom() {
+			continue
+		}
 		if errno != 0 || sent <= 0 {
 			lost++
 			i++

@@ -60,6 +60,9 @@ func (f *Forwarder) Add(sockets []Socket) error {
 	if f.closed {
 		return ErrClosed
 	}
+	if err := f.enter(len(sockets)); err != nil {
+		return err
+	}
 	ports, err := f.prepare(sockets)
 	if err != nil {
 		return err
@@ -72,6 +75,16 @@ func (f *Forwarder) Add(sockets []Socket) error {
 		f.order = append(f.order, p)
 	}
 	return nil
+}
+
+// enter starts all workers with the first port where threads can move into the
+// container's namespace: later the process may have given up the rights to.
+func (f *Forwarder) enter(sockets int) error {
+	if _, ok := f.config.Namespace.(Enterer); !ok || sockets == 0 {
+		return nil
+	}
+	_, err := f.workerAt(f.config.MaxWorkers - 1)
+	return err
 }
 
 // prepare makes the ports of the sockets, each with its workplace.

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -30,6 +31,9 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
+	// Clients and services run in this process too, beside workers that hold a P
+	// each for a moment.
+	runtime.GOMAXPROCS(runtime.NumCPU() + 2)
 	os.Exit(m.Run())
 }
 

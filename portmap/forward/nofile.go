@@ -35,4 +35,6 @@ func affordablePipes() int {
 	return int(min(defaultMaxPipes, limit.Cur/16))
 }
 
-func affordableWorkers() int { return min(runtime.GOMAXPROCS(0), mostWorkers) }
+func affordableWorkers() int {
+	return min(runtime.NumCPU(), runtime.GOMAXPROCS(0), mostWorkers)
+}

@@ -109,8 +109,9 @@ func (p *poller) find(event *unix.EpollEvent) (h handler, tag int) {
 // events of a busy connection it does not pay to give the processor's P away:
 // sysmon would take it after 20 µs, wake a thread for it, and stay awake itself,
 // which was an eighth of all time at 8,000 connections a second. A collection that
-// wants the world to stop interrupts the wait by its signal.
-const brief = 2 * time.Millisecond
+// wants the world to stop interrupts the wait by its signal. Other goroutines get
+// their turn at once in a process that has a P more than workers (GOMAXPROCS).
+const brief = time.Millisecond
 
 // wait fills events; a negative time-out waits for ever. An interrupted wait
 // counts as one without events.

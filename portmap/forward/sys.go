@@ -1,6 +1,7 @@
 package forward
 
 import (
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -9,8 +10,8 @@ import (
 // This file has the system calls of the hot path. All are made on non-blocking
 // descriptors, so they go by RawSyscall: telling Go's scheduler about a call that
 // cannot block costs more than it is worth, and lets it hand the processor on in
-// the middle of a large splice(2). But for epoll_pwait(2), none retries on EINTR, as a call that does not
-// sleep is not interrupted.
+// the middle of a large splice(2). A call that does not sleep is not interrupted,
+// so there is no EINTR but for the two that wait.
 
 func sysRead(fd int32, p []byte) (int, unix.Errno) {
 	n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
@@ -93,7 +94,16 @@ func sysEpollCtl(epfd int, op int, fd int32, event *unix.EpollEvent) unix.Errno 
 	return errno
 }
 
-// sysEpollWait is the one that may sleep, for a moment; see poller.wait.
+// sysWaitWritable is ppoll(2) for one descriptor; it sleeps for the given moment
+// at most, and says false when that was not enough.
+func sysWaitWritable(fd int32, most time.Duration) bool {
+	wait := unix.PollFd{Fd: fd, Events: unix.POLLOUT}
+	limit := unix.NsecToTimespec(most.Nanoseconds())
+	n, _, errno := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&wait)), 1, uintptr(unsafe.Pointer(&limit)), 0, 0, 0)
+	return errno == unix.EINTR || n == 1 && wait.Revents&unix.POLLOUT != 0
+}
+
+// sysEpollWait is the other one that may sleep, for a moment; see poller.wait.
 func sysEpollWait(epfd int, events []unix.EpollEvent, milliseconds int) (int, unix.Errno) {
 	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epfd), uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)),
 		uintptr(milliseconds), 0, 0)

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -22,7 +23,18 @@ import (
 )
 
 // echo answers what it reads, and its end with its own.
-func echo(c *net.TCPConn) { _, _ = io.Copy(c, c) }
+func echo(c *net.TCPConn) {
+	buffer := make([]byte, 4<<10)
+	for {
+		n, err := c.Read(buffer)
+		if err != nil {
+			return
+		}
+		if _, err := c.Write(buffer[:n]); err != nil {
+			return
+		}
+	}
+}
 
 func TestServiceMayAnswerAfterTheClientHasEnded(t *testing.T) {
 	l := newLab(t)
@@ -310,43 +322,82 @@ func TestShortConnectionsLeaveNothing(t *testing.T) {
 	l.eventually("no descriptor is left over", func() bool { return openDescriptors(t) <= before+2 })
 }
 
+// The client closes first, so that our sockets inside would wait for 60 s.
+func TestShortConnectionsLeaveNoTimeWait(t *testing.T) {
+	l := newLab(t)
+	l.serveTCP("[::]:80", echo)
+	l.publish(mapping(conf.TCP, 8080, 80))
+	for range 20 {
+		for _, to := range []netip.Addr{loopbackFour, loopbackSix, hostFour, hostSix} {
+			c := l.dial(l.host, "tcp", to, 8080)
+			require.NoError(t, echoed(c))
+			c.Close()
+		}
+	}
+	l.eventually("all are closed", func() bool { return l.stats().Active == 0 })
+	require.Zero(t, l.timeWaits())
+}
+
+// timeWaits counts TCP sockets in TIME_WAIT in the container (proc_net_tcp:
+// state 06).
+func (l *lab) timeWaits() (n int) {
+	l.t.Helper()
+	l.in(l.container, func() {
+		for _, table := range []string{"tcp", "tcp6"} {
+			text, err := os.ReadFile("/proc/thread-self/net/" + table)
+			require.NoError(l.t, err)
+			for line := range strings.Lines(string(text)) {
+				if fields := strings.Fields(line); len(fields) > 3 && fields[3] == "06" {
+					n++
+				}
+			}
+		}
+	})
+	return n
+}
+
 // shortConnections makes connections over the host's loopback, eight at a time.
 func (l *lab) shortConnections(total int) {
 	l.t.Helper()
+	const clients = 8
 	var wg sync.WaitGroup
-	for range 8 {
+	for i := range clients {
 		wg.Go(func() {
 			l.in(l.host, func() {
-				for range total / 8 {
-					if err := oneByteEchoed("127.0.0.1:8080"); err != nil {
+				for k := i; k < total; k += clients {
+					if err := oneByteEchoed(loopbackFour, 8080); err != nil {
 						l.t.Error(err)
 						return
 					}
-				}
-				if total%8 == 0 {
-					return
 				}
 			})
 		})
 	}
 	wg.Wait()
-	for range total % 8 {
-		l.in(l.host, func() { require.NoError(l.t, oneByteEchoed("127.0.0.1:8080")) })
-	}
 }
 
-func oneByteEchoed(at string) error {
-	var dialer net.Dialer
-	dialer.SetMultipathTCP(false)
-	c, err := dialer.Dial("tcp", at)
+// oneByteEchoed uses a blocking socket: on a locked thread, waiting in Go's poller
+// would cost two changes of threads each time.
+func oneByteEchoed(to netip.Addr, port int) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
-	defer c.Close()
-	if _, err := c.Write([]byte("x")); err != nil {
+	defer unix.Close(fd)
+	wait := unix.NsecToTimeval(deadline.Nanoseconds())
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait); err != nil {
 		return err
 	}
-	_, err = io.ReadFull(c, make([]byte, 1))
+	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: port, Addr: to.As4()}); err != nil {
+		return err
+	}
+	if _, err := unix.Write(fd, []byte("x")); err != nil {
+		return err
+	}
+	n, err := readAgain(fd, make([]byte, 1))
+	if err == nil && n != 1 {
+		err = io.ErrUnexpectedEOF
+	}
 	return err
 }
 

@@ -103,7 +103,7 @@ func TestThousandsOfUDPClientsGetTheirOwnAnswers(t *testing.T) {
 			require.NoError(t, unix.Send(fd, fmt.Appendf(nil, "%d.%d", round, i), 0))
 			want := fmt.Sprintf("%d.%d %d", round, i, localPort(t, fd))
 			buffer := make([]byte, 100)
-			n, err := unix.Read(fd, buffer)
+			n, err := readAgain(fd, buffer)
 			require.NoError(t, err)
 			require.Equal(t, want, string(buffer[:n]))
 		}
@@ -304,4 +304,13 @@ func TestContainersOwnDatagramsAreNotCaptured(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "time?", string(buffer[:n]))
 	require.Equal(t, containerFour, from.Addr().Unmap())
+}
+
+// readAgain reads from a blocking descriptor, which Go's signals interrupt.
+func readAgain(fd int, buffer []byte) (int, error) {
+	for {
+		if n, err := unix.Read(fd, buffer); !errors.Is(err, unix.EINTR) {
+			return n, err
+		}
+	}
 }

@@ -112,11 +112,14 @@ func (w *worker) start(started chan<- error) {
 		return
 	}
 	if err := enterer.Enter(); err != nil {
-		close(w.done)
-		started <- fmt.Errorf("entering the container's network namespace: %w", err)
-		return
+		// The rights to move are gone, perhaps: the thread that lives inside is as
+		// good, only slower.
+		w.forwarder.config.Logger.Debug("a worker stays outside the container's network namespace", "error", err)
+		runtime.UnlockOSThread()
+		w.sockets = namespaceSockets{w.forwarder.config.Namespace}
+	} else {
+		w.sockets = ownSockets{}
 	}
-	w.sockets = ownSockets{}
 	started <- nil
 	w.run()
 }
