@@ -2,10 +2,13 @@ package conf
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
+	"unicode"
 
 	"github.com/containernetworking/cni/pkg/types"
 )
@@ -59,13 +62,21 @@ type NetConf struct {
 	Capabilities map[string]bool
 
 	Mode      Mode
-	Delegates []Delegate // nil when the key is absent
-	Bridge    Bridge     // the built-in default chain
-	Portmap   Portmap
-	Rootless  Rootless
-	StateDir  string // absolute, or empty for the default
-	LogLevel  string
-	LogFile   string // absolute, or empty for standard error only
+	Delegates []Delegate // nil when the key is absent, or names a conflist
+	// DelegatesFrom is the key delegates when it is a text: the absolute path of a
+	// conflist to wrap, or the name of one. Who has the host at hand reads it and
+	// calls Wrap.
+	DelegatesFrom   string
+	DelegateTimeout time.Duration // of one delegate's run; zero: none
+	DisableCheck    bool          // of the wrapped conflist
+	DisableGC       bool          // of the wrapped conflist
+
+	Bridge   Bridge // the built-in default chain
+	Portmap  Portmap
+	Rootless Rootless
+	StateDir string // absolute, or empty for the default
+	LogLevel string
+	LogFile  string // absolute, or empty for standard error only
 
 	DNS           types.DNS
 	PrevResult    json.RawMessage // as received; nil when absent
@@ -164,11 +175,17 @@ func Parse(stdin []byte) (*NetConf, error) {
 	if !json.Valid(stdin) {
 		return nil, Errorf(types.ErrDecodingFailure, "the network configuration is not JSON")
 	}
+	if _, err := openObject("", stdin); err != nil {
+		return nil, Errorf(types.ErrDecodingFailure, "the network configuration is not a JSON object")
+	}
 	if err := decodeObjectTolerant("", stdin, n.fields(), isForeign); err != nil {
 		return nil, err
 	}
 	if n.Name == "" {
 		return nil, Errorf(types.ErrInvalidNetworkConfig, "key \"name\", the network's name, is missing")
+	}
+	if err := n.notItself(n.Delegates); err != nil {
+		return nil, err
 	}
 	if err := n.applySlirpOptions(); err != nil {
 		return nil, err
@@ -197,6 +214,7 @@ func (n *NetConf) fields() fields {
 		"dns":                       into(&n.DNS, "an object with nameservers, domain, search and options"),
 		"mode":                      oneOf(&n.Mode, ModeAuto, ModeRoot, ModeRootless),
 		"delegates":                 n.parseDelegates,
+		"delegateTimeout":           duration(&n.DelegateTimeout),
 		"bridge":                    object(n.Bridge.fields()),
 		"portmap":                   object(n.Portmap.fields()),
 		"rootless":                  object(n.Rootless.fields()),
@@ -233,20 +251,49 @@ func absolutePath(target *string) func(string, json.RawMessage) error {
 	}
 }
 
-func (n *NetConf) parseDelegates(path string, raw json.RawMessage) error {
-	var items []json.RawMessage
-	if err := json.Unmarshal(raw, &items); err != nil {
-		return Invalid(path, raw, "it is an array of plugin configurations")
-	}
-	n.Delegates = make([]Delegate, 0, len(items))
-	for i, item := range items {
-		d, err := ParseDelegate(join(path, indexKey(i)), item)
-		if err != nil {
-			return err
+// duration reads a length of time such as "30s".
+func duration(target *time.Duration) func(string, json.RawMessage) error {
+	return func(path string, raw json.RawMessage) error {
+		var s string
+		err := json.Unmarshal(raw, &s)
+		if err == nil && s == "" {
+			return nil
 		}
-		n.Delegates = append(n.Delegates, d)
+		d, perr := time.ParseDuration(s)
+		if err != nil || perr != nil || d <= 0 {
+			return Invalid(path, raw, "it is a length of time such as 30s or 1m30s, or empty for none")
+		}
+		*target = d
+		return nil
 	}
-	return nil
+}
+
+func (n *NetConf) parseDelegates(path string, raw json.RawMessage) (err error) {
+	const expected = "it is an array of plugin configurations, or a text: the name of a conflist in /etc/cni/net.d, or the absolute path of one"
+	var items []json.RawMessage
+	if json.Unmarshal(raw, &n.DelegatesFrom) == nil {
+		if !conflistRefOK(n.DelegatesFrom) {
+			return Invalid(path, raw, expected)
+		}
+		return nil
+	}
+	if err := json.Unmarshal(raw, &items); err != nil {
+		return Invalid(path, raw, expected)
+	}
+	n.Delegates, err = parseDelegateList(path, items)
+	return err
+}
+
+func parseDelegateList(path string, items []json.RawMessage) ([]Delegate, error) {
+	delegates := make([]Delegate, 0, len(items))
+	for i, item := range items {
+		d, err := ParseDelegate(fmt.Sprintf("%s[%d]", path, i), item)
+		if err != nil {
+			return nil, err
+		}
+		delegates = append(delegates, d)
+	}
+	return delegates, nil
 }
 
 // ParseDelegate reads what ambi needs of a delegate's configuration and leaves
@@ -256,7 +303,7 @@ func ParseDelegate(path string, raw json.RawMessage) (Delegate, error) {
 	err := decodeObjectTolerant(path, raw, fields{
 		"type":         into(&d.Type, "a text, the plugin's file name"),
 		"capabilities": into(&d.Capabilities, "an object of true and false"),
-	}, func(string) bool { return true })
+	}, anyKey)
 	if err != nil {
 		return Delegate{}, err
 	}
@@ -270,8 +317,8 @@ func (b *Bridge) fields() fields {
 	return fields{
 		"name": func(path string, raw json.RawMessage) error {
 			var s string
-			if err := json.Unmarshal(raw, &s); err != nil || len(s) > 15 || strings.ContainsAny(s, "/: \t\n") || s == "." || s == ".." {
-				return Invalid(path, raw, "it is a link name of at most 15 characters without / : and blanks")
+			if err := json.Unmarshal(raw, &s); err != nil || (s != "" && !linkNameOK(s)) {
+				return Invalid(path, raw, "it is a link name of at most 15 bytes without / : % and blanks")
 			}
 			b.Name = s
 			return nil
@@ -289,7 +336,7 @@ func subnet(target *netip.Prefix, family func(netip.Addr) bool, longest int, exp
 			return nil
 		}
 		p, perr := netip.ParsePrefix(s)
-		if err != nil || perr != nil || !family(p.Addr()) || p.Addr().Is4In6() || p != p.Masked() || p.Bits() > longest {
+		if err != nil || perr != nil || !family(p.Addr()) || p.Addr().Is4In6() || p != p.Masked() || p.Bits() > longest || !forContainers(p) {
 			return Invalid(path, raw, "it is "+expected)
 		}
 		*target = p
@@ -307,7 +354,7 @@ func (p *Portmap) fields() fields {
 func (r *Rootless) fields() fields {
 	return fields{
 		"driver":            oneOf(&r.Driver, "slirp4netns"),
-		"cidr":              into(&r.CIDR, cidrExpected),
+		"cidr":              r.setCIDR,
 		"mtu":               into(&r.MTU, mtuExpected),
 		"enableIPv6":        r.setEnableIPv6,
 		"allowHostLoopback": boolean(&r.AllowHostLoopback),
@@ -327,6 +374,31 @@ func (r *Rootless) setEnableIPv6(path string, raw json.RawMessage) error {
 	return boolean(&r.EnableIPv6)(path, raw)
 }
 
+func (r *Rootless) setCIDR(path string, raw json.RawMessage) error {
+	var s string
+	if err := into(&s, cidrExpected)(path, raw); err != nil {
+		return err
+	}
+	p, ok := parseCIDR(s)
+	if !ok {
+		return Invalid(path, raw, "it is "+cidrExpected)
+	}
+	r.CIDR = p
+	return nil
+}
+
+// parseCIDR reads the network of slirp4netns, whose own limits it has.
+func parseCIDR(s string) (netip.Prefix, bool) {
+	p, err := netip.ParsePrefix(s)
+	return p, err == nil && p.Addr().Is4() && p.Bits() >= 1 && p.Bits() <= 25 && p == p.Masked() && forContainers(p)
+}
+
+// forContainers says whether a network may have hosts in it at all.
+func forContainers(p netip.Prefix) bool {
+	a := p.Addr()
+	return !a.IsUnspecified() && !a.IsLoopback() && !a.IsMulticast()
+}
+
 const (
 	cidrExpected = "an IPv4 network with a prefix from 1 to 25, such as 10.0.2.0/24: slirp4netns takes .2 for the gateway, .3 for DNS, .100 for the container"
 	mtuExpected  = "a number from 68 to 65521 (from 1280 with IPv6)"
@@ -334,9 +406,6 @@ const (
 
 // validate holds what concerns more than one key; nothing here needs the host.
 func (r *Rootless) validate() error {
-	if !r.CIDR.Addr().Is4() || r.CIDR.Bits() < 1 || r.CIDR.Bits() > 25 || r.CIDR != r.CIDR.Masked() {
-		return Invalid("rootless.cidr", r.CIDR, "it is "+cidrExpected)
-	}
 	least := minMTU4
 	if r.EnableIPv6 && r.EnableIPv6Set {
 		least = minMTU
@@ -367,7 +436,13 @@ func (r *Rootless) validateOutbound() error {
 // interface name. Whether the interface exists is for who has the host at hand.
 func outboundOK(s string, family func(netip.Addr) bool) bool {
 	if a, err := netip.ParseAddr(s); err == nil {
-		return family(a) && !a.Is4In6()
+		return family(a) && !a.Is4In6() && a.Zone() == "" // inet_pton(3) knows no zones
 	}
-	return len(s) <= 15 && !strings.ContainsAny(s, "/: \t\n\x00=,")
+	return s == "" || (linkNameOK(s) && !strings.ContainsAny(s, "=,"))
+}
+
+// linkNameOK says whether Linux takes s for the name of a new link
+// (dev_valid_name in net/core/dev.c; a % would be a pattern of names).
+func linkNameOK(s string) bool {
+	return s != "" && len(s) <= 15 && s != "." && s != ".." && !strings.ContainsAny(s, "/:%\x00") && !strings.ContainsFunc(s, unicode.IsSpace)
 }

@@ -16,15 +16,53 @@ type fields map[string]func(path string, raw json.RawMessage) error
 // the order of the names so that errors do not change from run to run. A null
 // value counts as absent.
 func decodeObject(path string, raw json.RawMessage, f fields) error {
-	return decodeObjectTolerant(path, raw, f, func(string) bool { return false })
+	return decodeObjectTolerant(path, raw, f, noKey)
 }
 
 // decodeObjectTolerant is decodeObject with foreign keys that are passed over.
 func decodeObjectTolerant(path string, raw json.RawMessage, f fields, foreign func(key string) bool) error {
-	var object map[string]json.RawMessage
-	if err := json.Unmarshal(raw, &object); err != nil || object == nil {
-		return Invalid(path, raw, "it is a JSON object")
+	object, err := openObject(path, raw)
+	if err != nil {
+		return err
 	}
+	return object.decode(path, f, foreign)
+}
+
+// decodeFolded is decodeObjectTolerant for what a runtime writes by itself, with
+// key names in any case: containerd's go-cni sends HostPort for hostPort, and
+// every plugin that reads with encoding/json takes it.
+func decodeFolded(path string, raw json.RawMessage, f fields, foreign func(key string) bool) error {
+	object, err := openObject(path, raw)
+	if err != nil {
+		return err
+	}
+	for _, key := range slices.Sorted(maps.Keys(object)) {
+		for ours := range f {
+			if key == ours || !strings.EqualFold(key, ours) {
+				continue
+			}
+			if _, twice := object[ours]; twice {
+				return Invalid(join(path, key), object[key], "it is there twice, also as "+ours)
+			}
+			object[ours] = object[key]
+			delete(object, key)
+		}
+	}
+	return object.decode(path, f, foreign)
+}
+
+// members are the values of a JSON object by their keys.
+type members map[string]json.RawMessage
+
+func openObject(path string, raw json.RawMessage) (members, error) {
+	var object members
+	if err := json.Unmarshal(raw, &object); err != nil || object == nil {
+		return nil, Invalid(path, raw, "it is a JSON object")
+	}
+	return object, nil
+}
+
+func (object members) decode(path string, f fields, foreign func(key string) bool) error {
 	for _, key := range slices.Sorted(maps.Keys(object)) {
 		read, ours := f[key]
 		switch {
@@ -47,6 +85,12 @@ func known(path string) string {
 	}
 	return fmt.Sprintf("the keys of %s are", path)
 }
+
+// anyKey tolerates every foreign key.
+func anyKey(string) bool { return true }
+
+// noKey tolerates none.
+func noKey(string) bool { return false }
 
 func join(path, key string) string {
 	if path == "" {

@@ -98,16 +98,23 @@ func overlapping(path string, mappings []PortMapping) error {
 }
 
 func parsePortMapping(path string, raw json.RawMessage) (PortMapping, error) {
-	var m PortMapping
-	m.Protocol = TCP
-	hasContainerPort := false
-	err := decodeObject(path, raw, fields{
+	m := PortMapping{Protocol: TCP}
+	if err := decodeFolded(path, raw, m.fields(), noKey); err != nil {
+		return PortMapping{}, err
+	}
+	if m.ContainerPort == 0 {
+		return PortMapping{}, Invalid(path, raw, "containerPort is missing; "+portRange)
+	}
+	return m, nil
+}
+
+func (m *PortMapping) fields() fields {
+	return fields{
 		"hostPort": func(key string, raw json.RawMessage) (err error) {
 			m.HostPort, err = parsePort(key, raw, true)
 			return err
 		},
 		"containerPort": func(key string, raw json.RawMessage) (err error) {
-			hasContainerPort = true
 			m.ContainerPort, err = parsePort(key, raw, false)
 			return err
 		},
@@ -119,14 +126,7 @@ func parsePortMapping(path string, raw json.RawMessage) (PortMapping, error) {
 			m.HostIP, err = parseHostIP(key, raw)
 			return err
 		},
-	})
-	if err != nil {
-		return PortMapping{}, err
 	}
-	if !hasContainerPort {
-		return PortMapping{}, Invalid(path, raw, "containerPort is missing; "+portRange)
-	}
-	return m, nil
 }
 
 func parsePort(key string, raw json.RawMessage, zeroOK bool) (uint16, error) {
@@ -160,8 +160,8 @@ func parseHostIP(key string, raw json.RawMessage) (netip.Addr, error) {
 		return netip.Addr{}, nil
 	}
 	a, err := netip.ParseAddr(s)
-	if err != nil {
-		return netip.Addr{}, Invalid(key, s, "it is an IPv4 or IPv6 address, or empty for all")
+	if err != nil || a.IsMulticast() || (a.Is4In6() && a.Zone() != "") {
+		return netip.Addr{}, Invalid(key, s, "it is an IPv4 or IPv6 address of this host, or empty for all")
 	}
 	return a.Unmap(), nil
 }

@@ -5,13 +5,10 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"strconv"
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
 )
-
-func indexKey(i int) string { return strconv.Itoa(i) }
 
 // parseRuntimeConfig reads the capabilities that ambi serves itself and keeps all
 // of them as received for delegates.
@@ -20,7 +17,11 @@ func (n *NetConf) parseRuntimeConfig(path string, raw json.RawMessage) error {
 	if err := into(&rc.Raw, "an object")(path, raw); err != nil {
 		return err
 	}
-	return decodeObjectTolerant(path, raw, fields{
+	return decodeObjectTolerant(path, raw, rc.fields(), anyKey)
+}
+
+func (rc *RuntimeConfig) fields() fields {
+	return fields{
 		"portMappings": func(path string, raw json.RawMessage) (err error) {
 			rc.PortMappings, err = parsePortMappings(path, raw)
 			return err
@@ -29,21 +30,20 @@ func (n *NetConf) parseRuntimeConfig(path string, raw json.RawMessage) error {
 			rc.IPs, err = parseIPs(path, raw)
 			return err
 		},
-		"mac": func(path string, raw json.RawMessage) error {
-			if err := into(&rc.MAC, macExpected)(path, raw); err != nil {
-				return err
-			}
-			return validMAC(path, rc.MAC)
-		},
+		"mac": mac(&rc.MAC),
 		"dns": func(path string, raw json.RawMessage) error {
 			// CONVENTIONS.md calls them servers, searches and options here.
-			return decodeObjectTolerant(path, raw, fields{
-				"servers":  into(&rc.DNS.Nameservers, "an array of addresses"),
-				"searches": into(&rc.DNS.Search, "an array of domains"),
-				"options":  into(&rc.DNS.Options, "an array of texts"),
-			}, func(string) bool { return true })
+			return decodeFolded(path, raw, rc.dnsFields(), anyKey)
 		},
-	}, func(string) bool { return true })
+	}
+}
+
+func (rc *RuntimeConfig) dnsFields() fields {
+	return fields{
+		"servers":  into(&rc.DNS.Nameservers, "an array of addresses"),
+		"searches": into(&rc.DNS.Search, "an array of domains"),
+		"options":  into(&rc.DNS.Options, "an array of texts"),
+	}
 }
 
 const (
@@ -70,45 +70,64 @@ func parseIPs(path string, raw json.RawMessage) ([]netip.Prefix, error) {
 // parseIP reads an address with or without a prefix length; without one the
 // returned prefix is that of a single address (/32 or /128).
 func parseIP(path, s string) (netip.Prefix, error) {
-	if p, err := netip.ParsePrefix(s); err == nil && !p.Addr().Is4In6() {
-		return p, nil
+	p, err := netip.ParsePrefix(s)
+	if err != nil {
+		var a netip.Addr
+		a, err = netip.ParseAddr(s)
+		p = netip.PrefixFrom(a.Unmap(), a.Unmap().BitLen())
+		if a.Zone() != "" {
+			return netip.Prefix{}, Invalid(path, s, "it is "+ipExpected+", and without a zone")
+		}
 	}
-	a, err := netip.ParseAddr(s)
-	if err != nil || a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() {
+	if a := p.Addr(); err != nil || p.Bits() == 0 || a.Is4In6() || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() {
 		return netip.Prefix{}, Invalid(path, s, "it is "+ipExpected)
 	}
-	a = a.Unmap()
-	return netip.PrefixFrom(a, a.BitLen()), nil
+	return p, nil
 }
 
-func validMAC(path, s string) error {
-	mac, err := net.ParseMAC(s)
-	if s != "" && (err != nil || len(mac) != 6 || mac[0]&1 != 0) {
-		return Invalid(path, s, "it is "+macExpected+", not a multicast one")
+// mac reads a MAC address into target.
+func mac(target *string) func(string, json.RawMessage) error {
+	return func(path string, raw json.RawMessage) (err error) {
+		var s string
+		if err := into(&s, macExpected)(path, raw); err != nil {
+			return err
+		}
+		*target, err = parseMAC(path, s)
+		return err
 	}
-	return nil
+}
+
+// parseMAC returns the address the way the kernel's is shown, so that the two can
+// be compared; empty for empty.
+func parseMAC(path, s string) (string, error) {
+	if s == "" {
+		return "", nil
+	}
+	mac, err := net.ParseMAC(s)
+	if err != nil || len(mac) != 6 || mac[0]&1 != 0 || mac.String() == "00:00:00:00:00:00" {
+		return "", Invalid(path, s, "it is "+macExpected+", not a multicast one and not all zero")
+	}
+	return mac.String(), nil
 }
 
 // parseArgs reads args.cni; everything else under args belongs to others.
 func (n *NetConf) parseArgs(path string, raw json.RawMessage) error {
-	all := func(string) bool { return true }
 	return decodeObjectTolerant(path, raw, fields{
 		"cni": func(path string, raw json.RawMessage) error {
-			return decodeObjectTolerant(path, raw, fields{
-				"ips": func(path string, raw json.RawMessage) (err error) {
-					n.Args.IPs, err = parseIPs(path, raw)
-					return err
-				},
-				"mac": func(path string, raw json.RawMessage) error {
-					if err := into(&n.Args.MAC, macExpected)(path, raw); err != nil {
-						return err
-					}
-					return validMAC(path, n.Args.MAC)
-				},
-				"slirp4netns": into(&n.Args.Slirp4netns, "an array of texts \"option=value\""),
-			}, all)
+			return decodeObjectTolerant(path, raw, n.Args.fields(), anyKey)
 		},
-	}, all)
+	}, anyKey)
+}
+
+func (a *Args) fields() fields {
+	return fields{
+		"ips": func(path string, raw json.RawMessage) (err error) {
+			a.IPs, err = parseIPs(path, raw)
+			return err
+		},
+		"mac":         mac(&a.MAC),
+		"slirp4netns": into(&a.Slirp4netns, "an array of texts \"option=value\""),
+	}
 }
 
 // CNIArgs is what ambi reads of the environment variable CNI_ARGS.
@@ -136,7 +155,7 @@ func ParseCNIArgs(s string) (CNIArgs, error) {
 		case key == "IP" && value != "":
 			args.IP, err = parseIP("IP", value)
 		case key == "MAC":
-			args.MAC, err = value, validMAC("MAC", value)
+			args.MAC, err = parseMAC("MAC", value)
 		case key == "IgnoreUnknown":
 			ignoreUnknown, err = parseLooseBool(value)
 		case key == "IP", strings.HasPrefix(key, "K8S_"):

@@ -28,8 +28,8 @@ func (r *Rootless) applyOption(path, option string) error {
 	}
 	switch name {
 	case "cidr":
-		p, err := netip.ParsePrefix(value)
-		if err != nil || !p.Addr().Is4() {
+		p, ok := parseCIDR(value)
+		if !ok {
 			return Invalid(path, option, "cidr is "+cidrExpected)
 		}
 		r.CIDR = p
@@ -59,7 +59,7 @@ func (r *Rootless) applyOption(path, option string) error {
 		r.OutboundAddr6 = value
 	case "mtu":
 		mtu, err := strconv.Atoi(value)
-		if err != nil {
+		if err != nil || mtu < minMTU4 || mtu > maxMTU {
 			return Invalid(path, option, "mtu is "+mtuExpected)
 		}
 		r.MTU = mtu
@@ -76,7 +76,8 @@ func optionBool(path, option, value string, target *bool) error {
 	case "false":
 		*target = false
 	default:
-		return Invalid(path, option, "it is true or false")
+		name, _, _ := strings.Cut(option, "=")
+		return Invalid(path, option, name+" is true or false")
 	}
 	return nil
 }
