@@ -15,6 +15,7 @@
 //	BASE.json   the record
 //	BASE.lock   held (flock) by the verb at work on this attachment
 //	BASE.alive  held (flock) by the supervisor and the driver while they live
+//	BASE.busy   held (flock) by the delegates while they run
 //	BASE.log    the supervisor's log
 //
 // and, under a short name made from BASE, its control socket and the driver's
@@ -56,9 +57,10 @@ type Record struct {
 	Path    []string        `json:"path,omitempty"` // CNI_PATH, split
 	Config  json.RawMessage `json:"config"`         // the plugin entry as received, runtimeConfig included
 
-	Delegates []json.RawMessage `json:"delegates,omitempty"` // root: the chain that ran, built-in default spelled out
-	Result    json.RawMessage   `json:"result,omitempty"`    // what ADD printed, cniVersion 1.1.0
-	Published *Published        `json:"published,omitempty"` // root: what portmap/nat was asked to publish
+	Delegates    []json.RawMessage `json:"delegates,omitempty"`    // root: the chain that ran, built-in default and conflist spelled out
+	DisableCheck bool              `json:"disableCheck,omitempty"` // root: of the conflist that was wrapped
+	Result       json.RawMessage   `json:"result,omitempty"`       // what ADD printed, cniVersion 1.1.0
+	Published    *Published        `json:"published,omitempty"`    // root: what portmap/nat was asked to publish
 
 	Supervisor *Process           `json:"supervisor,omitempty"` // rootless
 	Ports      []conf.PortMapping `json:"ports,omitempty"`

@@ -60,7 +60,7 @@ func OpenExisting(dir string) (*Store, error) {
 // Dir is the absolute path of the state folder.
 func (s *Store) Dir() string { return s.dir }
 
-// Path of a file of the attachment: ext is "json", "lock", "alive", "log", or
+// Path of a file of the attachment: ext is "json", "lock", "alive", "busy", "log", or
 // "sock" and "api", whose names are short: the name of a socket may have 108
 // bytes with its folder (unix(7)), so it is used through a descriptor of the folder.
 func (s *Store) Path(k conf.Key, ext string) string {
@@ -102,7 +102,7 @@ func (s *Store) Save(r *Record) error {
 }
 
 func writeAtomically(path string, b []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".tmp-") // 0600
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(temporary(path))) // 0600
 	if err != nil {
 		return err
 	}
@@ -115,6 +115,12 @@ func writeAtomically(path string, b []byte) error {
 		return err
 	}
 	return os.Rename(f.Name(), path)
+}
+
+// temporary is the pattern of the files that a writer killed in writeAtomically
+// leaves.
+func temporary(path string) string {
+	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".tmp-*")
 }
 
 // Load reads the record of an attachment. The error is fs.ErrNotExist when there
@@ -164,7 +170,7 @@ func (s *Store) List() (records []*Record, damaged []conf.Key, err error) {
 	}
 	for _, f := range files {
 		r, err := load(f)
-		if err == nil {
+		if err == nil && s.Path(r.Key, "json") == f { // else a copy under another name, which Remove would miss
 			records = append(records, r)
 		} else if key, ok := keyOf(f); ok && !errors.Is(err, fs.ErrNotExist) { // else removed while we listed
 			damaged = append(damaged, key)
@@ -190,9 +196,14 @@ func escapeGlob(s string) string {
 // Remove takes every file of the attachment away, the record last; the lock goes
 // when it is released. Missing files are success.
 func (s *Store) Remove(k conf.Key) error {
-	var errs []error
-	for _, ext := range []string{"sock", "api", "log", "alive", "json"} {
-		if err := os.Remove(s.Path(k, ext)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	pattern := temporary(escapeGlob(s.Path(k, "json")))
+	files, err := filepath.Glob(pattern)
+	errs := []error{err}
+	for _, ext := range []string{"sock", "api", "log", "alive", "busy", "json"} {
+		files = append(files, s.Path(k, ext))
+	}
+	for _, f := range files {
+		if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}
 	}
