@@ -1,22 +1,39 @@
 package rootless
 
 import (
+	"os"
 	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// keptCapabilities are what the supervisor uses all its life: IP_TRANSPARENT
-// sockets and the routes of UDP clients inside the container's namespace
-// (capabilities(7), CAP_NET_ADMIN). A restarted driver gets its own rights at
-// execve(2), as uid 0 of its user namespace, from the bounding set.
-const keptCapabilities = 1 << unix.CAP_NET_ADMIN
+// After its start a supervisor has one capability left (capabilities(7)) of the
+// user namespace that owns the container's: CAP_NET_ADMIN, for IP_TRANSPARENT
+// sockets, for the routes of UDP clients and for the interface of a restarted
+// driver. The driver gets rights of its own at execve(2), as uid 0 of that user
+// namespace, out of the bounding set. So neither that set nor no_new_privs can be
+// tightened.
+const netAdmin = 1 << unix.CAP_NET_ADMIN
 
-// dropCapabilities gives up all but keptCapabilities, in every thread.
-func dropCapabilities() error {
+// Where uid 0 of the user namespace is not the user who called ADD but one of his
+// subordinate uids (podman --userns=keep-id), the state folder belongs to another
+// uid than ours, and these are needed as well: to use the driver's API socket in
+// it, and to remove the record in the end.
+const foreignFolder = 1<<unix.CAP_DAC_OVERRIDE | 1<<unix.CAP_SETUID
+
+// dropCapabilities gives up all others, in every thread. owner is the uid that the
+// state folder has.
+func dropCapabilities(owner int) error {
+	if os.Geteuid() != 0 {
+		return nil // a driver could not get any at execve(2) but by inheriting ours
+	}
+	kept := uint32(netAdmin)
+	if owner != os.Geteuid() {
+		kept |= foreignFolder
+	}
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	data := [2]unix.CapUserData{{Effective: keptCapabilities, Permitted: keptCapabilities}}
+	data := [2]unix.CapUserData{{Effective: kept, Permitted: kept}}
 	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET,
 		uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&data[0])), 0)
 	if errno != 0 {

@@ -9,6 +9,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/conf"
 )
 
 // check compares the interface with the plan and changes nothing. It names all
@@ -24,7 +26,42 @@ func (in *inside) check() error {
 			errs = append(errs, in.checkAddresses(link, f), in.checkDefaultRoute(link, f))
 		}
 	}
+	errs = append(errs, in.checkRules())
 	return errors.Join(errs...)
+}
+
+// checkRules looks for what brings replies of published ports back; see
+// sourceroutes.go.
+func (in *inside) checkRules() error {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	var errs []error
+	for _, family := range in.families() {
+		have, err := in.link.RuleList(family)
+		if err != nil {
+			return fmt.Errorf("routing rules: %w", err)
+		}
+		for protocol, ranges := range in.rules {
+			for _, ports := range ranges.runs {
+				if !slices.ContainsFunc(have, func(r netlink.Rule) bool { return in.isRule(r, protocol, ports) }) {
+					errs = append(errs, fmt.Errorf("the routing rule for %s ports %d-%d is missing (%s)", protocol, ports.first, ports.last, familyName(family)))
+				}
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (in *inside) isRule(r netlink.Rule, protocol conf.Protocol, ports portRange) bool {
+	return r.Table == in.table.of(protocol) && r.IPProto == ipProto(protocol) &&
+		r.Sport != nil && *r.Sport == *netlink.NewRulePortRange(ports.first, ports.last)
+}
+
+func familyName(family int) string {
+	if family == unix.AF_INET {
+		return "IPv4"
+	}
+	return "IPv6"
 }
 
 func (in *inside) checkLink(link netlink.Link) error {

@@ -104,8 +104,8 @@ func listenControl(path string) (*os.File, error) {
 	return f, nil
 }
 
-// serveControl answers until the listener is closed.
-func serveControl(l *net.UnixListener, log *slog.Logger, answer func(request, []*os.File) reply) {
+// serveControl answers callers of the given uid until the listener is closed.
+func serveControl(l *net.UnixListener, owner int, log *slog.Logger, answer func(request, []*os.File) reply) {
 	for {
 		conn, err := l.AcceptUnix()
 		if errors.Is(err, net.ErrClosed) {
@@ -116,16 +116,16 @@ func serveControl(l *net.UnixListener, log *slog.Logger, answer func(request, []
 			time.Sleep(100 * time.Millisecond) // out of descriptors: the next one may do
 			continue
 		}
-		go serveOne(conn, log, answer)
+		go serveOne(conn, owner, log, answer)
 	}
 }
 
-func serveOne(conn *net.UnixConn, log *slog.Logger, answer func(request, []*os.File) reply) {
+func serveOne(conn *net.UnixConn, owner int, log *slog.Logger, answer func(request, []*os.File) reply) {
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(controlTimeout))
 	peer, err := peerCredentials(conn)
-	if err != nil || int(peer.Uid) != os.Geteuid() {
-		log.Warn("control socket: refused a caller", "error", err)
+	if err != nil || int(peer.Uid) != owner {
+		log.Warn("control socket: refused a caller", "peer", peer, "error", err)
 		return
 	}
 	r, files, err := readRequest(conn)
@@ -263,7 +263,8 @@ func call(path string, r request, sockets ...forward.Socket) (*Status, error) {
 }
 
 // behindSocket is the process that listens on the control socket: the way to the
-// supervisor when the record does not tell.
+// supervisor when the record does not tell. Only we can have put it there, since
+// the folder is closed to others; its uid may be a subordinate one of ours.
 func behindSocket(path string) (*record.Process, error) {
 	conn, err := dialControl(path)
 	if err != nil {
@@ -273,9 +274,6 @@ func behindSocket(path string) (*record.Process, error) {
 	cred, err := peerCredentials(conn)
 	if err != nil {
 		return nil, err
-	}
-	if int(cred.Uid) != os.Geteuid() {
-		return nil, fmt.Errorf("control socket %s is served by uid %d: %w", path, cred.Uid, os.ErrPermission)
 	}
 	p, err := identify(int(cred.Pid))
 	if err != nil {

@@ -11,11 +11,13 @@
 // netlink, forwards ports, restarts a driver that died, answers on a control
 // socket, and leaves with everything when the container's namespace is gone.
 //
-// # One thread inside
+// # Threads inside
 //
 // A socket belongs to the network namespace it was created in, whoever uses it
 // later (network_namespaces(7)). So one locked thread of the supervisor stays in
-// the container's namespace and only creates sockets; everything else runs in
-// the host's. It could not come back: setns(2) into the host's namespace needs
-// rights there that an unprivileged user does not have.
+// the container's namespace and only creates sockets; rootlessport's workers,
+// locked threads too, are there as well, and use the listening sockets that were
+// made outside. Everything else runs in the host's namespace. None of these
+// threads could come back: setns(2) into the host's namespace needs rights there
+// that an unprivileged user does not have.
 package rootless

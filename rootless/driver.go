@@ -1,6 +1,7 @@
 package rootless
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -14,6 +15,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -101,19 +103,24 @@ func (d *driver) readCache(dir string) bool {
 	return true
 }
 
+// writeCache writes the file in place: half of it is no JSON and counts as none,
+// and a writer that is killed leaves no other file.
 func (d *driver) writeCache(dir string) {
 	b, err := json.Marshal(d)
-	if err != nil {
-		return
-	}
-	tmp := d.cacheFile(dir) + "." + strconv.Itoa(os.Getpid())
-	if os.WriteFile(tmp, b, 0o600) != nil || os.Rename(tmp, d.cacheFile(dir)) != nil {
-		os.Remove(tmp)
+	if err == nil {
+		_ = os.WriteFile(d.cacheFile(dir), b, 0o600)
 	}
 }
 
+// probePatience is for a program that is not slirp4netns and waits for something.
+const probePatience = 10 * time.Second
+
 func (d *driver) probe() error {
-	out, err := exec.Command(d.Path, "--help").CombinedOutput()
+	ctx, cancel := context.WithTimeout(context.Background(), probePatience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, d.Path, "--help")
+	cmd.WaitDelay = time.Second // for output that a child of it holds open
+	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return conf.Errorf(conf.ErrPluginNotAvailable, "asking %s for its options (--help): %v: %s; %s", d.Path, err, lastLines(string(out), 3), installHint)
 	}
@@ -132,7 +139,6 @@ type wants struct {
 	feature string
 	key     string
 	value   any
-	asked   bool // an explicit wish: a driver without the option is an error
 	on      bool
 }
 
@@ -142,20 +148,21 @@ type wants struct {
 func (d *driver) arguments(r *conf.Rootless) ([]string, error) {
 	defaultCIDR := netip.MustParsePrefix("10.0.2.0/24")
 	for _, w := range []wants{
-		{"cidr", "rootless.cidr", r.CIDR, true, r.CIDR != defaultCIDR},
-		{"enable-ipv6", "rootless.enableIPv6", true, true, r.EnableIPv6 && r.EnableIPv6Set},
-		{"outbound-addr", "rootless.outboundAddr", r.OutboundAddr, true, r.OutboundAddr != ""},
-		{"outbound-addr6", "rootless.outboundAddr6", r.OutboundAddr6, true, r.OutboundAddr6 != ""},
-		{"disable-dns", "rootless.disableDNS", true, true, r.DisableDNS},
-		{"mtu", "rootless.mtu", r.MTU, true, r.MTU != 1500},
-		{"disable-host-loopback", "rootless.allowHostLoopback", false, true, !r.AllowHostLoopback},
-		{"api-socket", "rootless.portHandler", r.PortHandler, true, r.PortHandler == conf.HandlerSlirp4netns},
+		{"cidr", "rootless.cidr", r.CIDR, r.CIDR != defaultCIDR},
+		{"enable-ipv6", "rootless.enableIPv6", true, r.EnableIPv6 && r.EnableIPv6Set},
+		{"enable-ipv6", "rootless.outboundAddr6", r.OutboundAddr6, r.OutboundAddr6 != ""},
+		{"outbound-addr", "rootless.outboundAddr", r.OutboundAddr, r.OutboundAddr != ""},
+		{"outbound-addr6", "rootless.outboundAddr6", r.OutboundAddr6, r.OutboundAddr6 != ""},
+		{"disable-dns", "rootless.disableDNS", true, r.DisableDNS},
+		{"mtu", "rootless.mtu", r.MTU, r.MTU != 1500},
+		{"disable-host-loopback", "rootless.allowHostLoopback", false, !r.AllowHostLoopback},
+		{"api-socket", "rootless.portHandler", r.PortHandler, r.PortHandler == conf.HandlerSlirp4netns},
 	} {
-		if w.on && w.asked && !d.Features[w.feature] {
+		if w.on && !d.Features[w.feature] {
 			return nil, conf.Unsupported(w.key, w.value, fmt.Sprintf("%s has no option --%s; install a newer slirp4netns", d.Path, w.feature))
 		}
 	}
-	if err := checkOutbound(r); err != nil {
+	if err := resolveOutbound(r); err != nil {
 		return nil, err
 	}
 	r.EnableIPv6 = r.EnableIPv6 && d.Features["enable-ipv6"]
@@ -185,20 +192,38 @@ func (d *driver) flags(r *conf.Rootless) []string {
 	return args
 }
 
-// checkOutbound looks for an interface that is named where an address may stand.
-func checkOutbound(r *conf.Rootless) error {
-	for key, value := range map[string]string{"rootless.outboundAddr": r.OutboundAddr, "rootless.outboundAddr6": r.OutboundAddr6} {
-		if value == "" {
-			continue
-		}
-		if _, err := netip.ParseAddr(value); err == nil {
-			continue
-		}
-		if _, err := net.InterfaceByName(value); err != nil {
-			return conf.Invalid(key, value, "it is neither an address of the right family nor an interface of this host")
+// resolveOutbound looks for an interface that is named where an address may
+// stand. For IPv6 its address takes its place: slirp4netns 1.2.0 says that it takes
+// a name, and does not look for it.
+func resolveOutbound(r *conf.Rootless) error {
+	if _, err := outboundAddress("rootless.outboundAddr", r.OutboundAddr, netip.Addr.Is4); err != nil {
+		return err
+	}
+	address, err := outboundAddress("rootless.outboundAddr6", r.OutboundAddr6, netip.Addr.Is6)
+	r.OutboundAddr6 = address
+	return err
+}
+
+// outboundAddress is the value itself when it is an address, or empty, and else
+// that of the interface.
+func outboundAddress(key, value string, family func(netip.Addr) bool) (string, error) {
+	if _, err := netip.ParseAddr(value); err == nil || value == "" {
+		return value, nil
+	}
+	link, err := net.InterfaceByName(value)
+	if err != nil {
+		return "", conf.Invalid(key, value, "it is neither an address of the right family nor an interface of this host")
+	}
+	addresses, err := link.Addrs()
+	if err != nil {
+		return "", fmt.Errorf("addresses of interface %s: %w", value, err)
+	}
+	for _, address := range addresses {
+		if p, err := netip.ParsePrefix(address.String()); err == nil && family(p.Addr()) && !p.Addr().IsLinkLocalUnicast() {
+			return p.Addr().String(), nil
 		}
 	}
-	return nil
+	return "", conf.Invalid(key, value, "that interface has no address of the right family")
 }
 
 // checkTun opens /dev/net/tun as the driver will: its own message for that is one

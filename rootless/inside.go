@@ -7,8 +7,10 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 
+	"github.com/containernetworking/cni/pkg/types"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -19,6 +21,7 @@ import (
 // locked thread that lives there and creates sockets, and a netlink handle that
 // it made. It is rootlessport's forward.Namespace.
 type inside struct {
+	netns *os.File
 	calls chan func()
 	link  *netlink.Handle
 	plan  *plan
@@ -33,7 +36,7 @@ type inside struct {
 // thread that cannot go back to the host's namespace is of no other use.
 func enter(netns *os.File, p *plan) (*inside, error) {
 	in := &inside{
-		calls: make(chan func()), plan: p, table: tablesOf(p.IfName),
+		netns: netns, calls: make(chan func()), plan: p, table: tablesOf(p.IfName),
 		rules:   map[conf.Protocol]*portRanges{conf.TCP: {}, conf.UDP: {}},
 		clients: make(map[netip.Addr]bool),
 	}
@@ -43,6 +46,10 @@ func enter(netns *os.File, p *plan) (*inside, error) {
 		return nil, fmt.Errorf("entering the container's network namespace: %w", err)
 	}
 	var err error
+	in.do(func() { err = unpin(netns) })
+	if err != nil {
+		return nil, fmt.Errorf("the container's network namespace: %w", err)
+	}
 	in.do(func() { in.link, err = netlink.NewHandle(unix.NETLINK_ROUTE) })
 	if err != nil {
 		return nil, fmt.Errorf("netlink in the container's network namespace: %w", err)
@@ -71,6 +78,18 @@ func (in *inside) thread(netns *os.File, entered chan<- error) {
 	}
 }
 
+// unpin has the file lead to the calling thread's namespace, which is the same one,
+// by a way that keeps no mount busy: the runtime must be able to unmount the path
+// that it gave us.
+func unpin(netns *os.File) error {
+	own, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return err
+	}
+	defer own.Close()
+	return unix.Dup3(int(own.Fd()), int(netns.Fd()), unix.O_CLOEXEC)
+}
+
 // do runs f on the thread inside. What f opens there belongs to the container's
 // namespace.
 func (in *inside) do(f func()) {
@@ -85,6 +104,11 @@ func (in *inside) Socket(domain, typ, proto int) (fd int, err error) {
 	return fd, err
 }
 
+// Enter moves the calling thread inside for good: rootlessport's workers are there,
+// and make their sockets themselves. It needs CAP_SYS_ADMIN, so it works until the
+// supervisor is ready.
+func (in *inside) Enter() error { return unix.Setns(int(in.netns.Fd()), unix.CLONE_NEWNET) }
+
 // absent says that there is no such interface inside.
 func (in *inside) absent(ifName string) error {
 	_, err := in.link.LinkByName(ifName)
@@ -94,7 +118,61 @@ func (in *inside) absent(ifName string) error {
 	if err != nil {
 		return fmt.Errorf("looking for interface %s: %w", ifName, err)
 	}
-	return conf.Errorf(4, "CNI_IFNAME %q: the namespace has an interface of that name already; choose another name or remove it first", ifName)
+	return conf.Errorf(types.ErrInvalidEnvironmentVariables, "CNI_IFNAME %q: the namespace has an interface of that name already; choose another name or remove it first", ifName)
+}
+
+// chooseAddresses makes sure that the namespace has no other interface in our
+// networks, before ours is there. The IPv6 network of slirp4netns is always the
+// same one, so there the next free address is taken, unless one was asked for.
+func (in *inside) chooseAddresses() error {
+	for _, f := range []*family{&in.plan.IPv4, &in.plan.IPv6} {
+		if !f.enabled() {
+			continue
+		}
+		others, err := in.link.AddrList(nil, netlinkFamily(f.Gateway))
+		if err != nil {
+			return fmt.Errorf("addresses in the namespace: %w", err)
+		}
+		if err := in.avoid(f, others); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (in *inside) avoid(f *family, others []netlink.Addr) error {
+	taken := func(ip netip.Addr) int {
+		return slices.IndexFunc(others, func(a netlink.Addr) bool { return a.IP.Equal(ip.AsSlice()) })
+	}
+	for !f.Asked && f.Gateway.Is6() && taken(f.first()) >= 0 {
+		if !f.next() {
+			return conf.Errorf(conf.ErrNetwork, "every default address of network %s is taken in the namespace; ask for one with ips", f.subnet())
+		}
+	}
+	for _, own := range f.Addresses {
+		if i := taken(own.Addr()); i >= 0 {
+			return conf.Errorf(types.ErrInvalidNetworkConfig, "address %s is taken by interface %s of the namespace; ask for another one with ips, or set rootless.cidr to another network",
+				own.Addr(), in.nameOf(others[i]))
+		}
+	}
+	i := slices.IndexFunc(others, func(a netlink.Addr) bool { return f.Gateway.Is4() && sameNetwork(a.IPNet, f.subnet()) })
+	if i >= 0 {
+		return conf.Invalid("rootless.cidr", f.subnet(), fmt.Sprintf("interface %s of the namespace is in that network already; choose another one for this interface", in.nameOf(others[i])))
+	}
+	return nil
+}
+
+func sameNetwork(n *net.IPNet, p netip.Prefix) bool {
+	ones, _ := n.Mask.Size()
+	return ones == p.Bits() && p.Contains(netip.AddrFrom4([4]byte(n.IP.To4())))
+}
+
+func (in *inside) nameOf(a netlink.Addr) string {
+	link, err := in.link.LinkByIndex(a.LinkIndex)
+	if err != nil {
+		return fmt.Sprintf("with index %d", a.LinkIndex)
+	}
+	return link.Attrs().Name
 }
 
 func isMissingLink(err error) bool {

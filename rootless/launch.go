@@ -6,11 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/plugin/record"
@@ -69,7 +72,8 @@ func (l *launcher) try(ctx context.Context, credentials ...string) (record.Proce
 	defer readyRead.Close()
 	cmd, err := l.command(credentials)
 	if err == nil {
-		cmd.ExtraFiles = append([]*os.File{configRead, readyWrite, l.namespace.file, l.alive, l.control, l.log}, cmd.ExtraFiles...)
+		cmd.ExtraFiles = append([]*os.File{configRead, readyWrite, l.namespace.file, l.alive, l.control, l.namespace.owner}, cmd.ExtraFiles...)
+		keepDescriptors()
 		err = cmd.Start()
 	}
 	readyWrite.Close() // so that its death is the end of file
@@ -90,7 +94,7 @@ func (l *launcher) try(ctx context.Context, credentials ...string) (record.Proce
 	if err != nil {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		_ = cmd.Wait()
-		return record.Process{}, nil, fmt.Errorf("%w: %s", err, l.lastWords())
+		return record.Process{}, nil, conf.Errorf(conf.ErrNetwork, "%v (%s): %s", err, cmd.ProcessState, l.lastWords())
 	}
 	if message.Error != nil || message.LostRights {
 		// It takes down what it started and ends.
@@ -109,6 +113,7 @@ func (l *launcher) command(credentials []string) (*exec.Cmd, error) {
 		return nil, err
 	}
 	argv := []string{self, Role, l.config.Key.String()}
+	l.config.Joined = l.namespace.owner != nil
 	cmd := &exec.Cmd{Path: "/proc/self/exe", Args: append([]string{"ambi"}, argv[1:]...)}
 	for _, s := range l.sockets {
 		cmd.ExtraFiles = append(cmd.ExtraFiles, s.File)
@@ -118,17 +123,22 @@ func (l *launcher) command(credentials []string) (*exec.Cmd, error) {
 		if err != nil {
 			return nil, err
 		}
-		ownerFD := socketFD + len(cmd.ExtraFiles)
-		cmd.ExtraFiles = append(cmd.ExtraFiles, l.namespace.owner)
 		cmd.Path = nsenter
 		cmd.Args = append([]string{"nsenter", fmt.Sprintf("--user=/proc/self/fd/%d", ownerFD)}, append(credentials, argv...)...)
 	}
 	cmd.Dir, cmd.Env = "/", []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-	// Standard error goes to the log for what nsenter and a crash have to say; none
-	// of the caller's descriptors goes along, or the caller would wait for us.
+	// Standard error is the log, also for what nsenter and a crash have to say.
 	cmd.Stderr = l.log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	return cmd, nil
+}
+
+// keepDescriptors has no descriptor inherited by the next program but 0 to 2 and
+// those it is given: not one that our own caller left open by mistake, whose other
+// end would wait for the end of a process that lives for months.
+func keepDescriptors() {
+	const first = 3
+	_ = unix.CloseRange(first, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) // Linux 5.11; before it, callers have to be tidy
 }
 
 func lookUpNsenter() (string, error) {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -82,8 +83,7 @@ func (n *Network) Add(ctx context.Context, a *conf.Attachment) (*types100.Result
 	if err != nil {
 		return nil, err
 	}
-	p.MAC = message.MAC
-	return result(a, p), nil
+	return result(a, message.Plan), nil
 }
 
 // ipv6Usable says whether the container gets IPv6: wanted, and known to the kernel
@@ -262,13 +262,12 @@ func Alive(r *record.Record) bool { return alive(r.Supervisor) }
 // Del stops the supervisor and returns when its ports are free and its driver is
 // gone. What is gone already is success.
 func (n *Network) Del(ctx context.Context, a *conf.Attachment) error {
-	orderly := true
-	if p, err := n.findSupervisor(a.Key); p != nil {
-		if err := stop(ctx, *p); err != nil {
+	p, err := n.findSupervisor(a)
+	orderly := err == nil // there never was one
+	if p != nil {
+		if orderly, err = end(ctx, *p); err != nil {
 			return fmt.Errorf("stopping the supervisor of %s: %w", a.Key, err)
 		}
-	} else {
-		orderly = err == nil
 	}
 	if err := awaitFree(ctx, n.Store.Path(a.Key, "alive")); err != nil {
 		return fmt.Errorf("attachment %s: %w", a.Key, err)
@@ -281,19 +280,54 @@ func (n *Network) Del(ctx context.Context, a *conf.Attachment) error {
 
 var errKilled = errors.New("the supervisor ended without cleaning up")
 
-// findSupervisor finds the process by the record, else by its control socket. No
-// process is errKilled when one was there, and no error when there never was.
-func (n *Network) findSupervisor(key conf.Key) (*record.Process, error) {
-	if n.Record != nil && alive(n.Record.Supervisor) {
-		return n.Record.Supervisor, nil
+// findSupervisor finds the process by the record, else by its control socket, else
+// by its namespace. No process is errKilled when one was there, and no error when
+// there never was.
+func (n *Network) findSupervisor(a *conf.Attachment) (*record.Process, error) {
+	key := a.Key
+	if n.Record != nil && n.Record.Supervisor != nil {
+		if pidfd, _, err := openAnyway(*n.Record.Supervisor); err == nil {
+			pidfd.Close()
+			return n.Record.Supervisor, nil
+		}
 	}
 	if p, err := behindSocket(n.Store.Path(key, "sock")); err == nil {
 		return p, nil
 	}
 	if _, err := os.Lstat(n.Store.Path(key, "alive")); errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return n.findByNamespace(a), nil
 	}
 	return nil, errKilled
+}
+
+// AwaitEnd waits until no process holds the lock on a file of the attachment. One
+// that does not let go is killed. No file is success.
+func AwaitEnd(ctx context.Context, path string) error { return awaitFree(ctx, path) }
+
+// findByNamespace looks for the supervisor of an attachment whose files are all
+// gone, among the processes: by its command line and by the namespace that it has
+// open. With the namespace gone it leaves by itself.
+func (n *Network) findByNamespace(a *conf.Attachment) *record.Process {
+	want, err := os.Stat(a.NetnsPath)
+	if err != nil {
+		return nil
+	}
+	title := strings.Join([]string{"", Role, a.Key.String(), ""}, "\x00")
+	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, line := range lines {
+		if b, err := os.ReadFile(line); err != nil || !strings.HasSuffix(string(b), title) {
+			continue
+		}
+		folder := filepath.Dir(line)
+		if st, err := os.Stat(fmt.Sprintf("%s/fd/%d", folder, netnsFD)); err != nil || !os.SameFile(st, want) {
+			continue
+		}
+		pid, _ := strconv.Atoi(filepath.Base(folder))
+		if p, err := identify(pid); err == nil {
+			return &p
+		}
+	}
+	return nil
 }
 
 // awaitFree waits until nobody holds the lock of supervisor and driver; a driver

@@ -20,6 +20,7 @@ type plan struct {
 // family is one address family of the interface.
 type family struct {
 	Addresses []netip.Prefix `json:"addresses,omitempty"` // the first is where ports go
+	Asked     bool           `json:"asked,omitempty"`     // the container asked for them
 	Gateway   netip.Addr     `json:"gateway"`
 	DNS       netip.Addr     `json:"dns"` // invalid when there is none
 }
@@ -40,6 +41,18 @@ func (f family) subnet() netip.Prefix {
 		return netip.Prefix{}
 	}
 	return f.Addresses[0].Masked()
+}
+
+// next is the default address after addr, in a network that another interface of
+// the namespace is in as well.
+func (f *family) next() bool {
+	const last = 127 // hostNumber goes no further, and a /25 has no more
+	b := f.first().AsSlice()
+	if b[len(b)-1]&last == last {
+		return false
+	}
+	f.Addresses = []netip.Prefix{netip.PrefixFrom(f.first().Next(), f.subnet().Bits())}
+	return true
 }
 
 // The host numbers that slirp4netns gives out in its network (slirp4netns(1),
@@ -112,7 +125,7 @@ func (f *family) use(asked []netip.Prefix) error {
 		addresses = append(addresses, address)
 	}
 	if len(addresses) > 0 {
-		f.Addresses = addresses
+		f.Addresses, f.Asked = addresses, true
 	}
 	return nil
 }

@@ -41,20 +41,34 @@ func procStat(pid int) (state byte, startTime uint64, err error) {
 // it has ended. Start times are compared after the pidfd is open, so a recycled
 // pid cannot come between. A zombie has ended: only its parent can free it.
 func openProcess(p record.Process) (*os.File, error) {
-	fd, err := unix.PidfdOpen(p.PID, 0) // Linux 5.3
-	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
-		return nil, os.ErrProcessDone
-	}
-	if err != nil {
-		return nil, fmt.Errorf("process %d: %w", p.PID, err)
-	}
-	f := os.NewFile(uintptr(fd), "pidfd")
-	state, start, err := procStat(p.PID)
-	if err != nil || start != p.StartTime || state == 'Z' || state == 'X' {
+	f, state, err := openAnyway(p)
+	if err == nil && ended(state) {
 		f.Close()
 		return nil, os.ErrProcessDone
 	}
-	return f, nil
+	return f, err
+}
+
+// ended says so of a process's state.
+func ended(state byte) bool { return state == 'Z' || state == 'X' }
+
+// openAnyway opens also what has ended: while the first thread of a killed process
+// is a zombie, others may still be on their way out, with everything open.
+func openAnyway(p record.Process) (pidfd *os.File, state byte, err error) {
+	fd, err := unix.PidfdOpen(p.PID, 0) // Linux 5.3
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
+		return nil, 0, os.ErrProcessDone
+	}
+	if err != nil {
+		return nil, 0, fmt.Errorf("process %d: %w", p.PID, err)
+	}
+	f := os.NewFile(uintptr(fd), "pidfd")
+	state, start, err := procStat(p.PID)
+	if err != nil || start != p.StartTime {
+		f.Close()
+		return nil, 0, os.ErrProcessDone
+	}
+	return f, state, nil
 }
 
 // alive says whether the process still runs.
@@ -78,34 +92,45 @@ const (
 // stop ends a process: SIGTERM, then SIGKILL, and returns when it is gone. A
 // process that has ended is success.
 func stop(ctx context.Context, p record.Process) error {
-	pidfd, err := openProcess(p)
+	_, err := end(ctx, p)
+	return err
+}
+
+// end is stop, and says whether the process left when it was asked to, so that it
+// has taken everything down.
+func end(ctx context.Context, p record.Process) (orderly bool, err error) {
+	pidfd, state, err := openAnyway(p)
 	if errors.Is(err, os.ErrProcessDone) {
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer pidfd.Close()
+	if ended(state) && awaitEnd(ctx, pidfd, killGrace) {
+		return false, nil
+	}
 	for _, step := range []struct {
 		signal unix.Signal
 		grace  time.Duration
 	}{{unix.SIGTERM, stopGrace}, {unix.SIGKILL, killGrace}} {
 		err := unix.PidfdSendSignal(int(pidfd.Fd()), step.signal, nil, 0)
 		if errors.Is(err, unix.ESRCH) {
-			return nil
+			return false, nil
 		}
 		if err != nil {
-			return fmt.Errorf("sending %s to process %d: %w", unix.SignalName(step.signal), p.PID, err)
+			return false, fmt.Errorf("sending %s to process %d: %w", unix.SignalName(step.signal), p.PID, err)
 		}
-		if ended(ctx, pidfd, step.grace) {
-			return nil
+		if awaitEnd(ctx, pidfd, step.grace) {
+			return step.signal == unix.SIGTERM, nil
 		}
 	}
-	return fmt.Errorf("process %d does not end, not even by SIGKILL", p.PID)
+	return false, fmt.Errorf("process %d does not end, not even by SIGKILL", p.PID)
 }
 
-// ended waits until the process of the pidfd ends; it is readable then.
-func ended(ctx context.Context, pidfd *os.File, grace time.Duration) bool {
+// awaitEnd waits until the last thread of the process ends; its pidfd is readable
+// then.
+func awaitEnd(ctx context.Context, pidfd *os.File, grace time.Duration) bool {
 	deadline := time.Now().Add(grace)
 	for ctx.Err() == nil {
 		left := time.Until(deadline)

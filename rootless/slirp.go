@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -191,11 +193,23 @@ func (t *tail) keep(line string) {
 func (t *tail) last() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	text := lastLines(joinLines(append(t.lines, string(t.part))), 2)
+	text := lastLines(withoutWarnings(append(slices.Clone(t.lines), string(t.part))), 2)
 	if text == "" {
 		return "it printed nothing"
 	}
 	return text
+}
+
+// withoutWarnings leaves the reasons: slirp4netns warns of each option that it
+// calls experimental, on another stream than its errors, which may lack the end of
+// the line.
+func withoutWarnings(lines []string) string {
+	reasons := make([]string, 0, len(lines))
+	for _, line := range lines {
+		reason, _, _ := strings.Cut(line, "WARNING: Support for ")
+		reasons = append(reasons, reason)
+	}
+	return joinLines(reasons)
 }
 
 func joinLines(lines []string) string {

@@ -9,9 +9,11 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -22,14 +24,15 @@ import (
 	"github.com/ambi-cni/ambi/portmap/forward"
 )
 
-// The descriptors that a supervisor is started with.
+// The descriptors that a supervisor is started with, beside standard error, which
+// is BASE.log, for appending.
 const (
 	configFD  = 3 + iota // pipe, supervisorConfig as JSON
 	readyFD              // pipe, readyMessage as JSON
 	netnsFD              // the container's network namespace
 	aliveFD              // BASE.alive, locked
 	controlFD            // control socket, listening
-	logFD                // BASE.log, for appending
+	ownerFD              // the user namespace that nsenter joins, when it does
 	socketFD             // the first of the published ports' sockets
 )
 
@@ -43,6 +46,7 @@ type supervisorConfig struct {
 	Handler  conf.PortHandler   `json:"portHandler"`
 	SourceIP conf.SourceIP      `json:"sourceIP"`
 	LogLevel string             `json:"logLevel"`
+	Joined   bool               `json:"joined,omitempty"` // ownerFD is open
 	Sockets  []socketInfo       `json:"sockets,omitempty"`
 	Ports    []conf.PortMapping `json:"ports,omitempty"` // handler slirp4netns
 	// CleanOnly: take away what a killed supervisor left inside, and leave.
@@ -57,7 +61,7 @@ type socketInfo struct {
 
 // readyMessage ends the start of a supervisor, well or not.
 type readyMessage struct {
-	MAC        string       `json:"mac,omitempty"`
+	Plan       *plan        `json:"plan,omitempty"` // as it was carried out
 	Error      *types.Error `json:"error,omitempty"`
 	LostRights bool         `json:"lostRights,omitempty"` // exec took the capabilities: start again as uid 0
 }
@@ -67,6 +71,7 @@ type supervisor struct {
 	config  supervisorConfig
 	log     *slog.Logger
 	since   time.Time
+	owner   int // who called ADD, as a uid of our user namespace
 	control *net.UnixListener
 	inside  *inside
 	ports   publisher
@@ -74,8 +79,13 @@ type supervisor struct {
 	stopped chan struct{}
 	once    sync.Once
 
+	// work is held while a driver is made ready, and by leave, which must not take
+	// routes back that the other is putting in place.
+	work sync.Mutex
+
 	mu       sync.Mutex
 	driver   *slirp // nil while it is down
+	newcomer *slirp // started, not ready yet
 	restarts int
 	lastErr  string
 }
@@ -95,18 +105,23 @@ type publisher interface {
 func Supervise() int {
 	// An idle supervisor is memory times containers: collect early, keep little.
 	debug.SetGCPercent(50)
+	// rootlessport's workers, one a processor, wait in epoll without telling the
+	// scheduler; one more has the control socket answered meanwhile.
+	runtime.GOMAXPROCS(runtime.NumCPU() + 1)
+	_ = os.WriteFile("/proc/self/comm", []byte("ambi"), 0) // not "exe", for ps and pgrep
+	keepDescriptors()                                      // or the driver would hold the published ports, too
 	ready := os.NewFile(readyFD, "ready pipe")
-	var config supervisorConfig
-	if err := json.NewDecoder(os.NewFile(configFD, "configuration pipe")).Decode(&config); err != nil {
-		return tellFailure(ready, fmt.Errorf("reading the supervisor's configuration: %w", err))
+	config, err := readConfig()
+	if err != nil {
+		return tellFailure(ready, err)
 	}
 	if !haveCapability(unix.CAP_NET_ADMIN) || !haveCapability(unix.CAP_SYS_ADMIN) {
 		return tell(ready, readyMessage{LostRights: true}, 1)
 	}
 	if config.CleanOnly {
-		return cleanOnly(ready, &config)
+		return cleanOnly(ready, config)
 	}
-	s, err := newSupervisor(config)
+	s, err := newSupervisor(*config)
 	if err != nil {
 		return tellFailure(ready, err)
 	}
@@ -116,7 +131,7 @@ func Supervise() int {
 		s.leave()
 		return code
 	}
-	if tell(ready, readyMessage{MAC: s.inside.plan.MAC}, 0) != 0 {
+	if tell(ready, readyMessage{Plan: s.inside.plan}, 0) != 0 {
 		// ADD was killed before it could hear of us: nobody may ever call DEL.
 		s.log.Warn("nobody waits for this supervisor any more, leaving")
 		s.leaveForGood()
@@ -125,6 +140,20 @@ func Supervise() int {
 	s.settle()
 	s.run()
 	return 0
+}
+
+// readConfig reads the configuration and closes what is of no use after it.
+func readConfig() (*supervisorConfig, error) {
+	pipe := os.NewFile(configFD, "configuration pipe")
+	defer pipe.Close()
+	var config supervisorConfig
+	if err := json.NewDecoder(pipe).Decode(&config); err != nil {
+		return nil, fmt.Errorf("reading the supervisor's configuration: %w", err)
+	}
+	if config.Joined {
+		unix.Close(ownerFD)
+	}
+	return &config, nil
 }
 
 func tell(ready *os.File, m readyMessage, code int) int {
@@ -144,7 +173,7 @@ func tellFailure(ready *os.File, err error) int {
 }
 
 func newSupervisor(config supervisorConfig) (*supervisor, error) {
-	log := newLogger(newLogFile(os.NewFile(logFD, "log")), config.LogLevel).With("attachment", config.Key)
+	log := newLogger(newLogFile(os.Stderr), config.LogLevel).With("attachment", config.Key)
 	listener := os.NewFile(controlFD, "control socket")
 	// Again, so that SO_PEERCRED of a caller shows this process and not the one that
 	// bound the name.
@@ -158,7 +187,11 @@ func newSupervisor(config supervisorConfig) (*supervisor, error) {
 	listener.Close()
 	control := l.(*net.UnixListener)
 	control.SetUnlinkOnClose(false)
-	s := &supervisor{config: config, log: log, since: time.Now(), control: control, signals: make(chan os.Signal, 1), stopped: make(chan struct{})}
+	var folder unix.Stat_t
+	if err := unix.Stat(config.StateDir, &folder); err != nil {
+		return nil, fmt.Errorf("state folder %s: %w", config.StateDir, err)
+	}
+	s := &supervisor{config: config, log: log, since: time.Now(), owner: int(folder.Uid), control: control, signals: make(chan os.Signal, 1), stopped: make(chan struct{})}
 	// From the start, so that a signal in the middle of it is kept for after it.
 	signal.Notify(s.signals, unix.SIGTERM, unix.SIGINT)
 	signal.Ignore(unix.SIGHUP, unix.SIGPIPE)
@@ -175,6 +208,9 @@ func (s *supervisor) start() error {
 		return err
 	}
 	if err := s.inside.absent(s.config.Plan.IfName); err != nil {
+		return err
+	}
+	if err := s.inside.chooseAddresses(); err != nil {
 		return err
 	}
 	driver, err := startSlirp(&s.config.Driver)
@@ -195,32 +231,29 @@ func (s *supervisor) start() error {
 
 // useDriver waits for a driver that was started and configures its interface.
 func (s *supervisor) useDriver(driver *slirp) error {
+	s.setDriver(nil, driver)
 	err := driver.awaitReady()
 	if err == nil {
 		err = s.inside.configure()
 	}
 	if err != nil {
+		s.setDriver(nil, nil)
 		driver.stop()
 		return err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.driver = driver
+	s.setDriver(driver, nil)
 	return nil
 }
 
-func (s *supervisor) publish() error {
-	var err error
-	if s.config.Handler == conf.HandlerSlirp4netns {
-		s.ports = newSlirpPublisher(&s.config)
-	} else if s.ports, err = newRootlessport(s); err != nil {
-		return err
-	}
-	return s.publishAll()
+func (s *supervisor) setDriver(driver, newcomer *slirp) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.driver, s.newcomer = driver, newcomer
 }
 
-func (s *supervisor) publishAll() error {
+func (s *supervisor) publish() error {
 	if s.config.Handler == conf.HandlerSlirp4netns {
+		s.ports = newSlirpPublisher(&s.config)
 		for _, m := range s.config.Ports {
 			if err := s.ports.add(m, nil); err != nil {
 				return err
@@ -228,18 +261,27 @@ func (s *supervisor) publishAll() error {
 		}
 		return nil
 	}
+	r, err := newRootlessport(s)
+	if err != nil {
+		return err
+	}
+	s.ports = r
+	return r.addAll(s.inherited())
+}
+
+// inherited are the sockets of the published ports, bound by the one who started
+// this process.
+func (s *supervisor) inherited() []forward.Socket {
 	sockets := make([]forward.Socket, len(s.config.Sockets))
 	for i, info := range s.config.Sockets {
-		fd := socketFD + i
-		unix.CloseOnExec(fd)
-		sockets[i] = forward.Socket{Mapping: info.Mapping, Family: info.Family, File: os.NewFile(uintptr(fd), info.Mapping.String())}
+		sockets[i] = forward.Socket{Mapping: info.Mapping, Family: info.Family, File: os.NewFile(uintptr(socketFD+i), info.Mapping.String())}
 	}
-	return s.ports.(*rootlessport).forwarder.Add(sockets)
+	return sockets
 }
 
 // settle gives back what only the start needed.
 func (s *supervisor) settle() {
-	if err := dropCapabilities(); err != nil {
+	if err := dropCapabilities(s.owner); err != nil {
 		s.log.Warn("dropping capabilities", "error", err)
 	}
 	s.config.Sockets = nil
@@ -256,7 +298,7 @@ const (
 
 // run is the rest of the supervisor's life.
 func (s *supervisor) run() {
-	go serveControl(s.control, s.log, s.answer)
+	go serveControl(s.control, s.owner, s.log, s.answer)
 	go s.keepDriver()
 	netns := newWatch(s.config.Netns)
 	tick := time.NewTicker(watchInterval)
@@ -322,16 +364,13 @@ func (s *supervisor) restartDriver(pause time.Duration) time.Duration {
 		if s.leaving() {
 			return 0
 		}
-		driver, err := startSlirp(&s.config.Driver)
-		if err == nil {
-			err = s.useDriver(driver)
-		}
-		if err == nil {
-			err = s.ports.restored()
-		}
+		err := s.anotherDriver()
 		if err == nil {
 			s.log.Info("the driver is back")
 			return pause
+		}
+		if errors.Is(err, errLeaving) {
+			return 0
 		}
 		s.log.Error("restarting the driver", "error", err, "next try in", pause)
 		s.mu.Lock()
@@ -339,6 +378,30 @@ func (s *supervisor) restartDriver(pause time.Duration) time.Duration {
 		s.mu.Unlock()
 	}
 }
+
+// anotherDriver is the whole of one restart.
+func (s *supervisor) anotherDriver() error {
+	s.work.Lock()
+	defer s.work.Unlock()
+	if s.leaving() {
+		return errLeaving
+	}
+	driver, err := startSlirp(&s.config.Driver)
+	if err != nil {
+		return err
+	}
+	if err := s.useDriver(driver); err != nil {
+		return err
+	}
+	if err := s.ports.restored(); err != nil {
+		// Somebody has taken a port meanwhile. The container keeps the rest of its
+		// network, and CHECK names the port.
+		s.log.Error("publishing the ports again", "error", err)
+	}
+	return nil
+}
+
+var errLeaving = errors.New("the supervisor is leaving")
 
 func (s *supervisor) leaving() bool {
 	select {
@@ -356,12 +419,7 @@ func (s *supervisor) stop() { s.once.Do(func() { close(s.stopped) }) }
 func (s *supervisor) leave() {
 	s.stop()
 	s.control.Close()
-	s.mu.Lock()
-	driver := s.driver
-	s.mu.Unlock()
-	if driver != nil {
-		driver.dismiss()
-	}
+	driver := s.dismissDriver()
 	if s.ports != nil {
 		if err := s.ports.close(); err != nil {
 			s.log.Warn("closing ports", "error", err)
@@ -377,9 +435,30 @@ func (s *supervisor) leave() {
 	}
 }
 
+// dismissDriver tells the driver to leave, waits for the end of a restart, and
+// returns the driver that is there then, if any.
+func (s *supervisor) dismissDriver() *slirp {
+	s.mu.Lock()
+	for _, driver := range []*slirp{s.driver, s.newcomer} {
+		if driver != nil {
+			driver.dismiss()
+		}
+	}
+	s.mu.Unlock()
+	s.work.Lock() // and keep it: nothing is restarted any more
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.driver
+}
+
 // leaveForGood is leave, and what DEL does after it when no DEL is at work.
 func (s *supervisor) leaveForGood() {
 	s.leave()
+	if s.owner != os.Geteuid() {
+		if err := syscall.Setuid(s.owner); err != nil { // of every thread
+			s.log.Warn("becoming the owner of the record", "error", err)
+		}
+	}
 	store, err := record.OpenExisting(s.config.StateDir)
 	if err != nil {
 		s.log.Warn("removing the record", "error", err)
@@ -455,7 +534,7 @@ func (s *supervisor) check() error {
 	s.mu.Unlock()
 	for _, err := range []error{s.inside.check(), s.ports.check()} {
 		if err != nil {
-			problems = append(problems, err.Error())
+			problems = append(problems, strings.ReplaceAll(err.Error(), "\n", "; ")) // of errors.Join
 		}
 	}
 	if len(problems) == 0 {

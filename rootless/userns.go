@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -28,6 +30,12 @@ func (n *namespace) Close() {
 // has to be joined to configure it (ioctl_nsfs(2), NS_GET_USERNS, Linux 4.9).
 // Errors have code 4 and say what to do.
 func openNamespace(path string) (*namespace, error) {
+	for _, own := range []string{"/proc/self/", "/proc/thread-self/", "/dev/fd/"} {
+		if strings.HasPrefix(filepath.Clean(path), own) {
+			return nil, record.NetnsError(path, "it means something else in every process, and the one that watches over the container has to follow it, too",
+				"give the path that others see, /proc/PID/fd/N or /proc/PID/ns/net")
+		}
+	}
 	f, netns, err := record.OpenNetns(path)
 	if err != nil {
 		return nil, err

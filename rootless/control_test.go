@@ -1,0 +1,162 @@
+package rootless
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/portmap/forward"
+)
+
+func TestDecodeRequest(t *testing.T) {
+	r, err := decodeRequest(strings.NewReader(`{"op":"port-add","port":{"hostPort":8080,"containerPort":80,"protocol":"tcp","hostIP":"::1"},"families":[10]}` + "\nrest"))
+	require.NoError(t, err)
+	require.Equal(t, "port-add", r.Op)
+	require.Equal(t, "[::1]:8080->80/tcp", r.Port.String())
+	require.Equal(t, []int{unix.AF_INET6}, r.Families)
+
+	for in, why := range map[string]string{
+		"":                                     "not one line",
+		`{"op":"stop"}`:                        "not one line", // the caller died in the middle of it
+		"\n":                                   "not JSON",
+		"stop\n":                               "not JSON",
+		`{"op":1}` + "\n":                      "not JSON",
+		`{"port":{"hostPort":70000}}` + "\n":   "not JSON",
+		`{"port":{"hostIP":"nowhere"}}` + "\n": "not JSON",
+		strings.Repeat("x", requestLimit+1) + "\n": "not one line of at most 65536 bytes",
+	} {
+		_, err := decodeRequest(strings.NewReader(in))
+		require.ErrorContains(t, err, why, "%.40q", in)
+	}
+}
+
+// FuzzDecodeRequest: nothing that a caller sends makes the supervisor panic, or
+// read more than a request may have.
+func FuzzDecodeRequest(f *testing.F) {
+	for _, s := range []string{"", "\n", "null\n", `{"op":"status"}` + "\n", `{"op":"port-add","port":{"hostPort":1,"hostIP":"fe80::1%e"},"families":[2,10]}` + "\n", "{\"op\":\"\\ud800\"}\n"} {
+		f.Add([]byte(s), 0)
+	}
+	f.Add([]byte("x"), requestLimit)
+	f.Fuzz(func(t *testing.T, b []byte, padding int) {
+		in := io.MultiReader(strings.NewReader(strings.Repeat(" ", max(0, padding)%(2*requestLimit))), strings.NewReader(string(b)))
+		counted := &countingReader{from: in}
+		r, err := decodeRequest(counted)
+		require.LessOrEqual(t, counted.n, requestLimit)
+		if err == nil && r.Port != nil {
+			_ = r.Port.String()
+		}
+	})
+}
+
+type countingReader struct {
+	from io.Reader
+	n    int
+}
+
+func (c *countingReader) Read(b []byte) (int, error) {
+	n, err := c.from.Read(b)
+	c.n += n
+	return n, err
+}
+
+// startControl serves a control socket whose name is too long for bind(2).
+func startControl(t *testing.T, answer func(request, []*os.File) reply) string {
+	t.Helper()
+	path := filepath.Join(longFolder(t), "x.sock")
+	f, err := listenControl(path)
+	require.NoError(t, err)
+	l, err := net.FileListener(f)
+	require.NoError(t, err)
+	f.Close()
+	t.Cleanup(func() { l.Close() })
+	go serveControl(l.(*net.UnixListener), os.Geteuid(), slog.New(slog.DiscardHandler), answer)
+	return path
+}
+
+func TestControlSocket(t *testing.T) {
+	path := startControl(t, func(r request, files []*os.File) reply {
+		defer closeAll(files)
+		switch r.Op {
+		case opStatus:
+			return reply{Status: &Status{PID: 7, MAC: fmt.Sprint(len(files))}}
+		case opAddPort:
+			b := make([]byte, 2)
+			n, _ := files[0].Read(b)
+			return reply{Status: &Status{PID: len(files), MAC: string(b[:n]) + r.Port.String() + fmt.Sprint(r.Families)}}
+		}
+		return reply{Error: conf.Errorf(conf.ErrNetwork, "no %s today", r.Op)}
+	})
+	st, err := os.Stat(path)
+	require.NoError(t, err)
+	require.Equal(t, os.FileMode(0o600), st.Mode().Perm())
+
+	status, err := call(path, request{Op: opStatus})
+	require.NoError(t, err)
+	require.Equal(t, 7, status.PID)
+	require.Equal(t, "0", status.MAC)
+
+	_, err = call(path, request{Op: opCheck})
+	requireError(t, err, conf.ErrNetwork, "no check today")
+
+	var sockets []forward.Socket
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		r, w, err := os.Pipe()
+		require.NoError(t, err)
+		_, _ = w.WriteString("ok")
+		w.Close()
+		defer r.Close()
+		sockets = append(sockets, forward.Socket{Family: family, File: r})
+	}
+	status, err = call(path, request{Op: opAddPort, Port: &conf.PortMapping{HostPort: 1, ContainerPort: 2, Protocol: conf.UDP}}, sockets...)
+	require.NoError(t, err)
+	require.Equal(t, 2, status.PID, "both descriptors arrive")
+	require.Equal(t, "ok*:1->2/udp[2 10]", status.MAC)
+
+	_, err = call(path, request{Op: opAddPort}, append(sockets, sockets...)...)
+	requireError(t, err, types.ErrDecodingFailure, "more descriptors")
+
+	p, err := behindSocket(path)
+	require.NoError(t, err)
+	require.Equal(t, os.Getpid(), p.PID)
+	require.True(t, alive(p))
+}
+
+func TestControlSocketAnswersGarbage(t *testing.T) {
+	path := startControl(t, func(request, []*os.File) reply { t.Error("it was answered"); return reply{} })
+	for _, garbage := range []string{"x\n", strings.Repeat("y", requestLimit+10) + "\n"} {
+		conn, err := dialControl(path)
+		require.NoError(t, err)
+		_, err = conn.Write([]byte(garbage))
+		require.NoError(t, err)
+		b, _ := io.ReadAll(conn)
+		if len(garbage) < requestLimit { // else the answer may be lost with the rest that was not read
+			require.Contains(t, string(b), "control request: it is not JSON")
+		}
+		conn.Close()
+	}
+}
+
+func TestControlSocketReplacesAStaleOne(t *testing.T) {
+	path := filepath.Join(longFolder(t), "x.sock")
+	for range 2 {
+		f, err := listenControl(path)
+		require.NoError(t, err)
+		f.Close()
+	}
+	_, err := call(path, request{Op: opStatus})
+	require.ErrorIs(t, err, unix.ECONNREFUSED)
+	_, err = behindSocket(path)
+	require.ErrorIs(t, err, unix.ECONNREFUSED)
+	_, err = call(path+"x", request{Op: opStatus})
+	require.ErrorIs(t, err, os.ErrNotExist)
+}
