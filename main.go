@@ -11,10 +11,10 @@
 package main
 
 import (
-	"fmt"
 	"os"
 	"runtime/debug"
 
+	"github.com/ambi-cni/ambi/cli"
 	"github.com/ambi-cni/ambi/plugin"
 	"github.com/ambi-cni/ambi/rootless"
 )
@@ -32,12 +32,8 @@ func run() int {
 		return plugin.Main(about())
 	case len(os.Args) > 1 && os.Args[1] == rootless.Role:
 		return rootless.Supervise()
-	case len(os.Args) > 1 && (os.Args[1] == "version" || os.Args[1] == "--version"):
-		fmt.Println(about())
-		return 0
 	case len(os.Args) > 1:
-		fmt.Fprintf(os.Stderr, "ambi: unknown command %q\nhint: ambi is run by a CNI runtime; see \"ambi version\" and the README\n", os.Args[1])
-		return 2
+		return cli.Main(about(), os.Args[1:])
 	}
 	return plugin.Main(about()) // tells about itself
 }

@@ -5,8 +5,10 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
+	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/ambi-cni/ambi/conf"
@@ -70,6 +72,20 @@ func (c *Chain) resultOf(dir string) *types100.Result {
 		return nil
 	}
 	return result
+}
+
+// Holders are the attachments that have addresses of the network.
+func (c *Chain) Holders() []types.GCAttachment {
+	dir := c.store()
+	var holders []types.GCAttachment
+	for _, ip := range storedIn(dir) {
+		o, taken := readOwner(dir, ip)
+		holder := types.GCAttachment{ContainerID: o.containerID, IfName: o.ifName}
+		if taken && o.ifName != "" && !slices.Contains(holders, holder) {
+			holders = append(holders, holder)
+		}
+	}
+	return holders
 }
 
 // owner is who an address belongs to. The interface name is empty in files that

@@ -27,10 +27,20 @@ type Chain struct {
 	// any more: DEL then works in a stand-in namespace. A path that is empty, is
 	// missing, or is no namespace is noticed without it.
 	NetnsGone bool
+	// NetnsKnown says that it is, for sure. Else DEL makes sure that the interface
+	// it finds there is not another container's.
+	NetnsKnown bool
+	// NetnsInode is the number of the container's namespace, by which DEL finds it
+	// when its path leads elsewhere; zero when it is not known.
+	NetnsInode uint64
 
 	Logger  *slog.Logger  // nil: silent
 	Stderr  io.Writer     // of the delegates; nil: our standard error
 	Timeout time.Duration // of one delegate's run; zero: none
+
+	// Inherit is a file that every delegate, and whatever it starts, has open while
+	// it runs: a lock on it tells when the last of them has ended. It may be nil.
+	Inherit *os.File
 
 	// CacheDir is the folder, made when needed, in which the versions that a
 	// binary speaks are remembered; empty: nowhere.
@@ -57,7 +67,7 @@ func (c *Chain) runner() *runner {
 	if stderr == nil {
 		stderr = os.Stderr
 	}
-	return &runner{stderr: stderr, timeout: c.Timeout}
+	return &runner{stderr: stderr, timeout: c.Timeout, inherit: c.Inherit}
 }
 
 // Find looks for every delegate's binary. Its error, code 50 ("cannot service

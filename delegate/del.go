@@ -3,6 +3,7 @@ package delegate
 import (
 	"context"
 	"encoding/json"
+	"os"
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -19,9 +20,10 @@ import (
 // missing, because that binary may never come back, and keeping every address for
 // it would use up the subnet; the error says that its undo is still due.
 //
-// When the container's namespace is gone, or does not have the interface of the
-// result any more, the delegates get a stand-in namespace that has one, with the
-// addresses and the MAC address of the result.
+// Without a path to the container's namespace it is looked for by its interface.
+// When it is gone, or does not have the interface of the result any more, the
+// delegates get a stand-in namespace that has one, with the addresses and the MAC
+// address of the result.
 func (c *Chain) Del(ctx context.Context, result *types100.Result) error {
 	if len(c.Delegates) == 0 {
 		return nil
@@ -105,10 +107,13 @@ func (c *Chain) delAddress(ctx context.Context, d conf.Delegate, ip *types100.IP
 // needed and could not be made; the place is then an empty CNI_NETNS.
 func (c *Chain) place(result *types100.Result) (*place, []*types.Error) {
 	a := c.Attachment
-	if !c.NetnsGone && a.NetnsPath != "" {
+	if !c.NetnsGone && a.NetnsPath != "" && (c.NetnsKnown || !c.hasAnothers(a.NetnsPath, result)) {
 		if c.worksIn(a.NetnsPath, result) {
 			return &place{netns: a.NetnsPath}, nil
 		}
+	} else if f := c.locate(result, c.NetnsInode); f != nil {
+		c.log().Debug("DEL works in a namespace that was found by its interface", "netns", a.NetnsPath, "found", f.Name())
+		return &place{netns: pathOf(f), found: f}, nil
 	}
 	stand, err := newStandIn(a.IfName, result)
 	if err != nil {
@@ -137,6 +142,7 @@ func (c *Chain) worksIn(netns string, result *types100.Result) bool {
 type place struct {
 	netns string
 	stand *standIn // nil: the container's own
+	found *os.File // the container's own, which we opened; nil: not we
 }
 
 // netnsFor is CNI_NETNS for a delegate. host-device gives the interface back to
@@ -152,5 +158,8 @@ func (p *place) netnsFor(delegateType string) string {
 func (p *place) Close() {
 	if p.stand != nil {
 		p.stand.Close()
+	}
+	if p.found != nil {
+		p.found.Close()
 	}
 }

@@ -28,6 +28,7 @@ type runner struct {
 	version.PluginDecoder
 	stderr  io.Writer
 	timeout time.Duration // zero: none
+	inherit *os.File      // nil: none
 }
 
 var _ invoke.Exec = &runner{}
@@ -52,7 +53,7 @@ func (r *runner) ExecPlugin(ctx context.Context, path string, stdin []byte, env 
 	// that thread must stay with us until the child has ended.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	p, err := startPatiently(ctx, func() (*process, error) { return start(ctx, path, stdin, env, r.stderr) })
+	p, err := startPatiently(ctx, func() (*process, error) { return r.start(ctx, path, stdin, env) })
 	if err != nil {
 		return nil, conf.Errorf(conf.ErrNetwork, "%v", err)
 	}
@@ -70,8 +71,11 @@ func (r *runner) ExecPlugin(ctx context.Context, path string, stdin []byte, env 
 
 func (r *runner) timedOut(ctx context.Context, path string) *types.Error {
 	after := ""
-	if r.timeout > 0 && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+	switch cause := context.Cause(ctx); {
+	case r.timeout > 0 && errors.Is(cause, context.DeadlineExceeded):
 		after = fmt.Sprintf(" within %s", r.timeout)
+	case !errors.Is(cause, context.Canceled) && !errors.Is(cause, context.DeadlineExceeded):
+		after = fmt.Sprintf(" (%v)", cause)
 	}
 	return conf.Errorf(types.ErrTryAgainLater, "%s did not finish%s and was killed", path, after)
 }
@@ -102,13 +106,16 @@ type process struct {
 
 // start runs a plugin in a process group of its own: a time-out ends the whole
 // group, and a signal to our group does not stop a plugin half way.
-func start(ctx context.Context, path string, stdin []byte, env []string, stderr io.Writer) (*process, error) {
+func (r *runner) start(ctx context.Context, path string, stdin []byte, env []string) (*process, error) {
 	cmd := exec.CommandContext(ctx, path)
 	cmd.Env = env
+	if r.inherit != nil {
+		cmd.ExtraFiles = []*os.File{r.inherit}
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	p := &process{cmd: cmd}
-	childEnds, err := p.pipes(stderr)
+	childEnds, err := p.pipes(r.stderr)
 	if err == nil {
 		err = cmd.Start()
 	}

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"strconv"
 
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/plugins/pkg/ns"
@@ -52,13 +51,7 @@ func newStandIn(ifName string, result *types100.Result) (*standIn, error) {
 		}
 		return nil, m.err
 	}
-	// The delegates' /proc may be that of another PID namespace than the one we
-	// have a number in, but it is ours.
-	self, err := os.Readlink("/proc/self")
-	if err != nil {
-		self = strconv.Itoa(os.Getpid())
-	}
-	return &standIn{m.file, filepath.Join("/proc", self, "fd", strconv.Itoa(int(m.file.Fd())))}, nil
+	return &standIn{m.file, pathOf(m.file)}, nil
 }
 
 // Close lets the namespace and all in it go.

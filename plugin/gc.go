@@ -58,7 +58,7 @@ func (v *verbs) collect(ctx context.Context, store *record.Store) error {
 			errs = append(errs, annotated(key, v.collectOne(ctx, store, key, nil)))
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, store.Sweep(v.netConf.Name))...)
 }
 
 func annotated(key conf.Key, err error) error {

@@ -29,6 +29,7 @@ func Main(about string) (status int) {
 			status = fail(conf.Errorf(types.ErrInternal, "internal error of ambi: %v; please report it with the stack on standard error", p), "")
 		}
 	}()
+	keepWriting()
 	seen := &input{}
 	funcs := skel.CNIFuncs{
 		Add:    seen.verb("ADD", (*verbs).add),
@@ -96,7 +97,9 @@ func (in *input) verb(name string, run func(*verbs, context.Context) error) func
 		defer func() {
 			v.log.Info(name, "attachment", v.attachment.Key, "duration", time.Since(started).Round(time.Microsecond), "error", err)
 		}()
-		return run(v, context.Background())
+		ctx, stop := signalContext(name)
+		defer stop()
+		return run(v, ctx)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 
@@ -20,6 +21,7 @@ import (
 	"github.com/ambi-cni/ambi/delegate"
 	"github.com/ambi-cni/ambi/plugin/record"
 	"github.com/ambi-cni/ambi/portmap/nat"
+	"github.com/ambi-cni/ambi/rootless"
 )
 
 // rootNetwork runs the delegates and publishes host ports itself.
@@ -49,6 +51,11 @@ func (n *rootNetwork) Add(ctx context.Context, a *conf.Attachment) (*types100.Re
 			return nil, err
 		}
 	}
+	backend, err := n.portsFree(ctx, a, chain, result)
+	if err != nil {
+		return nil, err
+	}
+	n.record.DisableCheck = chain.DisableCheck
 	for _, d := range chain.Delegates {
 		n.record.Delegates = append(n.record.Delegates, d.Raw)
 	}
@@ -57,17 +64,45 @@ func (n *rootNetwork) Add(ctx context.Context, a *conf.Attachment) (*types100.Re
 	}
 	if len(chain.Delegates) > 0 {
 		chain.AfterEach = n.note
-		if result, err = chain.Add(ctx, result); err != nil {
+		err := n.busy(chain, func() (err error) {
+			result, err = chain.Add(ctx, result)
+			return err
+		})
+		if err != nil {
 			return nil, err
 		}
 		if err := fillIn(result, a); err != nil {
 			return nil, err
 		}
 	}
-	if err := n.publish(ctx, a, result); err != nil {
-		return nil, err
+	if backend != nil {
+		if err := n.publish(ctx, a, backend, result); err != nil {
+			return nil, err
+		}
 	}
 	return withDNS(result, a), nil
+}
+
+// busy has the delegates, and what they start, hold the lock BASE.busy while run
+// runs them. When we are killed the kernel kills the delegate with us, but not
+// what that has started, such as its IPAM plugin; the next verb waits for that.
+func (n *rootNetwork) busy(chain *delegate.Chain, run func() error) error {
+	path := n.store.Path(chain.Attachment.Key, "busy")
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
+	if err == nil {
+		defer f.Close()
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
+	if err != nil {
+		return fmt.Errorf("lock %s of the delegates: %w", path, err)
+	}
+	defer func() {
+		// A delegate may leave a daemon behind, which is not to be waited for.
+		_ = unix.Flock(int(f.Fd()), unix.LOCK_UN)
+		os.Remove(path)
+	}()
+	chain.Inherit = f
+	return run()
 }
 
 func (n *rootNetwork) note(_ int, result *types100.Result) (err error) {
@@ -81,10 +116,11 @@ func (n *rootNetwork) note(_ int, result *types100.Result) (err error) {
 // have edited its configuration; else those of the configuration; else the
 // built-in default chain, unless another plugin has made the interface.
 func (n *rootNetwork) chain(a *conf.Attachment) (*delegate.Chain, error) {
-	chain := &delegate.Chain{Attachment: a, Logger: n.log, CacheDir: n.store.Dir()}
+	chain := &delegate.Chain{Attachment: a, Logger: n.log, CacheDir: n.store.Dir(), Timeout: a.NetConf.DelegateTimeout}
 	var err error
 	switch {
-	case n.record != nil && n.record.State == record.Ready, n.record != nil && n.record.Saved():
+	case n.record != nil && n.record.Saved():
+		chain.DisableCheck = n.record.DisableCheck
 		for i, raw := range n.record.Delegates {
 			d, err := conf.ParseDelegate(fmt.Sprintf("record.delegates[%d]", i), raw)
 			if err != nil {
@@ -92,8 +128,9 @@ func (n *rootNetwork) chain(a *conf.Attachment) (*delegate.Chain, error) {
 			}
 			chain.Delegates = append(chain.Delegates, d)
 		}
-	case len(a.NetConf.Delegates) > 0:
-		chain.Delegates = a.NetConf.Delegates
+	case len(a.NetConf.Delegates) > 0 || a.NetConf.DelegatesFrom != "":
+		err = wrap(a.NetConf)
+		chain.Delegates, chain.DisableCheck, chain.DisableGC = a.NetConf.Delegates, a.NetConf.DisableCheck, a.NetConf.DisableGC
 	case a.NetConf.PrevResult == nil || n.unchained(a):
 		chain.Delegates, err = delegate.Default(a.NetConf.Bridge, a.Network, filepath.Join(n.store.Dir(), "ipam"), a.Path)
 	}
@@ -183,21 +220,50 @@ func linkInside(a *conf.Attachment) (netlink.Link, error) {
 }
 
 // publishes says whether ambi itself publishes the ports.
-func publishes(a *conf.Attachment) bool {
+func publishes(a *conf.Attachment, delegates []conf.Delegate) bool {
 	if len(a.Ports) == 0 || a.NetConf.Portmap.Backend == conf.BackendNone {
 		return false
 	}
-	return !slices.ContainsFunc(a.NetConf.Delegates, func(d conf.Delegate) bool { return d.Capabilities["portMappings"] })
+	return !slices.ContainsFunc(delegates, func(d conf.Delegate) bool { return d.Capabilities["portMappings"] })
 }
 
-func (n *rootNetwork) publish(ctx context.Context, a *conf.Attachment, result *types100.Result) error {
-	if !publishes(a) {
-		return nil
+// portsFree returns what is to publish the ports, nil when nothing is, after it
+// made sure that it could: a port in use is found before the first delegate runs.
+func (n *rootNetwork) portsFree(ctx context.Context, a *conf.Attachment, chain *delegate.Chain, prev *types100.Result) (nat.Backend, error) {
+	if !publishes(a, chain.Delegates) {
+		return nil, nil
 	}
 	backend, err := nat.Open(a.NetConf.Portmap.Backend)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	return backend, backend.Free(ctx, foreseen(a, chain, prev))
+}
+
+// foreseen is what is known of the ports to be published before the container has
+// addresses. When not even their families are known, the ports of every address
+// are left out: they may turn out to be of the other family than those in use.
+func foreseen(a *conf.Attachment, chain *delegate.Chain, prev *types100.Result) nat.Published {
+	p := nat.Published{Owner: a.Key, Ports: a.Ports}
+	if len(chain.Delegates) == 0 && prev != nil {
+		p.IPs = containerIPs(prev, a.IfName)
+		return p
+	}
+	v4, v6 := chain.Families()
+	if !v4 && !v6 {
+		v4, v6 = true, true
+		p.Ports = slices.DeleteFunc(slices.Clone(a.Ports), func(m conf.PortMapping) bool { return !m.HostIP.IsValid() })
+	}
+	if v4 {
+		p.IPs = append(p.IPs, netip.IPv4Unspecified())
+	}
+	if v6 {
+		p.IPs = append(p.IPs, netip.IPv6Unspecified())
+	}
+	return p
+}
+
+func (n *rootNetwork) publish(ctx context.Context, a *conf.Attachment, backend nat.Backend, result *types100.Result) error {
 	n.record.Published = &record.Published{
 		Backend: conf.Backend(backend.Name()), IPs: containerIPs(result, a.IfName), SNAT: a.NetConf.Portmap.SNAT,
 	}
@@ -276,6 +342,9 @@ func (n *rootNetwork) Del(ctx context.Context, a *conf.Attachment) error {
 	if n.record != nil && !n.record.Saved() {
 		return nil
 	}
+	if err := rootless.AwaitEnd(ctx, n.store.Path(a.Key, "busy")); err != nil {
+		return fmt.Errorf("delegates of a killed ADD: %w", err)
+	}
 	if err := n.unpublish(ctx, a); err != nil {
 		return fmt.Errorf("taking back the ports of %s, the address is not released: %w", a.Key, err)
 	}
@@ -283,8 +352,14 @@ func (n *rootNetwork) Del(ctx context.Context, a *conf.Attachment) error {
 	if err != nil {
 		return err
 	}
-	chain.NetnsGone = n.record != nil && n.record.Netns.Gone()
-	return chain.Del(ctx, n.lastResult(a))
+	if n.record != nil {
+		chain.NetnsGone = n.record.Netns.Gone()
+		chain.NetnsKnown, chain.NetnsInode = !chain.NetnsGone, n.record.Netns.Inode
+	}
+	if len(chain.Delegates) == 0 {
+		return nil
+	}
+	return n.busy(chain, func() error { return chain.Del(ctx, n.lastResult(a)) })
 }
 
 // lastResult is the most that is known of what ADD returned; nil when nothing is.
@@ -348,17 +423,41 @@ func (n *rootNetwork) status(ctx context.Context, a *conf.Attachment) error {
 	return chain.Status(ctx)
 }
 
-// collectUnrecorded removes published ports of this network that no record
-// explains, and passes GC on to the delegates that know it.
+// collectUnrecorded removes what this network has and no record explains:
+// addresses with what is bound to them, published ports. Then it passes GC on to
+// the delegates that know it.
 func (v *verbs) collectUnrecorded(ctx context.Context) error {
 	store, err := record.OpenFirst(v.stateDirs)
 	if err != nil {
 		return err
 	}
+	lockCtx, cancel := lockContext(ctx)
+	defer cancel()
+	unlock, err := store.LockAll(lockCtx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	n := &rootNetwork{store: store, log: v.log}
-	errs := []error{n.collectPorts(ctx, v)}
-	if chain, err := n.chain(v.attachment); err == nil && v.netConf.ValidAttachments != nil {
-		errs = append(errs, chain.GC(ctx, v.netConf.ValidAttachments))
+	if v.netConf.ValidAttachments == nil {
+		return n.collectPorts(ctx, v)
+	}
+	chain, err := n.chain(v.attachment)
+	if err != nil {
+		return errors.Join(n.collectPorts(ctx, v), err)
+	}
+	return errors.Join(v.collectAddresses(ctx, store, chain), n.collectPorts(ctx, v), chain.GC(ctx, v.netConf.ValidAttachments))
+}
+
+// collectAddresses takes down the attachments that have an address of the network
+// but neither a record nor a place in the list of valid ones.
+func (v *verbs) collectAddresses(ctx context.Context, store *record.Store, chain *delegate.Chain) error {
+	var errs []error
+	for _, holder := range chain.Holders() {
+		key := conf.Key{Network: v.netConf.Name, ContainerID: holder.ContainerID, IfName: holder.IfName}
+		if _, r, err := v.find(key); err == nil && r == nil && v.stale(key, nil) {
+			errs = append(errs, annotated(key, v.collectOne(ctx, store, key, nil)))
+		}
 	}
 	return errors.Join(errs...)
 }

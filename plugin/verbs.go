@@ -76,7 +76,11 @@ func (v *verbs) add(ctx context.Context) error {
 	if err != nil {
 		return v.rollBack(ctx, n, store, r, err)
 	}
-	return types.PrintResult(result, v.outVersion())
+	if err := types.PrintResult(result, v.outVersion()); err != nil {
+		// Nobody knows of this attachment, so nobody would take it down.
+		return v.rollBack(ctx, n, store, r, conf.Errorf(types.ErrIOFailure, "printing the result: %v", err))
+	}
+	return nil
 }
 
 // attach is what may fail half way. The network saves the record before its first
@@ -89,6 +93,9 @@ func (v *verbs) attach(ctx context.Context, n network, store *record.Store, r *r
 	if r.Result, err = json.Marshal(result); err != nil {
 		return nil, fmt.Errorf("result of %s: %w", r.Key, err)
 	}
+	if ctx.Err() != nil {
+		return nil, interrupted(ctx)
+	}
 	r.State = record.Ready
 	return result, store.Save(r)
 }
@@ -99,7 +106,8 @@ func (v *verbs) rollBack(ctx context.Context, n network, store *record.Store, r 
 	if !r.Saved() {
 		return cause
 	}
-	err := n.Del(ctx, v.attachment)
+	// What ended ADD must not end its undo.
+	err := n.Del(context.WithoutCancel(ctx), v.attachment)
 	if err == nil {
 		err = store.Remove(v.attachment.Key)
 	}

@@ -301,6 +301,26 @@ func flock(ctx context.Context, f *os.File, how int) error {
 	}
 }
 
+// Sweep removes what a verb that was killed before its record was there left of the
+// network: locks, and records half written. Only who holds LockAll may.
+func (s *Store) Sweep(network string) error {
+	dir := escapeGlob(s.dir)
+	var errs []error
+	for _, pattern := range []string{"." + escapeGlob(network) + "@*.json.tmp-*", escapeGlob(network) + "@*.lock", escapeGlob(network) + "@*.busy"} {
+		files, err := filepath.Glob(filepath.Join(dir, pattern))
+		errs = append(errs, err)
+		for _, f := range files {
+			if _, err := os.Lstat(strings.TrimSuffix(f, filepath.Ext(f)) + ".json"); err == nil {
+				continue
+			}
+			if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				errs = append(errs, err)
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // RemoveLock removes the lock file of an attachment that is no more; only who
 // holds LockAll may.
 func (s *Store) RemoveLock(k conf.Key) error {

@@ -71,7 +71,8 @@ func crowd(b *testing.B, backend Backend, n int) {
 			all[i].Ports = append(all[i].Ports, port(conf.TCP, "", uint16(30000+10*i+k), 80))
 		}
 	}
-	require.NoError(b, backend.Restore(b.Context(), all))
+	_, err := backend.Restore(b.Context(), all)
+	require.NoError(b, err)
 }
 
 // BenchmarkConnect opens connections through a published port, the last one of

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 
 	"github.com/coreos/go-iptables/iptables"
@@ -15,7 +16,10 @@ import (
 // A call runs iptables-save and iptables-restore once for each family, whatever
 // the number of ports. There is nothing in iptables that refuses a rule because
 // another one is there, so calls take turns under a lock.
-type iptBackend struct{ v4, v6 bool }
+type iptBackend struct {
+	v4, v6 bool
+	lock   *os.File // while it is held, see locked
+}
 
 var _ Backend = iptBackend{}
 
@@ -25,7 +29,7 @@ func openIPTables() (Backend, error) {
 	if err4 != nil && err6 != nil {
 		return nil, conf.Errorf(conf.ErrNetwork, "iptables does not work (%v); install the package iptables", err4)
 	}
-	return iptBackend{err4 == nil, err6 == nil}, nil
+	return iptBackend{v4: err4 == nil, v6: err6 == nil}, nil
 }
 
 func (iptBackend) Name() string { return string(conf.BackendIPTables) }
@@ -59,6 +63,24 @@ func (f family) iptables() string {
 	return "ip6tables"
 }
 
+func (b iptBackend) Free(ctx context.Context, p Published) error {
+	if len(p.Ports) == 0 {
+		return nil
+	}
+	fs, err := p.forwards()
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(validOwner(p.Owner), b.serves(fs), hostSocketsFree(fs)); err != nil {
+		return err
+	}
+	now, err := b.read(ctx)
+	if err != nil {
+		return err
+	}
+	return refusedBy(now, plan{Published: p, forwards: fs})
+}
+
 func (b iptBackend) Add(ctx context.Context, p Published) error {
 	if len(p.Ports) == 0 {
 		return nil
@@ -71,7 +93,7 @@ func (b iptBackend) Add(ctx context.Context, p Published) error {
 		return err
 	}
 	pl := plan{p, fs, hostInterface(p)}
-	err = b.locked(ctx, func() error { return b.publish(ctx, pl) })
+	err = b.locked(ctx, func(b iptBackend) error { return b.publish(ctx, pl) })
 	if err == nil {
 		err = settle(p, fs, pl.hostIf)
 	}
@@ -90,16 +112,24 @@ func (b iptBackend) publish(ctx context.Context, pl plan) error {
 	if err != nil {
 		return err
 	}
+	if err := refusedBy(before, pl); err != nil {
+		return err
+	}
 	for _, r := range before {
+		if err := r.apply(ctx, r.publication(pl)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// refusedBy is the error of what cannot be published beside what is there.
+func refusedBy(there []ruleset, pl plan) error {
+	for _, r := range there {
 		if r.has(tag(pl.Owner)) {
 			return alreadyPublished(pl.Owner)
 		}
 		if err := r.refuses(pl); err != nil {
-			return err
-		}
-	}
-	for _, r := range before {
-		if err := r.apply(ctx, r.publication(pl)); err != nil {
 			return err
 		}
 	}
@@ -113,6 +143,7 @@ func (b iptBackend) read(ctx context.Context) ([]ruleset, error) {
 		if err != nil {
 			return nil, err
 		}
+		r.lock = b.lock
 		all = append(all, r)
 	}
 	return all, nil
@@ -146,7 +177,7 @@ func (b iptBackend) Check(ctx context.Context, p Published) error {
 
 func (b iptBackend) Del(ctx context.Context, p Published) error {
 	var gone []forward
-	err := b.locked(ctx, func() error {
+	err := b.locked(ctx, func(b iptBackend) error {
 		now, err := b.read(ctx)
 		if err != nil {
 			return err
@@ -162,23 +193,30 @@ func (b iptBackend) Del(ctx context.Context, p Published) error {
 	return errors.Join(err, forgetForwards(gone))
 }
 
-func (b iptBackend) Restore(ctx context.Context, all []Published) error {
+func (b iptBackend) Restore(ctx context.Context, all []Published) ([]conf.Key, error) {
 	ready, errPlans := plans(all)
 	if len(ready) == 0 {
-		return errPlans
+		return nil, errPlans
 	}
-	err := b.locked(ctx, func() error {
+	var restored []conf.Key
+	err := b.locked(ctx, func(b iptBackend) error {
 		now, err := b.read(ctx)
 		if err != nil {
 			return err
 		}
 		var errs []error
 		for _, r := range now {
-			errs = append(errs, r.restore(ctx, ready))
+			owners, err := r.restore(ctx, ready)
+			for _, k := range owners {
+				if !slices.Contains(restored, k) {
+					restored = append(restored, k)
+				}
+			}
+			errs = append(errs, err)
 		}
 		return errors.Join(errs...)
 	})
-	return errors.Join(errPlans, err, settleAll(ready))
+	return restored, errors.Join(errPlans, err, settleAll(ready))
 }
 
 func (b iptBackend) Owners(ctx context.Context, network string) ([]conf.Key, error) {

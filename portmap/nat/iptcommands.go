@@ -5,8 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"strings"
+
+	"github.com/ambi-cni/ambi/conf"
 )
 
 // commands are the lines of one iptables-restore, by table.
@@ -148,8 +151,10 @@ func (r ruleset) removeBase(c commands, last []string) {
 	}
 }
 
-// restore rewrites the owners of which something is missing, in one go.
-func (r ruleset) restore(ctx context.Context, ready []plan) error {
+// restore rewrites the owners of which something is missing, in one go, and
+// returns them.
+func (r ruleset) restore(ctx context.Context, ready []plan) ([]conf.Key, error) {
+	var restored []conf.Key
 	var errs []error
 	c := commands{}
 	for _, pl := range ready {
@@ -166,8 +171,12 @@ func (r ruleset) restore(ctx context.Context, ready []plan) error {
 		r.publishOwner(c, pl)
 		r.forwards[tag(pl.Owner)] = r.own(pl)
 		r.owners[tag(pl.Owner)] = pl.Owner.String()
+		restored = append(restored, pl.Owner)
 	}
-	return errors.Join(append(errs, r.apply(ctx, c))...)
+	if err := r.apply(ctx, c); err != nil {
+		return nil, errors.Join(append(errs, err)...)
+	}
+	return restored, errors.Join(errs...)
 }
 
 // apply runs iptables-restore, which changes each table at once or not at all.
@@ -184,6 +193,11 @@ func (r ruleset) apply(ctx context.Context, c commands) error {
 	argv := []string{r.family.iptables() + "-restore", "--noflush", "--wait"}
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Stdin = &in
+	if r.lock != nil {
+		// The lock is the child's too: when we are killed, the next of us waits
+		// until this program has ended.
+		cmd.ExtraFiles = []*os.File{r.lock}
+	}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return iptError(argv, out, err)
 	}

@@ -317,7 +317,25 @@ func (l *lab) check(t testing.TB, p Published) error {
 
 func (l *lab) restore(t testing.TB, all ...Published) error {
 	t.Helper()
-	return l.inHost(t, func(b Backend) error { return b.Restore(t.Context(), all) })
+	return l.inHost(t, func(b Backend) error {
+		_, err := b.Restore(t.Context(), all)
+		return err
+	})
+}
+
+// restored is restore, telling whose ports were put back.
+func (l *lab) restored(t testing.TB, all ...Published) (owners []conf.Key) {
+	t.Helper()
+	require.NoError(t, l.inHost(t, func(b Backend) (err error) {
+		owners, err = b.Restore(t.Context(), all)
+		return err
+	}))
+	return owners
+}
+
+func (l *lab) free(t testing.TB, p Published) error {
+	t.Helper()
+	return l.inHost(t, func(b Backend) error { return b.Free(t.Context(), p) })
 }
 
 // publishWeb and publishTwin are the publications of the two containers.

@@ -25,6 +25,11 @@ type Published struct {
 type Backend interface {
 	// Name is the backend's name in the configuration.
 	Name() string
+	// Free says whether Add of p could publish its ports now, and changes nothing. Of
+	// the addresses only the families matter, so that it can be asked before the
+	// container has any: 0.0.0.0 and :: will do. Another may take a port between Free
+	// and Add, so Add asks for itself.
+	Free(ctx context.Context, p Published) error
 	// Add publishes all ports of p or none. A port that is taken is an error of
 	// code [conf.ErrPortInUse] naming its owner; an owner that already has
 	// published ports is one too. Without ports it does nothing.
@@ -34,9 +39,9 @@ type Backend interface {
 	// Del removes what p.Owner has; the rest of p may be missing or wrong. Nothing
 	// there is success.
 	Del(ctx context.Context, p Published) error
-	// Restore puts back what is missing of all, in one transaction. What is there
-	// already stays untouched.
-	Restore(ctx context.Context, all []Published) error
+	// Restore puts back what is missing of all, in one transaction, and returns the
+	// owners of what it put back. What is there already stays untouched.
+	Restore(ctx context.Context, all []Published) (restored []conf.Key, err error)
 	// Owners lists the attachments of a network that have published ports in the
 	// kernel; of every network when the name is empty.
 	Owners(ctx context.Context, network string) ([]conf.Key, error)

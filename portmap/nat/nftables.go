@@ -36,6 +36,48 @@ func openNFTables() (Backend, error) {
 
 func (nftBackend) Name() string { return string(conf.BackendNFTables) }
 
+func (nftBackend) Free(ctx context.Context, p Published) error {
+	if len(p.Ports) == 0 {
+		return nil
+	}
+	fs, err := p.forwards()
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(validOwner(p.Owner), hostSocketsFree(fs)); err != nil {
+		return err
+	}
+	if err := retry(ctx, func() error { return nftFree(p, fs) }); err != nil {
+		return nftError("looking for ports of", p.Owner, err)
+	}
+	return nil
+}
+
+// nftFree is one attempt. The taken maps have something of every published port,
+// so one element for each port tells that nothing is in the way; only otherwise
+// it reads what is.
+func nftFree(p Published, fs []forward) error {
+	r, err := newReader()
+	if err != nil {
+		return err
+	}
+	defer r.close()
+	asked := []placed{{ownersMap, element{key: ifnameBytes(tag(p.Owner))}}}
+	for _, f := range fs {
+		asked = append(asked, f.taken(""))
+	}
+	there, err := r.lookUp(asked)
+	if err != nil {
+		return err
+	}
+	for _, e := range asked {
+		if _, ok := there.of(e); ok {
+			return r.conflict(p, fs)
+		}
+	}
+	return nil
+}
+
 func (b nftBackend) Add(ctx context.Context, p Published) error {
 	if len(p.Ports) == 0 {
 		return nil

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"slices"
+
+	"github.com/ambi-cni/ambi/conf"
 )
 
 // plan is a record resolved to what belongs in the kernel.
@@ -46,52 +48,55 @@ func settleAll(ready []plan) error {
 	return errors.Join(append(errs, forgetElsewhere(fs))...)
 }
 
-func (nftBackend) Restore(ctx context.Context, all []Published) error {
+func (nftBackend) Restore(ctx context.Context, all []Published) ([]conf.Key, error) {
 	ready, errPlans := plans(all)
 	if len(ready) == 0 {
-		return errPlans
+		return nil, errPlans
 	}
-	var conflicts error
+	var d deficit
 	err := retry(ctx, func() (err error) {
-		conflicts, err = nftRestore(ready)
+		d, err = nftRestore(ready)
 		return err
 	})
 	if err != nil {
+		d.owners = nil
 		err = nftError("restoring ports of", ready[0].Owner, err)
 	}
-	return errors.Join(errPlans, conflicts, err, settleAll(ready))
+	return d.owners, errors.Join(errPlans, d.conflicts, err, settleAll(ready))
 }
 
 // nftRestore is one attempt: it reads everything, and inserts what is missing in
-// one transaction against that generation. The first result names what others
-// have meanwhile.
-func nftRestore(ready []plan) (conflicts, err error) {
+// one transaction against that generation.
+func nftRestore(ready []plan) (deficit, error) {
 	r, err := newReader()
 	if err != nil {
-		return nil, err
+		return deficit{}, err
 	}
 	defer r.close()
 	generation, err := r.generation()
 	if err != nil {
-		return nil, err
+		return deficit{}, err
 	}
 	there, err := r.everything(allSets()...)
 	if err != nil {
-		return nil, err
+		return deficit{}, err
 	}
 	damaged, err := r.incompleteChains()
 	if err != nil {
-		return nil, err
+		return deficit{}, err
 	}
-	stale, missing, conflicts := there.missing(ready)
-	if len(damaged) == 0 && len(missing) == 0 {
-		return conflicts, nil
+	d := there.missing(ready)
+	if len(damaged) == 0 && len(d.missing) == 0 {
+		return d, nil
+	}
+	if len(damaged) > 0 {
+		d.owners = d.sound // no port of anybody's worked without the chains
 	}
 	layout, err := layoutMessages()
 	if err != nil {
-		return nil, err
+		return d, err
 	}
-	return conflicts, commit(generation, slices.Concat(layout, removals(stale), inserts(missing)))
+	return d, commit(generation, slices.Concat(layout, removals(d.stale), inserts(d.missing)))
 }
 
 func allSets() []string {
@@ -102,11 +107,21 @@ func allSets() []string {
 	return names
 }
 
+// deficit is what the kernel lacks of the plans.
+type deficit struct {
+	// stale are elements to be replaced: ours with other data, and masquerade
+	// elements of an earlier owner of the address.
+	stale     []placed
+	missing   []placed
+	owners    []conf.Key // of what is missing
+	sound     []conf.Key // without a conflict
+	conflicts error      // names what others have meanwhile
+}
+
 // missing compares the contents with the plans and adds to the contents what it
 // decides to insert, so that two plans that want the same port are a conflict.
-// Stale are elements to be replaced: ours with other data, and masquerade
-// elements of an earlier owner of the address.
-func (c contents) missing(ready []plan) (stale, missing []placed, conflicts error) {
+func (c contents) missing(ready []plan) deficit {
+	var d deficit
 	var errs []error
 	hosted := c.hostedByPort()
 	for _, p := range ready {
@@ -114,19 +129,25 @@ func (c contents) missing(ready []plan) (stale, missing []placed, conflicts erro
 			errs = append(errs, err)
 			continue
 		}
+		before := len(d.missing)
 		for _, e := range elements(p.Published, p.forwards, p.hostIf) {
 			if c.differs(e) == "" {
 				continue
 			}
 			if old, ok := c.of(e); ok {
-				stale = append(stale, placed{e.set, old})
+				d.stale = append(d.stale, placed{e.set, old})
 			}
-			missing = append(missing, e)
+			d.missing = append(d.missing, e)
 			c.put(e)
 			hosted.note(e)
 		}
+		d.sound = append(d.sound, p.Owner)
+		if len(d.missing) > before {
+			d.owners = append(d.owners, p.Owner)
+		}
 	}
-	return stale, missing, errors.Join(errs...)
+	d.conflicts = errors.Join(errs...)
+	return d
 }
 
 func (c contents) put(e placed) {

@@ -244,8 +244,8 @@ func TestRestore(t *testing.T) {
 		l.flush(t)
 		err := l.check(t, web)
 		requireCode(t, conf.ErrNetwork, err, "missing", "ambi restore")
-		require.NoError(t, l.restore(t, web, twin))
-		require.NoError(t, l.restore(t, web, twin))
+		require.ElementsMatch(t, []conf.Key{web.Owner, twin.Owner}, l.restored(t, web, twin))
+		require.Empty(t, l.restored(t, web, twin))
 		require.ElementsMatch(t, strings.Fields(full), strings.Fields(l.host.rules(t)))
 		require.NoError(t, l.check(t, web))
 		require.NoError(t, l.check(t, twin))
@@ -255,6 +255,31 @@ func TestRestore(t *testing.T) {
 		l.del(t, web)
 		l.del(t, twin)
 		require.Equal(t, before, l.host.rules(t))
+	})
+}
+
+// TestFree shows that a port which is taken is found before anything is done, with
+// nothing known of the container but the families of its addresses.
+func TestFree(t *testing.T) {
+	backends(t, func(t *testing.T, backend conf.Backend) {
+		l := newLab(t, backend)
+		before := l.host.rules(t)
+		asked := func(ips []string, ports ...conf.PortMapping) error { return l.free(t, publish("new", ips, ports...)) }
+		both, only6 := []string{"0.0.0.0", "::"}, []string{"::"}
+		require.NoError(t, asked(both, port(conf.TCP, "", 8080, 80)))
+		require.Equal(t, before, l.host.rules(t))
+
+		l.add(t, publishWeb(port(conf.UDP, hostAddr, 53, 53)))
+		l.add(t, publish("four", []string{twinAddr}, port(conf.TCP, "", 8080, 80)))
+		rules := l.host.rules(t)
+		requireCode(t, conf.ErrPortInUse, asked(both, port(conf.TCP, "", 8080, 1)), "8080/tcp", "container four")
+		requireCode(t, conf.ErrPortInUse, asked(both, port(conf.TCP, hostAddr, 8080, 1)), "container four")
+		requireCode(t, conf.ErrPortInUse, asked(both, port(conf.UDP, "", 53, 1)), "container web")
+		require.NoError(t, asked(both, port(conf.UDP, otherAddr, 53, 1), port(conf.TCP, "", 8081, 80), port(conf.UDP, "", 8080, 80)))
+		require.NoError(t, asked(only6, port(conf.TCP, "", 8080, 1)))
+		err := l.free(t, publishWeb(port(conf.TCP, "", 9, 9)))
+		requireCode(t, conf.ErrPortInUse, err, "published already")
+		require.Equal(t, rules, l.host.rules(t))
 	})
 }
 
@@ -449,11 +474,14 @@ func addCheckDel(t *testing.T, b Backend, p Published) error {
 // nothing to publish.
 func TestNoPorts(t *testing.T) {
 	l := &lab{host: newSpace(t), backend: conf.BackendNFTables}
-	for _, b := range []Backend{nftBackend{}, iptBackend{true, true}} {
+	for _, b := range []Backend{nftBackend{}, iptBackend{v4: true, v6: true}} {
 		l.host.do(t, func() {
 			require.NoError(t, b.Add(t.Context(), publishWeb()))
 			require.NoError(t, b.Check(t.Context(), publishWeb()))
-			require.NoError(t, b.Restore(t.Context(), []Published{publishWeb()}))
+			require.NoError(t, b.Free(t.Context(), publishWeb()))
+			restored, err := b.Restore(t.Context(), []Published{publishWeb()})
+			require.NoError(t, err)
+			require.Empty(t, restored)
 		})
 	}
 	l.del(t, publishWeb())

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"os/exec"
 	"slices"
 	"strconv"
@@ -78,6 +79,7 @@ type ruleset struct {
 	forwards map[string][]forward // by tag
 	masq     map[string][]string  // by tag: "source destination"
 	guards   int
+	lock     *os.File // held by us, to be held by what we run; nil: none
 }
 
 func readRuleset(ctx context.Context, f family) (ruleset, error) {
