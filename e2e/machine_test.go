@@ -60,7 +60,7 @@ func runInMachine(t *testing.T, script string) {
 // loses its parent.
 func inMachine(test string, env ...string) *exec.Cmd {
 	cmd := exec.Command("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private",
-		"sh", "-c", `"$0" "$@"; exit $?`, os.Args[0], "-test.run="+test, "-test.v", "-test.timeout=100s")
+		"sh", "-c", `"$0" "$@"; exit $?`, os.Args[0], "-test.run="+test, "-test.v", "-test.timeout=300s")
 	cmd.Env = append(os.Environ(), env...)
 	return cmd
 }
@@ -137,10 +137,33 @@ func writePrograms() error {
 out=$("$AMBI" <"$3"); status=$?
 [ -z "$out" ] || printf %s "$out" | peer json || exit 99
 exit $status`,
+		// The same with a configuration on the command line: the members that are added
+		// to the three that every configuration has.
+		"try": `printf '{"cniVersion":"1.1.0","name":"web","type":"ambi"%s}' "${3:+,$3}" | verb "$1" "$2" /dev/stdin`,
+		// A slirp4netns of before some options were invented: FILE OPTION…
+		"makeslirp": `f=$1; shift
+filter=cat; for o; do filter="$filter | grep -v -e '--$o[ =]' -e '--$o\$'"; done
+printf '#!/bin/sh\nif [ "$1" = --help ]; then /usr/bin/slirp4netns --help | %s; exit; fi\nexec /usr/bin/slirp4netns "$@"\n' "$filter" >"$f"
+chmod 0755 "$f"`,
+		// What a process has open, each by its kind. How many pollers Go has, and the
+		// library's duplicates of them, is its own business.
+		"descriptors": `for f in /proc/$1/fd/*; do readlink $f || true; done |
+sed -E -e 's/\[[0-9]+\]$//' -e 's,^/.*\.(alive|log)$,\1,' -e 's/anon_inode:\[?//' -e 's/eventpoll\]?/poll/' -e 's/eventfd\]?/wake/' -e 's/pidfd\]?/pidfd/' | sort | awk '!/poll|wake/ || !seen[$0]++'`,
+		// kill -9 of the programs of a name, or of those that have a word on their
+		// command line, too, and the wait for their end.
+		"slay": `pids=$(for p in $(pgrep -x "$1"); do grep -qz -- "${2:-.}" /proc/$p/cmdline && echo $p; done)
+kill -9 $pids
+for p in $pids; do while grep -q '^State:.[^ZX]' /proc/$p/status 2>/dev/null; do sleep 0.01; done; done`,
 		// A delegate that fails at ADD.
 		"failing": `case $CNI_COMMAND in
 ADD) echo '{"code":11,"msg":"the moon is in the wrong phase"}'; exit 1 ;;
 VERSION) echo '{"cniVersion":"1.0.0","supportedVersions":["1.0.0"]}' ;;
+esac`,
+		// A delegate that writes down which verbs it is called with.
+		"counting": `[ "$CNI_COMMAND" = VERSION ] || echo $CNI_COMMAND >>/run/counted
+case $CNI_COMMAND in
+ADD) echo '{"cniVersion":"1.1.0"}' ;;
+VERSION) echo '{"cniVersion":"1.1.0","supportedVersions":["1.0.0","1.1.0"]}' ;;
 esac`,
 		"fakeroot":    `exec asuser unshare -Ur "$@"`,
 		"onneighbour": `exec ip netns exec neighbour "$@"`,

@@ -6,9 +6,12 @@
 //	peer http ADDR        serve HTTP: "hello ADDR"
 //	peer dns ADDR IP      serve DNS: every name is at IP
 //	peer ask tcp|udp ADDR print the answer of such a server
+//	peer askfrom tcp|udp LOCAL ADDR  the same, from a port of one's own: ":4000"
 //	peer get URL          print the answer of an HTTP server
 //	peer lookup DNS NAME  print the address of a name
 //	peer hold tcp|udp ADDR  bind and do nothing
+//	peer control PATH OP  print what a supervisor's control socket answers
+//	peer unlisten PID PORT  shut down a listening socket of another process
 //	peer json             print standard input if it is one JSON document
 package main
 
@@ -24,7 +27,10 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"strconv"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const patience = 3 * time.Second
@@ -42,15 +48,18 @@ func run(args []string) error {
 		run  func(args []string) error
 	}
 	commands := map[string]command{
-		"tcp":    {1, func(a []string) error { return serveTCP(a[0]) }},
-		"udp":    {1, func(a []string) error { return serveUDP(a[0], greet) }},
-		"http":   {1, func(a []string) error { return serveHTTP(a[0]) }},
-		"dns":    {2, func(a []string) error { return serveDNS(a[0], a[1]) }},
-		"ask":    {2, func(a []string) error { return ask(a[0], a[1]) }},
-		"get":    {1, func(a []string) error { return get(a[0]) }},
-		"lookup": {2, func(a []string) error { return lookup(a[0], a[1]) }},
-		"json":   {0, func([]string) error { return oneDocument() }},
-		"hold":   {2, func(a []string) error { return hold(a[0], a[1]) }},
+		"tcp":      {1, func(a []string) error { return serveTCP(a[0]) }},
+		"udp":      {1, func(a []string) error { return serveUDP(a[0], greet) }},
+		"http":     {1, func(a []string) error { return serveHTTP(a[0]) }},
+		"dns":      {2, func(a []string) error { return serveDNS(a[0], a[1]) }},
+		"ask":      {2, func(a []string) error { return ask(a[0], "", a[1]) }},
+		"askfrom":  {3, func(a []string) error { return ask(a[0], a[1], a[2]) }},
+		"get":      {1, func(a []string) error { return get(a[0]) }},
+		"lookup":   {2, func(a []string) error { return lookup(a[0], a[1]) }},
+		"control":  {2, func(a []string) error { return control(a[0], a[1]) }},
+		"unlisten": {2, func(a []string) error { return unlisten(a[0], a[1]) }},
+		"json":     {0, func([]string) error { return oneDocument() }},
+		"hold":     {2, func(a []string) error { return hold(a[0], a[1]) }},
 	}
 	if len(args) == 0 {
 		return errors.New("no command; see its source")
@@ -142,8 +151,13 @@ func dnsAnswer(q []byte, a netip.Addr) []byte {
 	return out
 }
 
-func ask(network, addr string) error {
-	conn, err := net.DialTimeout(network, addr, patience)
+func ask(network, local, addr string) error {
+	from, err := localAddr(network, local)
+	if err != nil {
+		return err
+	}
+	dialer := net.Dialer{Timeout: patience, LocalAddr: from}
+	conn, err := dialer.Dial(network, addr)
 	if err != nil {
 		return err
 	}
@@ -160,6 +174,17 @@ func ask(network, addr string) error {
 	n, err := conn.Read(b)
 	fmt.Print(string(b[:n]))
 	return err
+}
+
+// localAddr is nil, for any, when text is empty.
+func localAddr(network, text string) (net.Addr, error) {
+	switch {
+	case text == "":
+		return nil, nil
+	case network == "udp":
+		return net.ResolveUDPAddr(network, text)
+	}
+	return net.ResolveTCPAddr(network, text)
 }
 
 func get(url string) error {
@@ -187,6 +212,55 @@ func lookup(server, name string) error {
 		fmt.Println(ip)
 	}
 	return nil
+}
+
+func control(path, op string) error {
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if _, err := fmt.Fprintf(conn, "{\"op\":%q}\n", op); err != nil {
+		return err
+	}
+	_, _ = io.Copy(os.Stdout, conn) // it may just hang up
+	return nil
+}
+
+// unlisten shuts down the sockets of another process that listen on a TCP port
+// (pidfd_getfd(2)).
+func unlisten(process, port string) error {
+	pid, err := strconv.Atoi(process)
+	if err != nil {
+		return err
+	}
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return err
+	}
+	found := errors.New("it has no such socket")
+	for fd := range 1024 {
+		socket, err := unix.PidfdGetfd(pidfd, fd, 0)
+		if err != nil {
+			continue
+		}
+		if listens, err := unix.GetsockoptInt(socket, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err == nil && listens == 1 && portOf(socket) == port {
+			found = unix.Shutdown(socket, unix.SHUT_RDWR)
+		}
+		unix.Close(socket)
+	}
+	return found
+}
+
+func portOf(socket int) string {
+	name, _ := unix.Getsockname(socket)
+	switch name := name.(type) {
+	case *unix.SockaddrInet4:
+		return strconv.Itoa(name.Port)
+	case *unix.SockaddrInet6:
+		return strconv.Itoa(name.Port)
+	}
+	return ""
 }
 
 func oneDocument() error {

@@ -1,0 +1,372 @@
+package e2e
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// enduranceVariable names the ordeal that this process is to run in a machine.
+const enduranceVariable = "AMBI_E2E_ENDURANCE"
+
+// The ordeals are for the rootless side: what no number of kills and attachments
+// may leave behind. Their inner halves run in machines, as a user.
+var ordeals = map[string]func(t *testing.T){
+	"add-killed-then-DEL": func(t *testing.T) { addKilled(t, "DEL", "") },
+	"add-killed-then-GC":  func(t *testing.T) { addKilled(t, "GC", `"cni.dev/valid-attachments":[]`) },
+	"add-group-killed":    addGroupKilled,
+	"helpers-killed":      helpersKilled,
+	"hundred":             hundred,
+}
+
+func TestEndurance(t *testing.T) {
+	if os.Getenv(enduranceVariable) != "" {
+		t.Skip("inside a machine")
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to make machines out of namespaces")
+	}
+	if testing.Short() {
+		t.Skip("long")
+	}
+	for name := range ordeals {
+		t.Run(name, func(t *testing.T) {
+			out, err := inMachine("^TestEnduranceInside$", enduranceVariable+"="+name).CombinedOutput()
+			t.Logf("%s", out)
+			require.NoError(t, err)
+		})
+	}
+}
+
+// TestEnduranceInside is the inner half of TestEndurance.
+func TestEnduranceInside(t *testing.T) {
+	ordeal, ok := ordeals[os.Getenv(enduranceVariable)]
+	if !ok {
+		t.Skip("TestEndurance runs it, in a machine of its own")
+	}
+	require.NoError(t, furnish())
+	require.NoError(t, os.Chdir("/"))
+	ordeal(t)
+}
+
+// box is a container of the user, and how ambi is called for it.
+type box struct {
+	t      *testing.T
+	id     string
+	pid    int
+	config string // members beside cniVersion, name and type
+}
+
+// user is who calls ambi; no shell is between, so that the pid is the plugin's.
+var user = &syscall.Credential{Uid: 40001, Gid: 40001}
+
+func newBox(t *testing.T, id, config string) *box {
+	cmd := exec.Command("unshare", "-Urn", "sleep", "infinity")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: user}
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	b := &box{t: t, id: id, pid: cmd.Process.Pid, config: config}
+	require.True(t, waitUntil(patience, func() bool {
+		name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", b.pid))
+		return string(name) == "sleep\n"
+	}), "the namespace of %s", id)
+	b.inside("ip", "link", "set", "lo", "up")
+	return b
+}
+
+func (b *box) netns() string { return fmt.Sprintf("/proc/%d/ns/net", b.pid) }
+
+// command is a verb, not started.
+func (b *box) command(verb, members string) (cmd *exec.Cmd, output *bytes.Buffer) {
+	cmd = exec.Command(stage + "/bin/ambi")
+	cmd.Env = []string{
+		"CNI_COMMAND=" + verb, "CNI_CONTAINERID=" + b.id, "CNI_IFNAME=eth0", "CNI_NETNS=" + b.netns(),
+		"CNI_PATH=" + stage + "/plugins", "XDG_RUNTIME_DIR=/run/user/" + uid, "PATH=" + os.Getenv("PATH"),
+	}
+	config := `{"cniVersion":"1.1.0","name":"web","type":"ambi"`
+	for _, m := range []string{b.config, members} {
+		if m != "" {
+			config += "," + m
+		}
+	}
+	output = &bytes.Buffer{}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(config+"}"), output, output
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: user, Setpgid: true}
+	cmd.Dir = "/"
+	return cmd, output
+}
+
+func (b *box) try(verb, members string) (string, error) {
+	cmd, output := b.command(verb, members)
+	err := cmd.Run()
+	return output.String(), err
+}
+
+func (b *box) must(verb, members string) string {
+	out, err := b.try(verb, members)
+	require.NoError(b.t, err, "%s %s: %s", verb, b.id, out)
+	return out
+}
+
+const prevResult = `"prevResult":{"cniVersion":"1.1.0"}`
+
+func (b *box) healthy() bool {
+	_, err := b.try("CHECK", prevResult)
+	return err == nil
+}
+
+// inside runs a program in the container's namespace.
+func (b *box) inside(args ...string) (string, error) {
+	out, err := exec.Command("nsenter", append([]string{"--net=" + b.netns(), fmt.Sprintf("--user=/proc/%d/ns/user", b.pid)}, args...)...).CombinedOutput()
+	return string(out), err
+}
+
+// state is the machine and the inside of the container.
+func (b *box) state() string {
+	text := machineState()
+	for _, argv := range [][]string{{"ip", "-o", "link"}, {"ip", "-o", "addr"}, {"ip", "rule"}, {"ip", "-6", "rule"}, {"ip", "route", "show", "table", "all"}, {"ip", "-6", "route", "show", "table", "all"}} {
+		out, _ := b.inside(argv...)
+		text += "# inside: " + strings.Join(argv, " ") + "\n" + volatile(out)
+	}
+	return text
+}
+
+// requireSame compares at once: a verb that has returned has nothing left to do.
+func (b *box) requireSame(before, when string) {
+	if after := b.state(); after != before {
+		require.Fail(b.t, when, "- before, + now\n%s", difference(before, after))
+	}
+}
+
+const onePort = `"runtimeConfig":{"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp"},{"hostPort":5353,"containerPort":53,"protocol":"udp"}]}`
+
+// duration is how long an ADD takes here, the median of some.
+func (b *box) duration() time.Duration {
+	var took []time.Duration
+	for range 9 {
+		started := time.Now()
+		b.must("ADD", "")
+		took = append(took, time.Since(started))
+		b.must("DEL", "")
+	}
+	slices.Sort(took)
+	return took[len(took)/2]
+}
+
+// killMoments is how many times ADD is killed.
+const killMoments = 50
+
+// addKilled kills ADD at moments spread evenly over its run and a little more.
+func addKilled(t *testing.T, verb, members string) {
+	b := newBox(t, "box", onePort)
+	b.must("ADD", "") // so that what is learnt about slirp4netns is known
+	b.must("DEL", "")
+	took := b.duration()
+	before := b.state()
+	reached := map[string]int{}
+	for i := range killMoments {
+		cmd, _ := b.command("ADD", "")
+		require.NoError(t, cmd.Start())
+		time.Sleep(took * time.Duration(i) / (killMoments - 5)) // the moment to be tested, not a wait
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		reached[stateOfRecord()]++
+		b.must(verb, members)
+		b.requireSame(before, fmt.Sprintf("after %s of an ADD killed at moment %d of %d", verb, i, killMoments))
+	}
+	t.Logf("ADD takes %s; killed %d times with the record being %v, then %s: nothing left", took, killMoments, reached, verb)
+	b.must("ADD", "")
+	b.must("DEL", "")
+	b.requireSame(before, "in the end")
+}
+
+var recordState = regexp.MustCompile(`"state":"(\w+)"`)
+
+// stateOfRecord says how far ADD got.
+func stateOfRecord() string {
+	files, _ := filepath.Glob("/run/user/" + uid + "/ambi/*.json")
+	for _, f := range files {
+		text, _ := os.ReadFile(f)
+		if m := recordState.FindSubmatch(text); m != nil {
+			return string(m[1])
+		}
+	}
+	return "absent"
+}
+
+// addGroupKilled kills ADD with all that it has started and that is still in its
+// process group, then calls ADD again: it makes room for itself.
+func addGroupKilled(t *testing.T) {
+	b := newBox(t, "box", onePort)
+	b.must("ADD", "")
+	b.must("DEL", "")
+	took := b.duration()
+	before := b.state()
+	again := 0
+	for i := range killMoments {
+		cmd, _ := b.command("ADD", "")
+		require.NoError(t, cmd.Start())
+		time.Sleep(took * time.Duration(i) / killMoments)
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+		_ = cmd.Wait()
+		if stateOfRecord() != "ready" {
+			b.must("ADD", "")
+			again++
+		}
+		require.True(t, b.healthy())
+		b.must("DEL", "")
+		b.requireSame(before, fmt.Sprintf("after the second ADD and DEL, moment %d of %d", i, killMoments))
+	}
+	t.Logf("ADD killed with its group at %d moments, called again at once %d times: nothing left", killMoments, again)
+}
+
+// processesNamed are the pids of the programs of this name.
+func processesNamed(name string) (pids []int) {
+	comms, _ := filepath.Glob("/proc/[0-9]*/comm")
+	for _, comm := range comms {
+		folder := filepath.Dir(comm)
+		stat, _ := os.ReadFile(folder + "/stat")
+		if text, err := os.ReadFile(comm); err == nil && string(text) == name+"\n" && !strings.Contains(string(stat), ") Z ") {
+			pid, _ := strconv.Atoi(filepath.Base(folder))
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+func kill(t *testing.T, name string) {
+	pids := processesNamed(name)
+	require.Len(t, pids, 1, name)
+	require.NoError(t, syscall.Kill(pids[0], syscall.SIGKILL))
+	require.True(t, waitUntil(patience, func() bool { return !slices.Contains(processesNamed(name), pids[0]) }))
+}
+
+// helpersKilled kills slirp4netns and the supervisor, twenty times each.
+func helpersKilled(t *testing.T) {
+	const times = 20
+	b := newBox(t, "box", onePort)
+	server := exec.Command("nsenter", "--net="+b.netns(), stage+"/plugins/peer", "tcp", ":80")
+	require.NoError(t, server.Start())
+	outside := exec.Command(stage+"/plugins/peer", "tcp", "192.0.2.1:7001")
+	require.NoError(t, outside.Start())
+	t.Cleanup(func() {
+		for _, cmd := range []*exec.Cmd{server, outside} {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		}
+	})
+	peer := stage + "/plugins/peer"
+	require.True(t, waitUntil(patience, func() bool {
+		_, err := b.inside(peer, "ask", "tcp", "127.0.0.1:80")
+		return err == nil && exec.Command(peer, "ask", "tcp", "192.0.2.1:7001").Run() == nil
+	}))
+	b.must("ADD", "")
+	b.must("DEL", "")
+	before := b.state()
+	for i := range times {
+		b.must("ADD", "")
+		kill(t, "slirp4netns")
+		require.True(t, waitUntil(patience, b.healthy), "slirp4netns killed, %d", i)
+		require.NoError(t, exec.Command(peer, "ask", "tcp", "127.0.0.1:8080").Run())
+		require.True(t, waitUntil(patience, func() bool {
+			_, err := b.inside(peer, "ask", "tcp", "192.0.2.1:7001")
+			return err == nil
+		}), "a new connection outwards")
+		b.must("DEL", "")
+		b.requireSame(before, fmt.Sprintf("slirp4netns killed, %d", i))
+	}
+	for i := range times {
+		b.must("ADD", "")
+		kill(t, "ambi")
+		out, err := b.try("CHECK", prevResult)
+		require.Error(t, err)
+		require.Contains(t, out, "its supervisor is not running")
+		if i%2 == 0 {
+			b.must("DEL", "")
+			b.requireSame(before, fmt.Sprintf("the supervisor killed, %d", i))
+			b.must("ADD", "")
+		} else {
+			b.must("ADD", "")
+		}
+		require.True(t, b.healthy())
+		require.NoError(t, exec.Command(peer, "ask", "tcp", "127.0.0.1:8080").Run())
+		b.must("DEL", "")
+		b.requireSame(before, fmt.Sprintf("the supervisor killed, %d", i))
+	}
+	t.Logf("slirp4netns and the supervisor killed %d times each: nothing left", times)
+}
+
+// hundred adds and deletes a hundred attachments of one user, all at once.
+func hundred(t *testing.T) {
+	const many = 100
+	boxes := make([]*box, many)
+	for i := range boxes {
+		boxes[i] = newBox(t, fmt.Sprintf("box%d", i), fmt.Sprintf(`"runtimeConfig":{"portMappings":[{"hostPort":%d,"containerPort":80,"protocol":"tcp"}]}`, 20000+i))
+	}
+	warm := newBox(t, "warm", "")
+	warm.must("ADD", "")
+	warm.must("DEL", "")
+	before := machineState()
+	all := func(verb, members string) {
+		var wg sync.WaitGroup
+		for _, b := range boxes {
+			wg.Go(func() {
+				if out, err := b.try(verb, members); err != nil {
+					t.Errorf("%s %s: %v: %s", verb, b.id, err, out)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	started := time.Now()
+	all("ADD", "")
+	t.Logf("%d ADDs at once: %s", many, time.Since(started).Round(time.Millisecond))
+	require.Len(t, processesNamed("ambi"), many)
+	require.Len(t, processesNamed("slirp4netns"), many)
+	all("CHECK", prevResult)
+	for _, name := range []string{"ambi", "slirp4netns"} {
+		resident, private := memory(t, processesNamed(name))
+		t.Logf("memory of an attachment, %s: %d kB resident, %d kB of it private (medians of %d)", map[string]string{"ambi": "supervisor"}[name]+strings.TrimPrefix(name, "ambi"), resident, private, many)
+	}
+	started = time.Now()
+	all("DEL", "")
+	t.Logf("%d DELs at once: %s", many, time.Since(started).Round(time.Millisecond))
+	if after := machineState(); after != before {
+		require.Fail(t, "after all DELs", "%s", difference(before, after))
+	}
+}
+
+// memory is resident and private memory of processes in kB, the medians.
+func memory(t *testing.T, pids []int) (resident, private int) {
+	var all, own []int
+	for _, pid := range pids {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+		require.NoError(t, err)
+		kB := func(key string) int {
+			m := regexp.MustCompile(`(?m)^` + key + `: +(\d+) kB`).FindSubmatch(text)
+			require.NotNil(t, m, key)
+			n, _ := strconv.Atoi(string(m[1]))
+			return n
+		}
+		all = append(all, kB("Rss"))
+		own = append(own, kB("Private_Clean")+kB("Private_Dirty"))
+	}
+	slices.Sort(all)
+	slices.Sort(own)
+	return all[len(all)/2], own[len(own)/2]
+}

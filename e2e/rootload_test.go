@@ -1,0 +1,138 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// killADD kills ADD at moments evenly spread over its life, then calls DEL, or GC
+// for a container whose runtime knows nothing of it; then the machine is as
+// before.
+func killADD(t *testing.T, verb, more string) {
+	config := rootConfig(chains["bridge"], more+published)
+	add := call{verb: "ADD", container: "box", netns: "/run/netns/box", config: config}
+	clean := call{verb: verb, container: "box", netns: "/run/netns/box", config: config}
+	if verb == "GC" {
+		clean.config = rootConfig(chains["bridge"], `"cni.dev/valid-attachments":[]`)
+	}
+	sh(t, "ip netns add box")
+	var life time.Duration
+	for range 3 {
+		began := time.Now()
+		add.must(t)
+		life = max(life, time.Since(began))
+		clean.must(t)
+	}
+	before := machineState()
+	finished := 0
+	for i := range moments {
+		if killed(t, add, life*time.Duration(i)/moments) {
+			finished++
+		}
+		clean.must(t)
+		requireSame(t, before)
+	}
+	t.Logf("ADD lives %s; %d of %d were done before the signal", life, finished, moments)
+	add.must(t)
+	clean.must(t)
+	requireSame(t, before)
+}
+
+// moments is how many there are in a verb's life for the signal to come.
+const moments = 50
+
+// killed starts a call and kills it at that moment; it says whether it was done
+// before.
+func killed(t *testing.T, c call, at time.Duration) bool {
+	t.Helper()
+	cmd := c.command()
+	require.NoError(t, cmd.Start())
+	time.Sleep(at)
+	_ = cmd.Process.Kill()
+	return cmd.Wait() == nil
+}
+
+// killDEL kills DEL at moments evenly spread over its life, then calls it again.
+func killDEL(t *testing.T) {
+	config := rootConfig(chains["bridge"], published)
+	add := call{verb: "ADD", container: "box", netns: "/run/netns/box", config: config}
+	del := call{verb: "DEL", container: "box", netns: "/run/netns/box", config: config}
+	sh(t, "ip netns add box")
+	var life time.Duration
+	for range 3 {
+		add.must(t)
+		began := time.Now()
+		del.must(t)
+		life = max(life, time.Since(began))
+	}
+	before := machineState()
+	for i := range moments {
+		add.must(t)
+		killed(t, del, life*time.Duration(i)/moments)
+		del.must(t)
+		requireSame(t, before)
+	}
+}
+
+// attachInParallel attaches a hundred containers at once, and detaches them.
+func attachInParallel(t *testing.T) {
+	const n = 100
+	configOf := func(i int) string {
+		return fmt.Sprintf(`{"cniVersion":"1.1.0","name":"web","type":"ambi","runtimeConfig":{"portMappings":[{"hostPort":%d,"containerPort":80,"protocol":"tcp"},{"hostPort":%d,"containerPort":53,"protocol":"udp"}]}}`, 20000+i, 30000+i)
+	}
+	calls := func(verb string) []call {
+		all := make([]call, n)
+		for i := range all {
+			all[i] = call{verb: verb, container: fmt.Sprintf("box%d", i), netns: fmt.Sprintf("/run/netns/box%d", i), config: configOf(i)}
+		}
+		return all
+	}
+	sh(t, "for i in $(seq 0 %d); do ip netns add box$i; done", n-1)
+	calls("ADD")[0].must(t)
+	calls("DEL")[0].must(t)
+	before := machineState()
+
+	var addresses []string
+	for _, out := range runAll(t, calls("ADD")) {
+		var result struct {
+			IPs []struct{ Address string }
+		}
+		require.NoError(t, json.Unmarshal([]byte(out), &result))
+		require.Len(t, result.IPs, 1)
+		require.NotContains(t, addresses, result.IPs[0].Address, "given out twice")
+		addresses = append(addresses, result.IPs[0].Address)
+	}
+	require.Len(t, slices.Compact(slices.Sorted(slices.Values(addresses))), n)
+	for _, i := range []int{0, n / 2, n - 1} {
+		stop := start(t, "ip", "netns", "exec", fmt.Sprintf("box%d", i), "peer", "tcp", ":80")
+		eventually(t, "an answer of container "+fmt.Sprint(i), func() bool {
+			return onNeighbour("peer", "ask", "tcp", fmt.Sprintf("192.0.2.1:%d", 20000+i)) != ""
+		})
+		stop()
+	}
+	for _, out := range runAll(t, calls("DEL")) {
+		require.Empty(t, out)
+	}
+	requireSame(t, before)
+}
+
+// runAll runs all calls at once and returns what they printed.
+func runAll(t *testing.T, calls []call) []string {
+	t.Helper()
+	outs, errs := make([]string, len(calls)), make([]error, len(calls))
+	var running sync.WaitGroup
+	for i, c := range calls {
+		running.Go(func() { outs[i], errs[i] = c.run() })
+	}
+	running.Wait()
+	for _, err := range errs {
+		require.NoError(t, err)
+	}
+	return outs
+}
