@@ -79,7 +79,7 @@ func firstNonEmpty(texts ...string) string {
 // Chained says whether another plugin of the conflist made the interface, so
 // that ambi, as root, publishes ports only.
 func (a *Attachment) Chained() bool {
-	return a.NetConf.PrevResult != nil && len(a.NetConf.Delegates) == 0
+	return a.NetConf.PrevResult != nil && len(a.NetConf.Delegates) == 0 && a.NetConf.DelegatesFrom == ""
 }
 
 // RawRuntimeConfig is the part of runtimeConfig that a plugin with these

@@ -11,6 +11,12 @@
 // netlink, forwards ports, restarts a driver that died, answers on a control
 // socket, and leaves with everything when the container's namespace is gone.
 //
+// A supervisor depends on nothing of its caller: it has a session of its own, "/"
+// as its folder, no descriptor that it was not given, and, once it is ready, no
+// capability but CAP_NET_ADMIN (see caps.go). What it shares with the caller is the
+// cgroup: a service manager that kills the whole group kills it, too, and CHECK and
+// GC find that out.
+//
 // # Threads inside
 //
 // A socket belongs to the network namespace it was created in, whoever uses it

@@ -96,7 +96,7 @@ func (l *launcher) try(ctx context.Context, credentials ...string) (record.Proce
 		_ = cmd.Wait()
 		return record.Process{}, nil, conf.Errorf(conf.ErrNetwork, "%v (%s): %s", err, cmd.ProcessState, l.lastWords())
 	}
-	if message.Error != nil || message.LostRights {
+	if message.Error != nil || message.LostRights || l.config.CleanOnly {
 		// It takes down what it started and ends.
 		_ = cmd.Wait()
 		return record.Process{}, message, nil

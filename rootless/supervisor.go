@@ -285,7 +285,6 @@ func (s *supervisor) settle() {
 		s.log.Warn("dropping capabilities", "error", err)
 	}
 	s.config.Sockets = nil
-	debug.FreeOSMemory()
 }
 
 // The pace of the watch over the namespace and of restarting the driver.
@@ -303,6 +302,9 @@ func (s *supervisor) run() {
 	netns := newWatch(s.config.Netns)
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
+	// Give memory back, and not before ADD has returned: it would take ADD's time.
+	trim := time.AfterFunc(watchInterval, debug.FreeOSMemory)
+	defer trim.Stop()
 	for {
 		select {
 		case sig := <-s.signals:

@@ -10,7 +10,8 @@
 //	peer get URL          print the answer of an HTTP server
 //	peer lookup DNS NAME  print the address of a name
 //	peer hold tcp|udp ADDR  bind and do nothing
-//	peer control PATH OP  print what a supervisor's control socket answers
+//	peer control PATH OP  print what a supervisor's control socket answers to an
+//	                      operation, or to a whole request in JSON
 //	peer unlisten PID PORT  shut down a listening socket of another process
 //	peer json             print standard input if it is one JSON document
 package main
@@ -220,10 +221,13 @@ func control(path, op string) error {
 		return err
 	}
 	defer conn.Close()
-	if _, err := fmt.Fprintf(conn, "{\"op\":%q}\n", op); err != nil {
-		return err
+	request := fmt.Sprintf("{\"op\":%q}", op)
+	if json.Valid([]byte(op)) {
+		request = op
 	}
-	_, _ = io.Copy(os.Stdout, conn) // it may just hang up
+	// It may hang up on us, at once.
+	_, _ = fmt.Fprintln(conn, request)
+	_, _ = io.Copy(os.Stdout, conn)
 	return nil
 }
 
