@@ -403,17 +403,28 @@ func TestDelWorksInAStandIn(t *testing.T) {
 
 func TestDelUsesTheContainersNamespaceWhenItIsThere(t *testing.T) {
 	s := newStage(t, script{})
-	stand, err := newStandIn("eth0", nil)
+	own, err := newStandIn("eth0", oneAddress())
 	require.NoError(t, err)
-	t.Cleanup(stand.Close)
+	t.Cleanup(own.Close)
+	another, err := newStandIn("eth0", nil)
+	require.NoError(t, err)
+	t.Cleanup(another.Close)
 	for _, test := range []struct {
 		netns  string
+		known  bool
 		result *types100.Result
-	}{{stand.path, oneAddress()}, {s.Attachment.NetnsPath, nil}} {
-		s.Attachment.NetnsPath = test.netns
+		used   bool
+	}{
+		{own.path, false, oneAddress(), true},
+		{s.Attachment.NetnsPath, false, nil, true},
+		{another.path, true, oneAddress(), true}, // the container has changed its interface
+		{another.path, false, oneAddress(), false},
+		{another.path, false, nil, true},
+	} {
+		s.Attachment.NetnsPath, s.NetnsKnown = test.netns, test.known
 		s.forget()
 		require.NoError(t, s.Del(context.Background(), test.result))
-		require.Equal(t, test.netns, s.calls()[0].Env["CNI_NETNS"])
+		require.Equal(t, test.used, test.netns == s.calls()[0].Env["CNI_NETNS"], test)
 	}
 }
 
