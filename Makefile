@@ -6,7 +6,7 @@ TOOLS     := $(CURDIR)/.tools/bin
 VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 export CGO_ENABLED = 0
 
-.PHONY: help build setup demo test test-unit test-race lint clean
+.PHONY: help build setup demo test test-unit test-race bench lint clean
 
 help:
 	@echo 'make build      build the static binary bin/ambi'
@@ -14,6 +14,7 @@ help:
 	@echo 'make test       all tests: unit, and end to end in both modes (root)'
 	@echo 'make test-unit  the tests that need neither root nor packages'
 	@echo 'make test-race  the packages that have concurrency, under the race detector (root)'
+	@echo 'make bench      measure against the peers; tables, JSON and pictures into docs/bench (root)'
 	@echo 'make lint       gofmt, go vet, golangci-lint with the import directions'
 	@echo 'make setup      install what demo and test need (root)'
 	@echo 'make clean      remove what make made'
@@ -36,6 +37,14 @@ test-unit:
 
 test-race: setup
 	CGO_ENABLED=1 AMBI_TEST_PLUGINS=$(TOOLS) $(GO) test -race -short -count=1 -timeout 15m ./portmap/forward/... ./rootless/...
+
+# About a quarter of an hour for the forwarders and some minutes for the rest;
+# BENCH_FLAGS=-quick is one short round of everything.
+bench: build setup
+	@hack/setup-bench
+	@$(GO) build -trimpath -o $(TOOLS)/bench ./e2e/bench
+	@$(TOOLS)/bench run $(BENCH_FLAGS)
+	@$(TOOLS)/bench run-cost $(BENCH_FLAGS)
 
 lint:
 	@hack/lint

@@ -1,0 +1,131 @@
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"time"
+)
+
+// costPlan is what a run of the cost rows does.
+type costPlan struct {
+	times int // that a comparison is made
+	slow  int // the same, of the slow ones
+	seed  int // containers of the full host, with portsEach ports each
+	out   string
+
+	comparisons []*comparison
+}
+
+// comparison is two figures measured in turns.
+type comparison struct {
+	Key     string  `json:"key"`
+	Title   string  `json:"title"`
+	Subject string  `json:"subject"`
+	Other   string  `json:"other"`
+	Unit    string  `json:"unit"`
+	Target  float64 `json:"targetRatio,omitempty"`
+	Limit   float64 `json:"targetFigure,omitempty"` // of the subject alone
+	None    bool    `json:"targetNone,omitempty"`   // the target is 0
+	Section string  `json:"section"`
+	A       cell    `json:"subjectCell"`
+	B       cell    `json:"otherCell"`
+}
+
+// The sections of the report; each is a table.
+const (
+	everyCall   = "Every call"
+	withoutRoot = "Without root"
+	asRoot      = "As root, by cnitool"
+	onFullHost  = "As root, on a full host"
+	onProcesses = "As root, processes"
+)
+
+func runCost(args []string) error {
+	flags := flag.NewFlagSet("run-cost", flag.ExitOnError)
+	p := &costPlan{}
+	quick := flags.Bool("quick", false, "a few times only, to see that everything works")
+	flags.IntVar(&p.times, "times", 20, "how often each comparison is made")
+	flags.IntVar(&p.slow, "slow-times", 5, "the same for what takes seconds")
+	flags.IntVar(&p.seed, "seed", 1000, "containers with 10 published ports each on the full host")
+	flags.StringVar(&p.out, "out", "docs/bench", "`folder` for cost.json, cost.md and cost.svg; empty for none")
+	_ = flags.Parse(args)
+	if *quick {
+		p.times, p.slow, p.seed = 4, 1, 50
+	}
+	return inWorld(p.run)
+}
+
+func (p *costPlan) run() error {
+	for _, part := range []struct {
+		name string
+		run  func() error
+	}{
+		{"start-up", p.startUp}, {"rootless", p.rootless}, {"delegation", p.delegation}, {"ports", p.ports},
+		{"processes", p.processes}, {"full host", p.fullHost},
+	} {
+		fmt.Fprintf(os.Stderr, "cost: %s\n", part.name)
+		if err := part.run(); err != nil {
+			return fmt.Errorf("%s: %w", part.name, err)
+		}
+	}
+	return p.publication().publish(p.out)
+}
+
+// compare enters a comparison into the report.
+func (p *costPlan) compare(c comparison) *comparison {
+	p.comparisons = append(p.comparisons, &c)
+	return &c
+}
+
+// add enters one figure of each side.
+func (c *comparison) add(a, b float64) {
+	c.A.add(a, nil)
+	c.B.add(b, nil)
+}
+
+func (c *comparison) ratio() float64 {
+	if c.A.fails() || c.B.fails() || c.B.Median == 0 {
+		return 0
+	}
+	return c.A.Median / c.B.Median
+}
+
+// milliseconds times what a command takes from its start to its end.
+func milliseconds(cmd *exec.Cmd) (float64, error) {
+	begin := time.Now()
+	err := call(cmd)
+	return float64(time.Since(begin).Nanoseconds()) / 1e6, err
+}
+
+// startUp is the least that a call of a plugin costs.
+func (p *costPlan) startUp() error {
+	c := p.compare(comparison{Key: "version", Title: "VERSION: start-up", Section: everyCall, Subject: "ambi", Other: "bridge 1.9.1", Unit: "ms"})
+	version := func(program string) (float64, error) {
+		cmd := exec.Command(program)
+		cmd.Env = []string{"CNI_COMMAND=VERSION"}
+		return milliseconds(cmd)
+	}
+	for range 3 * p.times {
+		if err := inTurns(c, func() (float64, error) { return version(stage + "/bin/ambi") },
+			func() (float64, error) { return version(stage + "/tools/bridge") }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// inTurns measures both sides once.
+func inTurns(c *comparison, a, b func() (float64, error)) error {
+	left, err := a()
+	if err != nil {
+		return err
+	}
+	right, err := b()
+	if err != nil {
+		return err
+	}
+	c.add(left, right)
+	return nil
+}

@@ -1,0 +1,153 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+)
+
+// conflist is a network that cnitool adds and deletes.
+type conflist struct {
+	name    string
+	subnet  int
+	plugins func(bridge netConf) []netConf
+}
+
+func withPorts(c netConf) netConf {
+	c["capabilities"] = map[string]bool{"portMappings": true}
+	return c
+}
+
+// The networks of the comparisons; each has a bridge of its own.
+var conflists = []conflist{
+	{"direct", 1, func(b netConf) []netConf { return []netConf{b, {"type": "firewall"}} }},
+	{"delegated", 2, func(b netConf) []netConf {
+		return []netConf{{"type": "ambi", "delegates": []netConf{b, {"type": "firewall"}}}}
+	}},
+	{"ambi", 3, func(b netConf) []netConf { return []netConf{b, withPorts(netConf{"type": "ambi"})} }},
+	{"iptables", 4, func(b netConf) []netConf {
+		return []netConf{b, withPorts(netConf{"type": "portmap", "backend": "iptables", "snat": true})}
+	}},
+	{"nftables", 5, func(b netConf) []netConf {
+		return []netConf{b, withPorts(netConf{"type": "portmap", "backend": "nftables", "snat": true})}
+	}},
+}
+
+// writeConflists writes them where cnitool looks, and makes the container.
+func writeConflists() error {
+	if err := os.MkdirAll(stage+"/networks", 0o755); err != nil {
+		return err
+	}
+	for _, c := range conflists {
+		bridge := netConf{
+			"type": "bridge", "bridge": fmt.Sprintf("bench%d", c.subnet), "isGateway": true, "ipMasq": true,
+			"ipam": netConf{"type": "host-local", "subnet": fmt.Sprintf("10.77.%d.0/24", c.subnet)},
+		}
+		text, err := json.Marshal(netConf{"cniVersion": "1.0.0", "name": c.name, "plugins": c.plugins(bridge)})
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(stage, "networks", c.name+".conflist"), text, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+const box = "/run/netns/box"
+
+// cnitool calls it for the container box; ports are published one to one.
+func cnitool(verb, network string, ports int) *exec.Cmd {
+	cmd := exec.Command(stage+"/tools/cnitool", verb, network, box)
+	cmd.Env = append(os.Environ(), "NETCONFPATH="+stage+"/networks", "CNI_PATH="+stage+"/bin:"+stage+"/tools")
+	if ports > 0 {
+		args, err := json.Marshal(netConf{"portMappings": mappings(10000, ports)})
+		if err != nil {
+			panic(err) // our own structures
+		}
+		cmd.Env = append(cmd.Env, "CAP_ARGS="+string(args))
+	}
+	return cmd
+}
+
+func mappings(first, n int) []portMapping {
+	list := make([]portMapping, n)
+	for i := range list {
+		list[i] = portMapping{first + i, first + i, "tcp"}
+	}
+	return list
+}
+
+// life is one ADD and one DEL of a network with so many ports.
+type life struct {
+	network string
+	ports   int
+}
+
+func (l life) run() (add, del float64, err error) {
+	add, err = milliseconds(cnitool("add", l.network, l.ports))
+	var delErr error
+	del, delErr = milliseconds(cnitool("del", l.network, l.ports))
+	return add, del, errors.Join(err, delErr)
+}
+
+// lives compares two of them, ADD and DEL. The first time, which makes bridges and
+// chains, does not count.
+func lives(times int, add, del *comparison, a, b life) error {
+	for n := range times + 1 {
+		addA, delA, err := a.run()
+		if err != nil {
+			return err
+		}
+		addB, delB, err := b.run()
+		if err != nil {
+			return err
+		}
+		if n > 0 {
+			add.add(addA, addB)
+			del.add(delA, delB)
+		}
+	}
+	return nil
+}
+
+func (p *costPlan) pair(times int, key, title, subject, other string, target float64, a, b life) error {
+	add := p.compare(comparison{Key: key + "_add", Title: "ADD: " + title, Section: asRoot, Subject: subject, Other: other, Unit: "ms", Target: target})
+	del := p.compare(comparison{Key: key + "_del", Title: "DEL: " + title, Section: asRoot, Subject: subject, Other: other, Unit: "ms", Target: target})
+	return lives(times, add, del, a, b)
+}
+
+func (p *costPlan) delegation() error {
+	if err := writeConflists(); err != nil {
+		return err
+	}
+	if err := step("ip", "netns", "add", "box"); err != nil {
+		return err
+	}
+	return p.pair(p.times, "delegates", "bridge and firewall, no ports", "as delegates of ambi", "run by cnitool", 1.10, life{"delegated", 0}, life{"direct", 0})
+}
+
+func (p *costPlan) ports() error {
+	for _, c := range []struct {
+		times         int
+		key, title    string
+		subject, peer string
+		target        float64
+		a, b          life
+	}{
+		{p.times, "portmap_iptables", "bridge, 1 port", "ambi", "portmap, iptables", 0.75, life{"ambi", 1}, life{"iptables", 1}},
+		{p.times, "portmap_nftables", "bridge, 1 port", "ambi", "portmap, nftables", 0.85, life{"ambi", 1}, life{"nftables", 1}},
+		{p.times, "ports_100", "bridge and ambi", "100 ports", "1 port", 1.15, life{"ambi", 100}, life{"ambi", 1}},
+		{p.times, "ports_1000", "bridge and ambi", "1000 ports", "1 port", 1.5, life{"ambi", 1000}, life{"ambi", 1}},
+		{p.slow, "portmap_iptables_100", "bridge, 100 ports", "ambi", "portmap, iptables", 0, life{"ambi", 100}, life{"iptables", 100}},
+		{p.slow, "portmap_nftables_100", "bridge, 100 ports", "ambi", "portmap, nftables", 0, life{"ambi", 100}, life{"nftables", 100}},
+	} {
+		if err := p.pair(c.times, c.key, c.title, c.subject, c.peer, c.target, c.a, c.b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
