@@ -15,6 +15,7 @@ import (
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
+	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/plugin/record"
@@ -178,7 +179,7 @@ func (v *verbs) openLog() {
 	}
 	handlers := []slog.Handler{slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: toStderr})}
 	if v.netConf.LogFile != "" {
-		f, err := os.OpenFile(v.netConf.LogFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+		f, err := os.OpenFile(v.netConf.LogFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 		if err == nil {
 			v.logFile = f
 			handlers = append(handlers, slog.NewTextHandler(f, &slog.HandlerOptions{Level: level}))

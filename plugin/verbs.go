@@ -255,8 +255,9 @@ func (v *verbs) detachUnrecorded(ctx context.Context, store *record.Store) error
 }
 
 // find looks for a record in every folder it may be in; DEL may come from another
-// environment than ADD did. Without a record it returns none and no error.
-func (v *verbs) find(key conf.Key) (*record.Store, *record.Record, error) {
+// environment than ADD did. Without a readable one it returns none and no error,
+// and the folder of an unreadable one.
+func (v *verbs) find(key conf.Key) (damaged *record.Store, none *record.Record, err error) {
 	for _, dir := range v.stateDirs {
 		store, err := record.OpenExisting(dir)
 		if err != nil {
@@ -269,11 +270,11 @@ func (v *verbs) find(key conf.Key) (*record.Store, *record.Record, error) {
 		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, record.ErrUnreadable) {
 			return nil, nil, fmt.Errorf("record of %s: %w", key, err)
 		}
-		if errors.Is(err, record.ErrUnreadable) {
-			return store, nil, nil
+		if errors.Is(err, record.ErrUnreadable) && damaged == nil {
+			damaged = store
 		}
 	}
-	return nil, nil, nil
+	return damaged, nil, nil
 }
 
 // status is STATUS: code 50 with the remedy when ADD could not work.

@@ -104,10 +104,10 @@ func ipv6Usable(r conf.Rootless) (bool, error) {
 func unsupported(a *conf.Attachment) error {
 	for _, m := range a.Ports {
 		if m.Protocol == conf.SCTP {
-			return conf.Unsupported("portMappings.protocol", m.Protocol, "without root only tcp and udp can be published; run as root for sctp")
+			return conf.Unsupported("runtimeConfig.portMappings.protocol", m.Protocol, "without root only tcp and udp can be published; run as root for sctp")
 		}
 		if a.NetConf.Rootless.PortHandler == conf.HandlerSlirp4netns && m.HostIP.Is6() {
-			return conf.Unsupported("portMappings.hostIP", m.HostIP, "rootless.portHandler slirp4netns forwards IPv4 only; use rootlessport")
+			return conf.Unsupported("runtimeConfig.portMappings.hostIP", m.HostIP, "rootless.portHandler slirp4netns forwards IPv4 only; use rootlessport")
 		}
 	}
 	if raw, ok := a.NetConf.RuntimeConfig.Raw["bandwidth"]; ok && string(raw) != "null" && string(raw) != "{}" {

@@ -81,7 +81,7 @@ func newPlan(a *conf.Attachment) (*plan, error) {
 	}
 	for _, ip := range a.IPs {
 		if ip.Addr().Is6() && !r.EnableIPv6 {
-			return nil, conf.Invalid("ips", ip, "the container has no IPv6: set rootless.enableIPv6 to true")
+			return nil, conf.Invalid("ips", ip, "the container has no IPv6: it needs rootless.enableIPv6, an MTU of at least 1280, and a slirp4netns and a kernel that have it")
 		}
 	}
 	return p, nil
