@@ -89,6 +89,9 @@ func TestInsideMachine(t *testing.T) {
 // furnish makes the machine: folders, programs, the neighbour host.
 func furnish() error {
 	steps := [][]string{
+		// Namespaces that others have mounted on the host (other tests among them): they
+		// come and go, and would look like ours.
+		{"sh", "-c", "awk '$3 == \"nsfs\" {print $2}' /proc/self/mounts | xargs -r umount -l; ! grep -q ' nsfs ' /proc/self/mounts"},
 		{"mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", "/run"},
 		{"sh", "-c", "mkdir -p " + stage + "; echo nameserver 192.0.2.2 >" + stage + "/resolv.conf"},
 		{"mkdir", "-p", stage + "/bin", stage + "/plugins", stage + "/checkout", "/var/lib/cni", "/etc/cni"},
