@@ -4,14 +4,13 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/ambi-cni/ambi/e2e/snapshot"
 )
 
 var commands = map[string]func(ts *testscript.TestScript, neg bool, args []string){
@@ -155,126 +154,24 @@ func waitUntil(limit time.Duration, condition func() bool) bool {
 	}
 }
 
-// snapshotVariable holds the name of the file with the snapshot.
+// snapshotFile holds what the command snapshot has seen.
 const snapshotFile = stage + "/snapshot"
+
+// machine is what is looked at.
+var machine = snapshot.Options{Ignore: []string{stage}}
 
 func takeSnapshot(ts *testscript.TestScript, neg bool, args []string) {
 	need(ts, neg, args, 0)
-	ts.Check(os.WriteFile(snapshotFile, []byte(machineState()), 0o600))
+	ts.Check(machine.Take().Save(snapshotFile))
 }
 
 func unchanged(ts *testscript.TestScript, neg bool, args []string) {
 	need(ts, neg, args, 0)
-	before, err := os.ReadFile(snapshotFile)
-	ts.Check(err)
-	limit := time.Duration(0)
+	patient := machine
 	if len(args) > 0 {
 		seconds, err := strconv.Atoi(args[0])
 		ts.Check(err)
-		limit = time.Duration(seconds) * time.Second
+		patient.Settled = time.Duration(seconds) * time.Second
 	}
-	var after string
-	if waitUntil(limit, func() bool { after = machineState(); return after == string(before) }) {
-		return
-	}
-	ts.Fatalf("the machine has changed (- before, + now):\n%s", difference(string(before), after))
-}
-
-// machineState is all that could be left behind, as text.
-func machineState() string {
-	var b strings.Builder
-	for _, argv := range [][]string{
-		{"ip", "-o", "link"}, {"ip", "-o", "addr"}, {"ip", "-4", "route", "show", "table", "all"}, {"ip", "-6", "route", "show", "table", "all"},
-		{"ip", "-4", "rule"}, {"ip", "-6", "rule"}, {"ip", "netns"},
-		{"nft", "list", "ruleset"}, {"iptables-legacy-save"}, {"ip6tables-legacy-save"}, {"conntrack", "-L"},
-		{"ss", "-Hanltu"}, {"ss", "-Hxl"}, {"tc", "qdisc"},
-	} {
-		out, err := exec.Command(argv[0], argv[1:]...).Output()
-		fmt.Fprintf(&b, "# %s\n%s", strings.Join(argv, " "), volatile(string(out)))
-		if err != nil {
-			fmt.Fprintf(&b, "%v\n", err)
-		}
-	}
-	fmt.Fprintf(&b, "# processes\n%s# mounts\n%s# files\n%s", processes(), mounts(), files())
-	return b.String()
-}
-
-// moving is what changes by itself: packet counts, and the carrier of a bridge
-// that has lost its last port.
-var moving = regexp.MustCompile(`packets \d+ bytes \d+|<[A-Z_,-]+>|state [A-Z]+|linkdown|^\d+: |@if\d+|\(id: \d+\)`)
-
-// volatile drops lines and columns that change by themselves.
-func volatile(out string) string {
-	var kept []string
-	for line := range strings.Lines(out) {
-		line = moving.ReplaceAllString(line, "")
-		if strings.TrimSpace(line) == "" || strings.Contains(line, "fe80::") || strings.Contains(line, "ff00::") || strings.Contains(line, "multicast ff") {
-			continue // the kernel's own, and late
-		}
-		if strings.HasPrefix(line, "#") || strings.HasPrefix(line, "tcp ") || strings.HasPrefix(line, "icmp") || strings.HasPrefix(line, "unknown") {
-			continue // dates of iptables-save; conntrack of TCP goes by itself
-		}
-		fields := strings.Fields(line)
-		if fields[0] == "udp" && len(fields) > 2 && strings.Contains(line, "dport=") {
-			fields = slices.Delete(fields, 2, 3) // conntrack: the seconds left
-		}
-		kept = append(kept, strings.Join(fields, " ")+"\n")
-	}
-	slices.Sort(kept)
-	return strings.Join(kept, "")
-}
-
-func processes() string {
-	var lines []string
-	dirs, _ := filepath.Glob("/proc/[0-9]*")
-	for _, dir := range dirs {
-		stat, err := os.ReadFile(dir + "/stat")
-		args, _ := os.ReadFile(dir + "/cmdline")
-		if err != nil || len(args) == 0 || strings.Contains(string(stat), ") Z ") {
-			continue // gone, or waiting for its parent
-		}
-		lines = append(lines, strings.ReplaceAll(strings.TrimRight(string(args), "\x00"), "\x00", " ")+"\n")
-	}
-	slices.Sort(lines)
-	return strings.Join(lines, "")
-}
-
-func mounts() string {
-	b, _ := os.ReadFile("/proc/self/mounts")
-	return string(b)
-}
-
-// files lists what is in the folders of state. Not a leftover: what an ambi has
-// learnt about the host's programs, for the next one.
-func files() string {
-	var lines []string
-	for _, root := range []string{"/run", "/tmp", "/var/lib/cni", "/etc/cni"} {
-		_ = filepath.WalkDir(root, func(path string, d os.DirEntry, err error) error {
-			if err != nil || path == stage || d.IsDir() || strings.HasSuffix(path, ".cache") || strings.HasPrefix(path, "/run/netns/") {
-				if path == stage {
-					return filepath.SkipDir
-				}
-				return nil
-			}
-			lines = append(lines, path+"\n")
-			return nil
-		})
-	}
-	return strings.Join(lines, "")
-}
-
-// difference shows the lines that are only on one side.
-func difference(before, after string) string {
-	var b strings.Builder
-	only := func(sign, text, other string) {
-		lines := slices.Collect(strings.Lines(other))
-		for line := range strings.Lines(text) {
-			if !slices.Contains(lines, line) {
-				b.WriteString(sign + " " + line)
-			}
-		}
-	}
-	only("-", before, after)
-	only("+", after, before)
-	return b.String()
+	ts.Check(patient.Unchanged(snapshotFile))
 }

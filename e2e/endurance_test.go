@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/ambi-cni/ambi/e2e/snapshot"
 )
 
 // enduranceVariable names the ordeal that this process is to run in a machine.
@@ -137,20 +139,13 @@ func (b *box) inside(args ...string) (string, error) {
 }
 
 // state is the machine and the inside of the container.
-func (b *box) state() string {
-	text := machineState()
-	for _, argv := range [][]string{{"ip", "-o", "link"}, {"ip", "-o", "addr"}, {"ip", "rule"}, {"ip", "-6", "rule"}, {"ip", "route", "show", "table", "all"}, {"ip", "-6", "route", "show", "table", "all"}} {
-		out, _ := b.inside(argv...)
-		text += "# inside: " + strings.Join(argv, " ") + "\n" + volatile(out)
-	}
-	return text
+func (b *box) state() snapshot.Snapshot {
+	return machine.Take() + snapshot.Network("nsenter", "--net="+b.netns(), fmt.Sprintf("--user=/proc/%d/ns/user", b.pid))
 }
 
 // requireSame compares at once: a verb that has returned has nothing left to do.
-func (b *box) requireSame(before, when string) {
-	if after := b.state(); after != before {
-		require.Fail(b.t, when, "- before, + now\n%s", difference(before, after))
-	}
+func (b *box) requireSame(before snapshot.Snapshot, when string) {
+	require.Empty(b.t, snapshot.Await(0, before, b.state), when+" (- before, + now)")
 }
 
 const onePort = `"runtimeConfig":{"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp"},{"hostPort":5353,"containerPort":53,"protocol":"udp"}]}`
@@ -321,7 +316,7 @@ func hundred(t *testing.T) {
 	warm := newBox(t, "warm", "")
 	warm.must("ADD", "")
 	warm.must("DEL", "")
-	before := machineState()
+	before := machine.Take()
 	all := func(verb, members string) {
 		var wg sync.WaitGroup
 		for _, b := range boxes {
@@ -346,9 +341,7 @@ func hundred(t *testing.T) {
 	started = time.Now()
 	all("DEL", "")
 	t.Logf("%d DELs at once: %s", many, time.Since(started).Round(time.Millisecond))
-	if after := machineState(); after != before {
-		require.Fail(t, "after all DELs", "%s", difference(before, after))
-	}
+	require.Empty(t, machine.Difference(before), "after all DELs")
 }
 
 // memory is resident and private memory of processes in kB, the medians.

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/ambi-cni/ambi/e2e/snapshot"
 )
 
 // TestReadme types the two sessions of the README as they stand, one as root and
@@ -62,9 +64,8 @@ func TestReadmeInside(t *testing.T) {
 		require.NoError(t, err)
 	}
 	run() // as root the bridge stays, from the first time on
-	before := machineState()
+	before := machine.Take()
 	run()
-	ok = waitUntil(patience, func() bool { return machineState() == before })
-	require.True(t, ok, "%s", difference(before, machineState()))
+	require.Empty(t, snapshot.Await(patience, before, machine.Take))
 	t.Log("machine unchanged")
 }

@@ -11,6 +11,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/e2e/snapshot"
 )
 
 // caseVariable names the case of rootCases that this process is to run, inside a
@@ -148,11 +150,9 @@ func eventually(t *testing.T, what string, condition func() bool) {
 
 // requireSame waits until the machine is as it was: the kernel takes a namespace
 // apart after its last user has gone.
-func requireSame(t *testing.T, before string) {
+func requireSame(t *testing.T, before snapshot.Snapshot) {
 	t.Helper()
-	var after string
-	same := waitUntil(patience, func() bool { after = machineState(); return after == before })
-	require.True(t, same, "the machine has changed (- before, + now):\n%s", difference(before, after))
+	require.Empty(t, snapshot.Await(patience, before, machine.Take), "the machine has changed (- before, + now)")
 }
 
 // chains are the delegates of the faults.
@@ -289,7 +289,7 @@ for i in $(seq 2 60); do echo addr add 10.1.0.$i/32 dev eth0; echo addr add 10.2
 	}
 	detach(t, attach(t)) // what the delegates themselves leave of their first run
 	sh(t, "rm -f /run/plugins/*")
-	before := machineState()
+	before := machine.Take()
 	for name, strike := range faults {
 		if verb == "GC" && name == "configuration broken" {
 			continue // an error before anything is done
@@ -373,7 +373,7 @@ func withScripted(t *testing.T, more string) (add, del call, how func(t *testing
 func misbehave(t *testing.T) {
 	add, del, how := withScripted(t, "")
 	patiently := add.config
-	before := machineState()
+	before := machine.Take()
 
 	for what, want := range map[string]struct {
 		code int
@@ -434,7 +434,7 @@ func misbehave(t *testing.T) {
 // GC go on.
 func signalVerbs(t *testing.T) {
 	add, del, how := withScripted(t, "")
-	before := machineState()
+	before := machine.Take()
 	// waiting starts a verb and returns when the scripted delegate runs.
 	waiting := func(t *testing.T, c call) (*exec.Cmd, *bytes.Buffer) {
 		how(t, c.verb, "wait")

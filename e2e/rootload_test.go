@@ -29,7 +29,7 @@ func killADD(t *testing.T, verb, more string) {
 		life = max(life, time.Since(began))
 		clean.must(t)
 	}
-	before := machineState()
+	before := machine.Take()
 	finished := 0
 	for i := range moments {
 		if killed(t, add, life*time.Duration(i)/moments) {
@@ -71,7 +71,7 @@ func killDEL(t *testing.T) {
 		del.must(t)
 		life = max(life, time.Since(began))
 	}
-	before := machineState()
+	before := machine.Take()
 	for i := range moments {
 		add.must(t)
 		killed(t, del, life*time.Duration(i)/moments)
@@ -96,7 +96,7 @@ func attachInParallel(t *testing.T) {
 	sh(t, "for i in $(seq 0 %d); do ip netns add box$i; done", n-1)
 	calls("ADD")[0].must(t)
 	calls("DEL")[0].must(t)
-	before := machineState()
+	before := machine.Take()
 
 	var addresses []string
 	for _, out := range runAll(t, calls("ADD")) {

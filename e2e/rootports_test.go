@@ -45,7 +45,7 @@ func publishPorts(t *testing.T, backend string) {
 	const every = `{"hostPort":8080,"containerPort":80,"protocol":"tcp"},{"hostPort":8080,"containerPort":80,"protocol":"udp"}`
 	add(t, "a", config(true, every))
 	del(t, "a", config(true, every))
-	before := machineState()
+	before := machine.Take()
 
 	inside := func(box string, argv ...string) string {
 		out, err := exec.Command("ip", append([]string{"netns", "exec", box}, argv...)...).Output()
@@ -120,11 +120,11 @@ func publishPorts(t *testing.T, backend string) {
 
 	t.Run("a port in use changes nothing", func(t *testing.T) {
 		add(t, "a", config(true, every))
-		held := machineState()
+		held := machine.Take()
 		code, msg := call{verb: "ADD", container: "b", netns: "/run/netns/b", config: config(true, `{"hostPort":8080,"containerPort":1,"protocol":"tcp","hostIP":"192.0.2.9"}`)}.fails(t)
 		require.Equal(t, 101, code, msg)
 		require.Contains(t, msg, "published by container a of network own (interface eth0)")
-		require.Equal(t, held, machineState())
+		require.Equal(t, held, machine.Take())
 		del(t, "a", config(true, every))
 		requireSame(t, before)
 
@@ -142,10 +142,10 @@ func publishPorts(t *testing.T, backend string) {
 		defer stop()
 		eventually(t, "the socket", func() bool { return local("ss", "-Hltn", "sport = :8080") != "" })
 		fresh := fmt.Sprintf(`{"cniVersion":"1.0.0","name":"fresh","type":"ambi","portmap":{"backend":%q},"runtimeConfig":{"portMappings":[%s]}}`, backend, every)
-		untouched := machineState()
+		untouched := machine.Take()
 		code, msg := call{verb: "ADD", container: "b", netns: "/run/netns/b", config: fresh}.fails(t)
 		require.Equal(t, 101, code, msg)
 		require.Contains(t, msg, "peer (pid ")
-		require.Equal(t, untouched, machineState())
+		require.Equal(t, untouched, machine.Take())
 	})
 }

@@ -14,6 +14,10 @@
 //	                      operation, or to a whole request in JSON
 //	peer unlisten PID PORT  shut down a listening socket of another process
 //	peer json             print standard input if it is one JSON document
+//	peer snapshot FILE [IGNORED…]   remember the machine, without what is in these
+//	                      files and folders
+//	peer unchanged SECONDS FILE [IGNORED…]  fail, and show what is different, unless
+//	                      the machine is as remembered, now or within that time
 package main
 
 import (
@@ -32,6 +36,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/e2e/snapshot"
 )
 
 const patience = 3 * time.Second
@@ -62,14 +68,30 @@ func run(args []string) error {
 		"json":     {0, func([]string) error { return oneDocument() }},
 		"hold":     {2, func(a []string) error { return hold(a[0], a[1]) }},
 	}
+	variadic := map[string]command{
+		"snapshot":  {1, func(a []string) error { return snapshot.Options{Ignore: a[1:]}.Take().Save(a[0]) }},
+		"unchanged": {2, unchanged},
+	}
 	if len(args) == 0 {
 		return errors.New("no command; see its source")
+	}
+	if c, ok := variadic[args[0]]; ok && len(args)-1 >= c.args {
+		return c.run(args[1:])
 	}
 	c, ok := commands[args[0]]
 	if !ok || len(args)-1 != c.args {
 		return fmt.Errorf("bad command %q", args)
 	}
 	return c.run(args[1:])
+}
+
+func unchanged(args []string) error {
+	seconds, err := strconv.ParseFloat(args[0], 64)
+	if err != nil {
+		return err
+	}
+	o := snapshot.Options{Settled: time.Duration(seconds * float64(time.Second)), Ignore: args[2:]}
+	return o.Unchanged(args[1])
 }
 
 func serveTCP(addr string) error {

@@ -1,0 +1,277 @@
+// Package snapshot writes down all of a machine that a network plugin could leave
+// something behind in, as text, so that before and after can be compared: links,
+// addresses, routes, rules, nftables, iptables, connection tracking, sockets, queue
+// disciplines, processes, namespaces, mounts, files. What changes by itself, such as
+// counters, is left out.
+//
+// It knows no plugin. The programs ip, tc, ss, nft, iptables-legacy-save and
+// conntrack do the looking, those that are there.
+package snapshot
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Snapshot is a machine at one moment: a section for each kind of thing, of sorted
+// lines. Two machines are the same when their snapshots are equal.
+type Snapshot string
+
+// Options says what to look at. The zero value looks at everything.
+type Options struct {
+	// Folders are those whose files are listed; without any, /run, /tmp, /var/lib/cni
+	// and /etc/cni.
+	Folders []string
+	// Ignore are files and folders that are left out, with all that is in them.
+	Ignore []string
+	// Settled is how long it may take until nothing changes any more; zero compares
+	// at once. The kernel takes a namespace apart after its last user has gone.
+	Settled time.Duration
+}
+
+// network are the commands that show a network namespace.
+var network = [][]string{
+	{"ip", "-o", "link"}, {"ip", "-o", "addr"},
+	{"ip", "-4", "route", "show", "table", "all"}, {"ip", "-6", "route", "show", "table", "all"},
+	{"ip", "-4", "rule"}, {"ip", "-6", "rule"}, {"ip", "-4", "neigh", "show", "proxy"}, {"ip", "-6", "neigh", "show", "proxy"},
+	{"nft", "list", "ruleset"}, {"iptables-legacy-save"}, {"ip6tables-legacy-save"}, {"conntrack", "-L"},
+	{"ss", "-Hanltu"}, {"ss", "-Hanw"}, {"ss", "-Hxl"}, {"tc", "qdisc"},
+}
+
+// Take looks at the machine.
+func (o Options) Take() Snapshot {
+	var b strings.Builder
+	b.WriteString(string(Network()))
+	section(&b, "ip netns", output("ip", "netns"))
+	procs, namespaces := processes()
+	section(&b, "processes", procs)
+	section(&b, "namespaces", namespaces)
+	section(&b, "mounts", mounts())
+	section(&b, "files", o.files())
+	return Snapshot(b.String())
+}
+
+// Network looks at one network namespace: our own, or that in which a command is
+// started by the arguments, such as "nsenter", "--net=/run/netns/box".
+func Network(enter ...string) Snapshot {
+	var b strings.Builder
+	for _, argv := range network {
+		if _, err := exec.LookPath(argv[0]); err != nil {
+			continue
+		}
+		section(&b, strings.Join(append(slices.Clone(enter), argv...), " "), output(append(slices.Clone(enter), argv...)...))
+	}
+	return Snapshot(b.String())
+}
+
+// Difference waits until the machine is as it was, for the time that the options
+// allow, and returns what differs then: the lines that are gone, with "-" before
+// them, and those that are new, with "+"; nothing when it is the same.
+func (o Options) Difference(before Snapshot) string {
+	return Await(o.Settled, before, o.Take)
+}
+
+// Await is Difference for any way to look.
+func Await(limit time.Duration, before Snapshot, take func() Snapshot) string {
+	for deadline := time.Now().Add(limit); ; time.Sleep(20 * time.Millisecond) {
+		after := take()
+		if after == before {
+			return ""
+		}
+		if !time.Now().Before(deadline) {
+			return Diff(before, after)
+		}
+	}
+}
+
+// Diff shows the lines that are only on one side, each kind of thing under its
+// name.
+func Diff(before, after Snapshot) string {
+	var b strings.Builder
+	was, names := before.sections()
+	is, more := after.sections()
+	for _, name := range more {
+		if _, known := was[name]; !known {
+			names = append(names, name)
+		}
+	}
+	for _, name := range names {
+		lines := append(only("-", was[name], is[name]), only("+", is[name], was[name])...)
+		if len(lines) > 0 {
+			fmt.Fprintf(&b, "%s:\n%s", name, strings.Join(lines, ""))
+		}
+	}
+	return b.String()
+}
+
+// only are the lines of a text, each as often as it is there, without those of
+// another.
+func only(sign string, text, other []string) (lines []string) {
+	left := map[string]int{}
+	for _, line := range other {
+		left[line]++
+	}
+	for _, line := range text {
+		if left[line]--; left[line] < 0 {
+			lines = append(lines, sign+" "+line)
+		}
+	}
+	return lines
+}
+
+const sectionMark = "# "
+
+func section(b *strings.Builder, name, text string) {
+	b.WriteString(sectionMark + name + "\n" + text)
+}
+
+func (s Snapshot) sections() (byName map[string][]string, names []string) {
+	byName = map[string][]string{}
+	name := ""
+	for line := range strings.Lines(string(s)) {
+		if after, is := strings.CutPrefix(line, sectionMark); is {
+			name = strings.TrimSpace(after)
+			names = append(names, name)
+			byName[name] = nil
+			continue
+		}
+		byName[name] = append(byName[name], line)
+	}
+	return byName, names
+}
+
+// output is what a command prints, and its error, which is a difference, too.
+func output(argv ...string) string {
+	out, err := exec.Command(argv[0], argv[1:]...).Output()
+	text := string(out)
+	if slices.Contains(argv, "conntrack") {
+		text = conversations(text)
+	}
+	text = steady(text)
+	if err != nil {
+		text += fmt.Sprintf("error: %v\n", err)
+	}
+	return text
+}
+
+// conversations are those that connection tracking remembers and that would meet
+// the next owner of an address or a port: UDP and SCTP, without the seconds that
+// they have left. Those of TCP and ICMP go by themselves and harm nobody.
+func conversations(out string) string {
+	var kept []string
+	for line := range strings.Lines(out) {
+		fields := strings.Fields(line)
+		if len(fields) > 2 && (fields[0] == "udp" || fields[0] == "sctp") {
+			kept = append(kept, strings.Join(slices.Delete(fields, 2, 3), " ")+"\n")
+		}
+	}
+	return strings.Join(kept, "")
+}
+
+// moving is what changes by itself: packet counts, the carrier of a bridge that
+// has lost its last port, the numbers that the kernel gives.
+var moving = regexp.MustCompile(`packets \d+ bytes \d+|<[A-Z0-9_,-]+>|state [A-Z]+|linkdown|^\d+: |@if\d+|\(id: \d+\)|(valid|preferred)_lft \d+sec|^# .*`)
+
+// steady drops lines and columns that change by themselves, and sorts the rest.
+func steady(out string) string {
+	var kept []string
+	for line := range strings.Lines(out) {
+		line = moving.ReplaceAllString(line, "")
+		if strings.TrimSpace(line) == "" || strings.Contains(line, "fe80::") || strings.Contains(line, "ff00::") || strings.Contains(line, "multicast ff") {
+			continue // the kernel's own, and late
+		}
+		kept = append(kept, strings.Join(strings.Fields(line), " ")+"\n")
+	}
+	slices.Sort(kept)
+	return strings.Join(kept, "")
+}
+
+// processes are the command lines of all, and the namespaces that they are in. A
+// namespace that outlives its processes is held by a mount (see mounts) or by a
+// descriptor, and then by a process that is still there.
+func processes() (commandLines, namespaces string) {
+	var lines []string
+	inUse := map[string]bool{}
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range dirs {
+		stat, err := os.ReadFile(dir + "/stat")
+		args, _ := os.ReadFile(dir + "/cmdline")
+		if err != nil || len(args) == 0 || strings.Contains(string(stat), ") Z ") {
+			continue // gone, of the kernel, or waiting for its parent
+		}
+		lines = append(lines, strings.ReplaceAll(strings.TrimRight(string(args), "\x00"), "\x00", " ")+"\n")
+		held, _ := filepath.Glob(dir + "/ns/*")
+		for _, link := range held {
+			if name, err := os.Readlink(link); err == nil {
+				inUse[name+"\n"] = true
+			}
+		}
+	}
+	slices.Sort(lines)
+	names := make([]string, 0, len(inUse))
+	for name := range inUse {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return strings.Join(lines, ""), strings.Join(names, "")
+}
+
+func mounts() string {
+	b, _ := os.ReadFile("/proc/self/mounts")
+	return string(b)
+}
+
+// files lists what is in the folders of state, folders themselves left out. What a
+// plugin has learnt about the host's programs, for the next call, is no leftover.
+func (o Options) files() string {
+	folders := o.Folders
+	if len(folders) == 0 {
+		folders = []string{"/run", "/tmp", "/var/lib/cni", "/etc/cni"}
+	}
+	var lines []string
+	for _, root := range folders {
+		_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+			switch {
+			case err != nil:
+				return nil
+			case slices.Contains(o.Ignore, path):
+				if d.IsDir() {
+					return fs.SkipDir
+				}
+				return nil
+			case d.IsDir() || strings.HasSuffix(path, ".cache") || strings.HasPrefix(path, "/run/netns/"):
+				return nil // ip netns lists the last, and does so while they go
+			}
+			lines = append(lines, path+"\n")
+			return nil
+		})
+	}
+	return strings.Join(lines, "")
+}
+
+// Save writes the snapshot to a file.
+func (s Snapshot) Save(file string) error { return os.WriteFile(file, []byte(s), 0o600) }
+
+// ErrChanged is what Unchanged returns for a machine that is not as it was.
+var ErrChanged = errors.New("the machine has changed (- before, + now)")
+
+// Unchanged compares the machine with the snapshot in a file; ErrChanged is
+// wrapped with what differs.
+func (o Options) Unchanged(file string) error {
+	before, err := os.ReadFile(file)
+	if err != nil {
+		return fmt.Errorf("snapshot: %w", err)
+	}
+	if difference := o.Difference(Snapshot(before)); difference != "" {
+		return fmt.Errorf("%w:\n%s", ErrChanged, difference)
+	}
+	return nil
+}
