@@ -16,6 +16,26 @@ type rights struct {
 	ownsNetns bool // our user namespace owns our network namespace
 }
 
+// ModeHere is the mode that a network with this value of the key mode would get
+// from this process, and why.
+func ModeHere(asked conf.Mode) (mode conf.Mode, why string, err error) {
+	r := ownRights()
+	mode, err = chooseMode(asked, r)
+	return mode, reasonFor(asked, r), err
+}
+
+func reasonFor(asked conf.Mode, r rights) string {
+	switch {
+	case asked == conf.ModeRootless:
+		return "the key mode says so"
+	case r.netAdmin && r.ownsNetns:
+		return "this process has CAP_NET_ADMIN, and its user namespace owns its network namespace"
+	case !r.netAdmin:
+		return "this process has no CAP_NET_ADMIN"
+	}
+	return "this process's user namespace does not own its network namespace (" + netnsName() + "), so nothing can be set up in it"
+}
+
 func ownRights() rights {
 	return rights{netAdmin: haveNetAdmin(), ownsNetns: ownNetnsIsOurs()}
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
@@ -47,11 +48,38 @@ type reply struct {
 
 // Status is what a supervisor says of itself.
 type Status struct {
-	PID    int                 `json:"pid"`
-	Since  time.Time           `json:"since"`
-	Driver DriverStatus        `json:"driver"`
-	MAC    string              `json:"mac"`
-	Ports  []forward.PortStats `json:"ports"`
+	PID    int          `json:"pid"`
+	Since  time.Time    `json:"since"`
+	Driver DriverStatus `json:"driver"`
+	MAC    string       `json:"mac"`
+	// Interface is nil while the interface is not there.
+	Interface *InterfaceStats     `json:"interface,omitempty"`
+	Ports     []forward.PortStats `json:"ports"`
+}
+
+// InterfaceStats are the kernel's counters of the container's interface. Received is
+// what came to the container. Published ports of rootlessport do not cross it.
+type InterfaceStats struct {
+	RxBytes   uint64 `json:"rxBytes"`
+	RxPackets uint64 `json:"rxPackets"`
+	RxErrors  uint64 `json:"rxErrors"`
+	RxDropped uint64 `json:"rxDropped"`
+	TxBytes   uint64 `json:"txBytes"`
+	TxPackets uint64 `json:"txPackets"`
+	TxErrors  uint64 `json:"txErrors"`
+	TxDropped uint64 `json:"txDropped"`
+}
+
+// StatsOf are the counters of a link; nil when the kernel gave none.
+func StatsOf(link netlink.Link) *InterfaceStats {
+	s := link.Attrs().Statistics
+	if s == nil {
+		return nil
+	}
+	return &InterfaceStats{
+		RxBytes: s.RxBytes, RxPackets: s.RxPackets, RxErrors: s.RxErrors, RxDropped: s.RxDropped,
+		TxBytes: s.TxBytes, TxPackets: s.TxPackets, TxErrors: s.TxErrors, TxDropped: s.TxDropped,
+	}
 }
 
 // DriverStatus is the state of slirp4netns.

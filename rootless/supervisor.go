@@ -553,6 +553,9 @@ func (s *supervisor) status() *Status {
 	if s.driver != nil {
 		st.Driver.PID = s.driver.cmd.Process.Pid
 	}
+	if link, err := s.inside.link.LinkByName(s.inside.plan.IfName); err == nil {
+		st.Interface = StatsOf(link)
+	}
 	return st
 }
 

@@ -301,6 +301,23 @@ func flock(ctx context.Context, f *os.File, how int) error {
 	}
 }
 
+// Busy says whether a verb is at work on the attachment or a GC on the folder.
+func (s *Store) Busy(k conf.Key) bool {
+	for _, path := range []string{s.dir, s.Path(k, "lock")} {
+		f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+		if err != nil {
+			continue
+		}
+		// A verb that comes at this very moment asks again.
+		err = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return true
+		}
+	}
+	return false
+}
+
 // Sweep removes what a verb that was killed before its record was there left of the
 // network: locks, and records half written. Only who holds LockAll may.
 func (s *Store) Sweep(network string) error {

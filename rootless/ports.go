@@ -1,0 +1,95 @@
+package rootless
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+
+	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/portmap/forward"
+)
+
+// Status asks the supervisor how it is.
+func (n *Network) Status() (*Status, error) { return n.ask(request{Op: opStatus}) }
+
+// ask is one exchange with the supervisor. An error of its own is a *types.Error.
+func (n *Network) ask(r request, sockets ...forward.Socket) (*Status, error) {
+	if !Alive(n.Record) {
+		return nil, conf.Errorf(conf.ErrNetwork, "attachment %s: its supervisor is not running, so the container has no network; call DEL and ADD again", n.Record.Key)
+	}
+	status, err := call(n.Store.Path(n.Record.Key, "sock"), r, sockets...)
+	var e *types.Error
+	if err != nil && !errors.As(err, &e) {
+		return nil, conf.Errorf(conf.ErrNetwork, "attachment %s: its supervisor (process %d) does not answer: %v", n.Record.Key, n.Record.Supervisor.PID, err)
+	}
+	return status, err
+}
+
+// AddPort publishes one more port of a running attachment. The host's port is bound
+// here, in the caller's namespaces and with the caller's rights, and handed over.
+// The caller holds the attachment's lock. With an error nothing is published.
+func (n *Network) AddPort(m conf.PortMapping) error {
+	a, err := n.Record.Attachment()
+	if err != nil {
+		return err
+	}
+	a.Ports = []conf.PortMapping{m}
+	if err := unsupported(a); err != nil {
+		return err
+	}
+	status, err := n.Status()
+	if err != nil {
+		return err
+	}
+	for _, p := range status.Ports {
+		if p.Mapping == m {
+			return conf.Errorf(conf.ErrPortInUse, "port %s of attachment %s is published already", m, n.Record.Key)
+		}
+	}
+	bound := m
+	if a.NetConf.Rootless.PortHandler == conf.HandlerSlirp4netns {
+		bound = forIPv4(m) // only to see that it is free
+	}
+	sockets, err := forward.Listen([]conf.PortMapping{bound})
+	if err != nil {
+		return err
+	}
+	defer closeSockets(sockets) // the supervisor has descriptors of its own by then
+	if _, err := n.ask(request{Op: opAddPort, Port: &m}, sockets...); err != nil {
+		return fmt.Errorf("publishing port %s of %s: %w", m, n.Record.Key, err)
+	}
+	n.Record.Ports = append(n.Record.Ports, m)
+	if err := n.Store.Save(n.Record); err != nil {
+		_, undo := n.ask(request{Op: opRemovePort, Port: &m})
+		return errors.Join(err, undo)
+	}
+	return nil
+}
+
+// RemovePort takes a published port of a running attachment back. TCP connections
+// that are there go on. The caller holds the attachment's lock. A port that is not
+// published is fs.ErrNotExist.
+func (n *Network) RemovePort(m conf.PortMapping) error {
+	status, err := n.Status()
+	if err != nil {
+		return err
+	}
+	live := slices.ContainsFunc(status.Ports, func(p forward.PortStats) bool { return p.Mapping == m })
+	if live {
+		if _, err := n.ask(request{Op: opRemovePort, Port: &m}); err != nil {
+			return fmt.Errorf("taking back port %s of %s: %w", m, n.Record.Key, err)
+		}
+	}
+	at := slices.Index(n.Record.Ports, m)
+	if at < 0 {
+		if live {
+			return nil
+		}
+		return fmt.Errorf("port %s of %s is not published: %w", m, n.Record.Key, fs.ErrNotExist)
+	}
+	n.Record.Ports = slices.Delete(n.Record.Ports, at, at+1)
+	return n.Store.Save(n.Record)
+}
