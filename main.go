@@ -14,7 +14,6 @@ import (
 	"os"
 	"runtime/debug"
 
-	"github.com/ambi-cni/ambi/cli"
 	"github.com/ambi-cni/ambi/plugin"
 	"github.com/ambi-cni/ambi/rootless"
 )
@@ -33,7 +32,7 @@ func run() int {
 	case len(os.Args) > 1 && os.Args[1] == rootless.Role:
 		return rootless.Supervise()
 	case len(os.Args) > 1:
-		return cli.Main(about(), os.Args[1:])
+		return commandLine(os.Args[1:])
 	}
 	return plugin.Main(about()) // tells about itself
 }

@@ -1,20 +1,25 @@
 // Package cli is ambi's command line: the verbs for people.
 //
-// A command prints what it did on standard output. Its errors go to standard error
-// with a line "hint:" that says what to do. The exit status is 0 for success, 1
-// when something failed, 2 for a bad command line.
+// A command prints what it found or did on standard output, as a table for people
+// or, with --json, as the document that docs/cli.md shows. Errors go to standard
+// error, each with a line "hint:" that says what to do. The exit status is 0 for
+// success, 1 when something failed, 2 for a bad command line.
 package cli
 
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
-	"maps"
 	"os"
-	"slices"
+	"os/signal"
 	"strings"
+
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/conf"
 )
 
 // The exit statuses.
@@ -24,42 +29,163 @@ const (
 	misuse = 2
 )
 
-// command is one verb for people. It gets its arguments and returns an error that
-// may carry a hint.
-type command func(ctx context.Context, args []string, out io.Writer) error
-
-func commands() map[string]command {
-	return map[string]command{"restore": restore}
+// Program is what the command line has to be told by the program around it: of the
+// room plugin, which it does not import.
+type Program struct {
+	Version string // of the build
+	// Mode is the mode that a network with this value of the key mode would get here,
+	// and why.
+	Mode func(asked conf.Mode) (mode conf.Mode, why string, err error)
 }
 
 // Main runs the command that the arguments name and returns the exit status.
-func Main(about string, args []string) int {
-	return run(about, args, os.Stdout, os.Stderr)
+func Main(p Program, args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	defer stop()
+	a := &app{program: p, out: os.Stdout, errOut: os.Stderr, screen: screenOf(os.Stdout), messages: screenOf(os.Stderr)}
+	return a.run(ctx, args)
 }
 
-func run(about string, args []string, out, errOut io.Writer) int {
-	if args[0] == "version" || args[0] == "--version" {
-		fmt.Fprintf(out, "%s\n", about)
+// app is one run of the command line.
+type app struct {
+	program Program
+	out     io.Writer
+	errOut  io.Writer
+	screen  screen // that out is
+	// messages is the screen that errOut is.
+	messages screen
+
+	json     bool
+	stateDir string
+}
+
+func (a *app) run(ctx context.Context, args []string) int {
+	root := a.root()
+	root.SetArgs(args)
+	root.SetOut(a.out)
+	root.SetErr(a.errOut)
+	command, err := root.ExecuteContextC(ctx)
+	if err == nil {
 		return ok
 	}
-	c, known := commands()[args[0]]
-	if !known {
-		names := append(slices.Sorted(maps.Keys(commands())), "version")
-		return complain(errOut, misuse, "ambi", hinted(fmt.Errorf("unknown command %q", args[0]),
-			"the commands are "+strings.Join(names, ", ")+"; everything else a CNI runtime runs, see the README"))
+	var silent silentError
+	if errors.As(err, &silent) {
+		return failed
 	}
-	err := c(context.Background(), args[1:], out)
-	switch {
-	case err == nil:
-		return ok
-	case errors.Is(err, errUsage), errors.Is(err, flag.ErrHelp):
-		return complain(errOut, misuse, "ambi "+args[0], err)
+	a.complain(command.CommandPath(), err)
+	if errors.Is(err, errUsage) {
+		return misuse
 	}
-	return complain(errOut, failed, "ambi "+args[0], err)
+	return failed
+}
+
+// The groups of commands in the help.
+const (
+	groupLook   = "look"
+	groupChange = "change"
+	groupSetUp  = "setup"
+)
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "ambi",
+		Short: "the network of containers, as root and without root",
+		Long: `ambi is a CNI plugin that gives a container its network and its published ports
+whoever starts it: as root by the CNI plugins of the host and nftables, without
+root by slirp4netns and a forwarder of its own.
+
+Container runtimes call it by its environment (CNI_COMMAND). These commands are
+for people: they show what is there, say why it does not work, and mend it. They
+work on the attachments of the user who calls them.`,
+		Version:           a.program.Version,
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
+		Args:              cobra.ArbitraryArgs, // else cobra has its own words for an unknown one
+		RunE:              unknownCommand,
+	}
+	root.SetFlagErrorFunc(flagError)
+	root.SetHelpCommand(&cobra.Command{Hidden: true, Use: "no-help"})
+	root.AddGroup(
+		&cobra.Group{ID: groupLook, Title: "To see what is there:"},
+		&cobra.Group{ID: groupChange, Title: "To change and mend it:"},
+		&cobra.Group{ID: groupSetUp, Title: "To set ambi up:"},
+	)
+	root.PersistentFlags().StringVar(&a.stateDir, "state-dir", "", "state `folder` to look in, where the key stateDir of a network is set")
+	root.PersistentFlags().BoolVar(&a.json, "json", false, "print JSON, as docs/cli.md describes it")
+	_ = root.MarkPersistentFlagDirname("state-dir")
+	for _, group := range []struct {
+		id       string
+		commands []*cobra.Command
+	}{
+		{groupLook, []*cobra.Command{a.listCommand(), a.inspectCommand()}},
+		{groupChange, []*cobra.Command{a.restoreCommand()}},
+		{groupSetUp, []*cobra.Command{a.versionCommand(), completionCommand()}},
+	} {
+		for _, c := range group.commands {
+			c.GroupID = group.id
+			root.AddCommand(c)
+		}
+	}
+	return root
 }
 
 // errUsage marks the errors of a bad command line.
 var errUsage = errors.New("bad command line")
+
+// usageError is a bad command line, with the way to its help.
+func usageError(c *cobra.Command, format string, args ...any) error {
+	return usageHint(fmt.Errorf(format, args...), fmt.Sprintf("%q tells how it is used: %s", c.CommandPath()+" --help", c.UseLine()))
+}
+
+func usageHint(err error, text string) error {
+	return hint{marked{err}, text}
+}
+
+// marked is an error that is errUsage without saying so.
+type marked struct{ error }
+
+func (m marked) Unwrap() []error { return []error{m.error, errUsage} }
+
+func flagError(c *cobra.Command, err error) error { return usageError(c, "%w", err) }
+
+// unknownCommand is what a command with sub-commands does by itself.
+func unknownCommand(c *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return usageHint(fmt.Errorf("a command is missing"), fmt.Sprintf("%q lists them", c.CommandPath()+" --help"))
+	}
+	text := fmt.Sprintf("%q lists the commands", c.CommandPath()+" --help")
+	if c.SuggestionsMinimumDistance <= 0 {
+		c.SuggestionsMinimumDistance = 2
+	}
+	if near := c.SuggestionsFor(args[0]); len(near) > 0 {
+		text = fmt.Sprintf("did you mean %q? %s", near[0], text)
+	}
+	return usageHint(fmt.Errorf("unknown command %q", args[0]), text)
+}
+
+// arguments checks how many arguments a command gets; most of 0 is any number.
+func arguments(least, most int, what string) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		switch {
+		case len(args) < least:
+			return usageError(c, "%s is missing", what)
+		case most > 0 && len(args) > most:
+			return usageError(c, "unexpected argument %q", args[most])
+		}
+		return nil
+	}
+}
+
+func noArguments(c *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usageError(c, "unexpected argument %q", args[0])
+	}
+	return nil
+}
+
+// silentError fails a command that has said everything already.
+type silentError struct{ error }
 
 // hint is an error with what to do about it.
 type hint struct {
@@ -71,11 +197,61 @@ func (h hint) Unwrap() error { return h.error }
 
 func hinted(err error, text string) error { return hint{err, text} }
 
-func complain(errOut io.Writer, status int, who string, err error) int {
-	fmt.Fprintf(errOut, "%s: %v\n", who, err)
-	var h hint
-	if errors.As(err, &h) {
-		fmt.Fprintf(errOut, "hint: %s\n", h.text)
+// complain prints an error and its hints: those that it carries, else what its CNI
+// code tells.
+func (a *app) complain(who string, err error) {
+	for line := range strings.Lines(err.Error()) {
+		fmt.Fprintf(a.errOut, "%s %s\n", a.messages.paint(red, who+":"), strings.TrimRight(line, "\n"))
 	}
-	return status
+	texts := hintsOf(err)
+	if len(texts) == 0 {
+		texts = []string{hintByCode(err)}
+	}
+	for i, text := range texts {
+		if !containsBefore(texts, i) {
+			fmt.Fprintf(a.errOut, "%s %s\n", a.messages.paint(bold, "hint:"), text)
+		}
+	}
+}
+
+func containsBefore(texts []string, i int) bool {
+	for _, t := range texts[:i] {
+		if t == texts[i] {
+			return true
+		}
+	}
+	return false
+}
+
+// hintsOf walks through wrapped and joined errors.
+func hintsOf(err error) []string {
+	if h, ok := err.(hint); ok { //nolint:errorlint // one level at a time
+		return append([]string{h.text}, hintsOf(h.error)...)
+	}
+	switch e := err.(type) { //nolint:errorlint // one level at a time
+	case interface{ Unwrap() error }:
+		if inner := e.Unwrap(); inner != nil {
+			return hintsOf(inner)
+		}
+	case interface{ Unwrap() []error }:
+		var texts []string
+		for _, inner := range e.Unwrap() {
+			texts = append(texts, hintsOf(inner)...)
+		}
+		return texts
+	}
+	return nil
+}
+
+func hintByCode(err error) string {
+	var e *types.Error
+	if errors.As(err, &e) {
+		switch e.Code {
+		case conf.ErrPortInUse:
+			return "stop what has the port, or choose another host port"
+		case conf.ErrPortPermission:
+			return "choose a host port from 1024 on, or ask root for the sysctl"
+		}
+	}
+	return "\"ambi doctor\" looks for the cause"
 }

@@ -3,91 +3,125 @@ package cli
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
-	"io"
-	"io/fs"
-	"os"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/spf13/cobra"
 
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/plugin/record"
 	"github.com/ambi-cni/ambi/portmap/nat"
 )
 
-// restore puts the published ports of every attachment back into the firewall
-// after something flushed it, from the records. It is "ambi restore [-state-dir
-// DIR]".
-func restore(ctx context.Context, args []string, out io.Writer) error {
-	dirs, err := stateDirs("restore", args)
-	if err != nil {
-		return err
+func (a *app) restoreCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "restore",
+		Short: "publish the ports again that a firewall reload has flushed (root)",
+		Long: `Put the published ports of every attachment back into the firewall, from the
+records, after something such as a firewall reload has flushed them. What is in
+place stays untouched. The rules of other CNI plugins are theirs to put back.
+
+Without root nothing of ambi is in the firewall, and there is nothing to restore.`,
+		Args: noArguments,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return a.restore(c.Context())
+		},
 	}
-	j, err := openJournal(ctx, dirs)
+}
+
+// restored is the JSON of restore.
+type restored struct {
+	Restored []restoredPorts `json:"restored"`
+	Skipped  []skipped       `json:"skipped"`
+	Backends []restoredCount `json:"backends"`
+}
+
+type restoredPorts struct {
+	conf.Key
+	Ports []port `json:"ports"`
+}
+
+// skipped is an attachment that is not restored, and why.
+type skipped struct {
+	conf.Key
+	Reason string `json:"reason"`
+}
+
+// restoredCount is how many of the attachments of a backend lacked something.
+type restoredCount struct {
+	Backend     conf.Backend `json:"backend"`
+	Attachments int          `json:"attachments"`
+	Restored    int          `json:"restored"`
+}
+
+// restore puts the published ports of every attachment back into the firewall
+// after something flushed it, from the records.
+func (a *app) restore(ctx context.Context) error {
+	done := a.progress("restoring published ports")
+	defer done()
+	j, err := a.openJournal(ctx)
 	defer j.close()
 	if err != nil {
 		return err
 	}
+	out := &restored{Restored: []restoredPorts{}, Skipped: []skipped{}, Backends: []restoredCount{}}
 	published, errs := j.published(out)
-	if len(published) == 0 && len(errs) == 0 {
-		fmt.Fprintf(out, "no attachment with published ports in %s\n", strings.Join(dirs, ", "))
-	}
 	for _, backend := range []conf.Backend{conf.BackendNFTables, conf.BackendIPTables} {
 		if all := published[backend]; len(all) > 0 {
 			errs = append(errs, restoreWith(ctx, backend, all, out))
 		}
 	}
+	errs = append(errs, a.report(out, len(published) == 0 && len(errs) == 0))
 	return errors.Join(errs...)
 }
 
+func (a *app) report(out *restored, nothing bool) error {
+	if a.json {
+		return printJSON(a.out, out)
+	}
+	for _, s := range out.Skipped {
+		fmt.Fprintf(a.out, "skipped %s: %s\n", s.Key, s.Reason)
+	}
+	for _, r := range out.Restored {
+		fmt.Fprintf(a.out, "restored %s: %s\n", r.Key, portList(r.Ports))
+	}
+	for _, b := range out.Backends {
+		fmt.Fprintf(a.out, "%s: %d of %d attachments restored\n", b.Backend, b.Restored, b.Attachments)
+	}
+	if nothing {
+		fmt.Fprintf(a.out, "no attachment with published ports in %s\n", strings.Join(a.dirs(), ", "))
+	}
+	return nil
+}
+
 // restoreWith puts back the ports of one backend, in one transaction.
-func restoreWith(ctx context.Context, name conf.Backend, all []nat.Published, out io.Writer) error {
+func restoreWith(ctx context.Context, name conf.Backend, all []nat.Published, out *restored) error {
 	const remedy = "run as root, in the network namespace that the containers were started from"
 	backend, err := nat.Open(name)
 	if err != nil {
 		return hinted(err, remedy)
 	}
-	restored, err := backend.Restore(ctx, all)
+	owners, err := backend.Restore(ctx, all)
 	for _, p := range all {
-		if slices.Contains(restored, p.Owner) {
-			fmt.Fprintf(out, "restored %s: %s\n", p.Owner, portList(p.Ports))
+		if slices.Contains(owners, p.Owner) {
+			out.Restored = append(out.Restored, restoredPorts{p.Owner, jsonPorts(p.Ports)})
 		}
 	}
-	fmt.Fprintf(out, "%s: %d of %d attachments restored\n", name, len(restored), len(all))
+	out.Backends = append(out.Backends, restoredCount{name, len(all), len(owners)})
 	if err != nil {
 		return hinted(fmt.Errorf("%s: %w", name, err), "a port that somebody else has by now comes back when that is gone and ambi restore is run again; else "+remedy)
 	}
 	return nil
 }
 
-func portList(ports []conf.PortMapping) string {
+func portList(ports []port) string {
 	texts := make([]string, len(ports))
-	for i, m := range ports {
-		texts[i] = m.String()
+	for i, p := range ports {
+		texts[i] = p.mapping().String()
 	}
 	return strings.Join(texts, ", ")
-}
-
-// stateDirs are the folders that a command looks in: the default ones, or that of
-// its flag.
-func stateDirs(name string, args []string) ([]string, error) {
-	flags := flag.NewFlagSet(name, flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
-	dir := flags.String("state-dir", "", "")
-	err := flags.Parse(args)
-	if err == nil && flags.NArg() > 0 {
-		err = fmt.Errorf("unexpected argument %q", flags.Arg(0))
-	}
-	if err != nil {
-		return nil, hinted(fmt.Errorf("%w: %w", errUsage, err), "it is: ambi "+name+" [-state-dir DIR], DIR being the key stateDir of the network where it is set")
-	}
-	if *dir != "" {
-		return []string{*dir}, nil
-	}
-	uidMap, _ := os.ReadFile("/proc/self/uid_map") // none: our uid is everybody's
-	return record.DefaultDirs(os.Geteuid(), os.Getenv("XDG_RUNTIME_DIR"), string(uidMap)), nil
 }
 
 // journal is the state folders that are there, with all verbs locked out.
@@ -99,18 +133,15 @@ type journal struct {
 // lockPatience bounds the wait for the verbs at work.
 const lockPatience = 2 * time.Minute
 
-func openJournal(ctx context.Context, dirs []string) (*journal, error) {
+func (a *app) openJournal(ctx context.Context) (*journal, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, lockPatience, fmt.Errorf("for over %s", lockPatience))
 	defer cancel()
 	j := &journal{}
-	for _, dir := range dirs {
-		store, err := record.OpenExisting(dir)
-		if errors.Is(err, fs.ErrNotExist) && len(dirs) > 1 {
-			continue // no attachment was ever made from there
-		}
-		if err != nil {
-			return j, hinted(err, "run as the user who started the containers, and give the folder of the key stateDir, if it is set, with -state-dir")
-		}
+	stores, err := a.stores()
+	if err != nil {
+		return j, err
+	}
+	for _, store := range stores {
 		unlock, err := store.LockAll(ctx)
 		if err != nil {
 			return j, hinted(err, "a CNI verb is at work; try again later")
@@ -127,8 +158,8 @@ func (j *journal) close() {
 }
 
 // published is what the records say should be published, by backend. What should
-// not be any more is told on out.
-func (j *journal) published(out io.Writer) (map[conf.Backend][]nat.Published, []error) {
+// not be any more is skipped.
+func (j *journal) published(out *restored) (map[conf.Backend][]nat.Published, []error) {
 	all := map[conf.Backend][]nat.Published{}
 	var errs []error
 	for _, store := range j.stores {
@@ -143,9 +174,9 @@ func (j *journal) published(out io.Writer) (map[conf.Backend][]nat.Published, []
 			switch {
 			case r.Published == nil:
 			case r.State != record.Ready:
-				fmt.Fprintf(out, "skipped %s: its ADD did not finish; DEL or GC takes it away\n", r.Key)
+				out.Skipped = append(out.Skipped, skipped{r.Key, "its ADD did not finish; DEL or GC takes it away"})
 			case r.Netns.Gone():
-				fmt.Fprintf(out, "skipped %s: its namespace is gone; DEL or GC takes it away\n", r.Key)
+				out.Skipped = append(out.Skipped, skipped{r.Key, "its namespace is gone; DEL or GC takes it away"})
 			default:
 				all[r.Published.Backend] = append(all[r.Published.Backend], publishedBy(r))
 			}

@@ -1,0 +1,189 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/ambi-cni/ambi/plugin/record"
+	"github.com/ambi-cni/ambi/portmap/nat"
+	"github.com/ambi-cni/ambi/rootless"
+)
+
+// state says in a word how an attachment is.
+type state string
+
+const (
+	stateUp     state = "up"     // everything that was looked at is in place
+	stateBusy   state = "busy"   // a CNI verb is at work on it
+	stateBroken state = "broken" // something is missing; see the problems
+)
+
+// problem is one thing that is wrong with an attachment.
+type problem struct {
+	Code   problemCode `json:"code"`
+	Text   string      `json:"text"`
+	Remedy string      `json:"remedy"`
+}
+
+// problemCode names a kind of problem, for programs.
+type problemCode string
+
+const (
+	recordUnreadable problemCode = "record-unreadable"
+	unfinished       problemCode = "unfinished"      // an ADD or DEL that was killed or failed half way
+	namespaceGone    problemCode = "namespace-gone"  // nothing is left to be attached
+	supervisorGone   problemCode = "supervisor-gone" // rootless
+	supervisorMute   problemCode = "supervisor-mute" // rootless: it runs and does not answer
+	driverDown       problemCode = "driver-down"     // rootless: slirp4netns is being restarted
+	rulesMissing     problemCode = "rules-missing"   // root: published ports are not in the firewall
+	interfaceMissing problemCode = "interface-missing"
+	checkFailed      problemCode = "check-failed" // what the supervisor found when it looked
+)
+
+// words are the problems as the table shows them.
+var words = map[problemCode]string{
+	recordUnreadable: "record unreadable", unfinished: "unfinished", namespaceGone: "namespace gone",
+	supervisorGone: "supervisor gone", supervisorMute: "supervisor mute", driverDown: "driver down", rulesMissing: "rules gone",
+	interfaceMissing: "interface gone", checkFailed: "check failed",
+}
+
+// health is what was found of an attachment.
+type health struct {
+	state    state
+	problems []problem
+	status   *rootless.Status // rootless, of a supervisor that answers
+}
+
+// word is the state for a table.
+func (h *health) word() (string, style) {
+	switch {
+	case len(h.problems) > 0:
+		return words[h.problems[0].Code], red
+	case h.state == stateBusy:
+		return string(h.state), yellow
+	}
+	return string(h.state), green
+}
+
+// dead says whether ambi gc would take the attachment.
+func (h *health) dead() bool {
+	for _, p := range h.problems {
+		switch p.Code {
+		case unfinished, namespaceGone, supervisorGone:
+			return true
+		}
+	}
+	return false
+}
+
+func (h *health) wrong(code problemCode, remedy, format string, args ...any) {
+	h.state = stateBroken
+	h.problems = append(h.problems, problem{code, fmt.Sprintf(format, args...), remedy})
+}
+
+const (
+	gcRemedy      = "ambi gc"
+	restoreRemedy = "ambi restore"
+)
+
+// look finds out how the attachment is. It changes nothing.
+func (t *attachment) look(ctx context.Context) {
+	t.health = health{state: stateUp}
+	switch {
+	case t.record == nil:
+		t.wrong(recordUnreadable, delCommand(t), "its record %s cannot be read", t.store.Path(t.Key, "json"))
+		return
+	case t.record.State != record.Ready:
+		if t.store.Busy(t.Key) {
+			t.state = stateBusy
+			return
+		}
+		t.wrong(unfinished, gcRemedy, "an ADD or DEL was begun and did not finish")
+	}
+	if t.record.Netns.Gone() {
+		t.wrong(namespaceGone, gcRemedy, "its namespace %s is gone", t.record.Netns.Path)
+		return // and everything in it
+	}
+	if t.rootless() {
+		t.lookAtSupervisor()
+	} else {
+		t.lookAtRules(ctx)
+	}
+}
+
+func (t *attachment) network() *rootless.Network {
+	return &rootless.Network{Store: t.store, Record: t.record}
+}
+
+func (t *attachment) lookAtSupervisor() {
+	if !rootless.Alive(t.record) {
+		if t.record.Supervisor != nil {
+			t.wrong(supervisorGone, gcRemedy, "its supervisor (process %d) is gone, so the container has no network", t.record.Supervisor.PID)
+		}
+		return // never there: the ADD did not get that far
+	}
+	var err error
+	if t.status, err = t.network().Status(); err != nil {
+		t.wrong(supervisorMute, fmt.Sprintf("kill %d", t.record.Supervisor.PID), "its supervisor does not answer: %v", err)
+		return
+	}
+	if t.status.Driver.PID == 0 {
+		t.wrong(driverDown, "ambi logs "+t.String(), "slirp4netns is down and being restarted: %s", t.status.Driver.Error)
+	}
+}
+
+// lookAtRules compares the published ports with the kernel.
+func (t *attachment) lookAtRules(ctx context.Context) {
+	if t.record.Published == nil || len(t.record.Ports) == 0 {
+		return
+	}
+	backend, err := nat.Open(t.record.Published.Backend)
+	if err == nil {
+		err = backend.Check(ctx, publishedBy(t.record))
+	}
+	if err != nil {
+		t.wrong(rulesMissing, restoreRemedy, "%s", strings.TrimSuffix(message(err), "; \"ambi restore\" puts them back"))
+	}
+}
+
+// lookInside is what only inspect looks at: the interface itself.
+func (t *attachment) lookInside(ctx context.Context) {
+	switch {
+	case t.record == nil || t.state == stateBusy || t.record.Netns.Gone():
+	case t.rootless():
+		t.askSupervisor(ctx)
+	default:
+		if _, err := linkOf(t); err != nil {
+			t.wrong(interfaceMissing, "", "%v", err)
+		}
+	}
+}
+
+func (t *attachment) askSupervisor(ctx context.Context) {
+	a, err := t.record.Attachment()
+	if err != nil || t.status == nil || t.status.Driver.PID == 0 {
+		return
+	}
+	if err := t.network().Check(ctx, a); err != nil {
+		t.wrong(checkFailed, "", "%s", strings.TrimPrefix(message(err), "attachment "+t.String()+": "))
+	}
+}
+
+// message is the text of an error without its CNI code.
+func message(err error) string {
+	var e *types.Error
+	if errors.As(err, &e) {
+		return e.Msg
+	}
+	return err.Error()
+}
+
+// delCommand takes an attachment down without a record.
+func delCommand(t *attachment) string {
+	return fmt.Sprintf(`printf '{"cniVersion":"1.0.0","name":"%s","type":"ambi","stateDir":"%s"}' | CNI_COMMAND=DEL CNI_CONTAINERID=%s CNI_IFNAME=%s CNI_PATH=%s %s`,
+		t.Network, t.store.Dir(), quoted(t.ContainerID), quoted(t.IfName), quoted(cniPath()), quoted(self()))
+}
