@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +11,8 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/e2e/lab"
 )
 
 // scriptVariable names the script that this process is to run, inside a machine.
@@ -21,7 +22,7 @@ const scriptVariable = "AMBI_E2E_SCRIPT"
 const uid = "40001"
 
 // stage is where a machine finds its programs.
-const stage = "/run/e2e"
+const stage = lab.Stage
 
 // TestScripts runs every script in a machine of its own.
 func TestScripts(t *testing.T) {
@@ -55,12 +56,10 @@ func runInMachine(t *testing.T, script string) {
 	require.NoError(t, err)
 }
 
-// inMachine is this test binary as the first process but one of new namespaces,
-// running the inner test of the given name. The first is a shell, which reaps what
-// loses its parent.
+// inMachine is this test binary in a new machine, running the inner test of the
+// given name.
 func inMachine(test string, env ...string) *exec.Cmd {
-	cmd := exec.Command("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private",
-		"sh", "-c", `"$0" "$@"; exit $?`, os.Args[0], "-test.run="+test, "-test.v", "-test.timeout=300s")
+	cmd := lab.Command(os.Args[0], "-test.run="+test, "-test.v", "-test.timeout=300s")
 	cmd.Env = append(os.Environ(), env...)
 	return cmd
 }
@@ -88,42 +87,8 @@ func TestInsideMachine(t *testing.T) {
 
 // furnish makes the machine: folders, programs, the neighbour host.
 func furnish() error {
-	steps := [][]string{
-		// Namespaces that others have mounted on the host (other tests among them): they
-		// come and go, and would look like ours.
-		{"sh", "-c", "awk '$3 == \"nsfs\" {print $2}' /proc/self/mounts | xargs -r umount -l; ! grep -q ' nsfs ' /proc/self/mounts"},
-		{"mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", "/run"},
-		{"sh", "-c", "mkdir -p " + stage + "; echo nameserver 192.0.2.2 >" + stage + "/resolv.conf"},
-		{"mkdir", "-p", stage + "/bin", stage + "/plugins", stage + "/checkout", "/var/lib/cni", "/etc/cni"},
-		{"mount", "--bind", "..", stage + "/checkout"}, // wherever it is, users may read it here
-		{"mount", "--bind", "../bin", stage + "/bin"},
-		{"mount", "--bind", "../.tools/bin", stage + "/plugins"},
-		{"mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", "/var/lib/cni"},
-		{"mkdir", "-m", "1777", "/var/lib/cni/results"}, // cnitool's cache, for users too
-		{"mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", "/etc/cni"},
-		{"mount", "-t", "tmpfs", "-o", "mode=1777", "tmpfs", "/tmp"},
-		{"mount", "--bind", stage + "/resolv.conf", "/etc/resolv.conf"},
-		{"ip", "link", "set", "lo", "up"},
-		// A bridge's addresses are there at once, with or without a port.
-		{"sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0"},
-		{"ip", "netns", "add", "neighbour"},
-		{"ip", "link", "add", "uplink", "type", "veth", "peer", "name", "eth0", "netns", "neighbour"},
-		{"ip", "addr", "add", "192.0.2.1/24", "dev", "uplink"},
-		{"ip", "addr", "add", "2001:db8::1/64", "dev", "uplink", "nodad"},
-		{"ip", "link", "set", "uplink", "up"},
-		{"ip", "-n", "neighbour", "link", "set", "lo", "up"},
-		{"ip", "-n", "neighbour", "addr", "add", "192.0.2.2/24", "dev", "eth0"},
-		{"ip", "-n", "neighbour", "addr", "add", "2001:db8::2/64", "dev", "eth0", "nodad"},
-		{"ip", "-n", "neighbour", "link", "set", "eth0", "up"},
-		{"ip", "route", "add", "default", "via", "192.0.2.2"},
-		{"ip", "-6", "route", "add", "default", "via", "2001:db8::2"},
-	}
-	for _, argv := range steps {
-		if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
-			return fmt.Errorf("%q: %w: %s", argv, err, out)
-		}
-	}
-	return writePrograms()
+	m := lab.Machine{Checkout: "..", Bin: "../bin", Tools: "../.tools/bin"}
+	return errors.Join(m.Furnish(), writePrograms())
 }
 
 // writePrograms makes the small programs of the scripts.
@@ -176,11 +141,7 @@ esac`,
 			return err
 		}
 	}
-	dir := "/run/user/" + uid
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	return errors.Join(os.Chmod(dir, 0o700), os.Chown(dir, 40001, 40001))
+	return nil
 }
 
 func setup(env *testscript.Env) error {
