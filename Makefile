@@ -6,7 +6,7 @@ TOOLS     := $(CURDIR)/.tools/bin
 VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 export CGO_ENABLED = 0
 
-.PHONY: help build setup demo test test-unit test-race bench lint clean
+.PHONY: help build setup demo test test-unit test-race e2e-callers bench lint clean
 
 help:
 	@echo 'make build      build the static binary bin/ambi'
@@ -14,6 +14,7 @@ help:
 	@echo 'make test       all tests: unit, and end to end in both modes (root)'
 	@echo 'make test-unit  the tests that need neither root nor packages'
 	@echo 'make test-race  the packages that have concurrency, under the race detector (root)'
+	@echo 'make e2e-callers  Podman, containerd, go-cni, RootlessKit and others call ambi (root)'
 	@echo 'make bench      measure against the peers; tables, JSON and pictures into docs/bench (root)'
 	@echo 'make lint       gofmt, go vet, golangci-lint with the import directions'
 	@echo 'make setup      install what demo and test need (root)'
@@ -37,6 +38,11 @@ test-unit:
 
 test-race: setup
 	CGO_ENABLED=1 AMBI_TEST_PLUGINS=$(TOOLS) $(GO) test -race -short -count=1 -timeout 15m ./portmap/forward/... ./rootless/...
+
+# What an engine needs and cannot be installed is skipped, with the reason.
+e2e-callers: build setup
+	@hack/setup-callers
+	AMBI_TEST_CALLERS=1 $(GO) test -count=1 -v -parallel 2 -timeout 15m -run '^TestCallers' ./e2e
 
 # About a quarter of an hour for the forwarders and some minutes for the rest;
 # BENCH_FLAGS=-quick is one short round of everything.

@@ -32,4 +32,11 @@
 // beside version, name and type), makeslirp FILE OPTION… (a slirp4netns of before
 // these options), slay NAME [WORD] (kill -9 and the wait for the end), descriptors
 // PID (what a process has open), peer (see its source). The machine is 192.0.2.1 and 2001:db8::1, its neighbour .2 and ::2.
+//
+// # Callers
+//
+// The scripts under callers have the engines that people run call ambi. Their
+// machines have the engines' folders empty, a user with subordinate ids, a root
+// folder for containers ($ROOTFS, and as box.tar) with busybox and peer in it, and
+// forgetdns (what a container itself asked a name server is no leftover).
 package e2e
