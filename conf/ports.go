@@ -4,7 +4,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
+
+	"github.com/containernetworking/cni/pkg/types"
 )
 
 // Protocol is the transport protocol of a port mapping: tcp, udp or sctp.
@@ -40,6 +43,57 @@ func (m PortMapping) HostAddr() string {
 		return fmt.Sprintf("*:%d", m.HostPort)
 	}
 	return netip.AddrPortFrom(m.HostIP, m.HostPort).String()
+}
+
+// ParsePort reads a mapping as people write it, and as String shows it:
+// [HOSTIP:]HOSTPORT[:CONTAINERPORT][/PROTOCOL]. An IPv6 address is in brackets, *
+// is every address. Without a container's port ContainerPort is 0; without a
+// protocol it is tcp.
+func ParsePort(text string) (PortMapping, error) {
+	bad := Errorf(types.ErrInvalidNetworkConfig, "%q is no port: it is written [HOSTIP:]HOSTPORT[:CONTAINERPORT][/PROTOCOL], such as 8080:80, 127.0.0.1:8080:80/tcp or [::1]:5353:53/udp", text)
+	rest, protocol, _ := strings.Cut(strings.Replace(text, "->", ":", 1), "/")
+	m := PortMapping{}
+	var err error
+	if m.Protocol, err = parseProtocol("protocol", quote(protocol)); err != nil {
+		return m, err
+	}
+	host, ports := hostAndPorts(rest)
+	if host != "*" {
+		if m.HostIP, err = parseHostIP("hostIP", quote(host)); err != nil {
+			return m, err
+		}
+	}
+	for i, number := range strings.Split(ports, ":") {
+		n, err := strconv.ParseUint(number, 10, 16)
+		if err != nil || n == 0 || i > 1 {
+			return m, bad
+		}
+		if i == 0 {
+			m.HostPort = uint16(n)
+		} else {
+			m.ContainerPort = uint16(n)
+		}
+	}
+	return m, nil
+}
+
+func quote(s string) json.RawMessage {
+	b, _ := json.Marshal(s) // a text never fails
+	return b
+}
+
+// hostAndPorts takes the address off: what is in brackets, or holds a dot, or is a
+// star.
+func hostAndPorts(s string) (host, ports string) {
+	if inner, ok := strings.CutPrefix(s, "["); ok {
+		if host, ports, ok := strings.Cut(inner, "]:"); ok {
+			return host, ports
+		}
+	}
+	if first, rest, ok := strings.Cut(s, ":"); ok && (first == "*" || strings.Contains(first, ".")) {
+		return first, rest
+	}
+	return "*", s
 }
 
 const portRange = "a port is a number from 1 to 65535"

@@ -105,3 +105,31 @@ func TestPortMappingsSurviveJSON(t *testing.T) {
 	require.NoError(t, json.Unmarshal(b, &got))
 	require.Equal(t, want, got)
 }
+
+func TestParsePort(t *testing.T) {
+	for text, want := range map[string]string{
+		"8080":                      "*:8080->0/tcp",
+		"8080:80":                   "*:8080->80/tcp",
+		"8080:80/UDP":               "*:8080->80/udp",
+		"*:8080->80/tcp":            "*:8080->80/tcp",
+		"127.0.0.1:8080":            "127.0.0.1:8080->0/tcp",
+		"127.0.0.1:8080:80/sctp":    "127.0.0.1:8080->80/sctp",
+		"[::1]:5353:53/udp":         "[::1]:5353->53/udp",
+		"[fe80::1%eth0]:5353->53":   "[fe80::1%eth0]:5353->53/tcp",
+		"[::ffff:192.0.2.1]:65535":  "192.0.2.1:65535->0/tcp",
+		"0.0.0.0:1:65535/tcp":       "0.0.0.0:1->65535/tcp",
+		"127.0.0.1:8080->80/tcp":    "127.0.0.1:8080->80/tcp",
+		"[2001:db8::1]:8080:80/tcp": "[2001:db8::1]:8080->80/tcp",
+	} {
+		m, err := conf.ParsePort(text)
+		require.NoError(t, err, text)
+		require.Equal(t, want, m.String(), text)
+	}
+	for _, text := range []string{
+		"", "0", "65536", "-1", "http", "80:", ":80", "80:80:80", "1.2.3:80", "::1:80", "[::1]80", "[::1:80", "80/quic", "80:0", "224.0.0.1:80",
+		"80 ", "+80", "127.0.0.1", "127.0.0.1:", "0x50",
+	} {
+		_, err := conf.ParsePort(text)
+		require.Error(t, err, text)
+	}
+}

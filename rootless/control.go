@@ -46,6 +46,10 @@ type reply struct {
 	Status *Status      `json:"status,omitempty"`
 }
 
+// PortStats are the counters of a published port. Those of port handler slirp4netns
+// stay 0: it does not count.
+type PortStats = forward.PortStats
+
 // Status is what a supervisor says of itself.
 type Status struct {
 	PID    int          `json:"pid"`

@@ -128,10 +128,8 @@ func (n *Network) launch(ctx context.Context, a *conf.Attachment, config *superv
 		// it can.
 		closeSockets(sockets)
 		sockets = nil
-		if len(a.Ports) > 0 {
-			config.Ports = a.Ports
-			config.Driver.APISocket = n.Store.Path(a.Key, "api")
-		}
+		config.Ports = a.Ports
+		config.Driver.APISocket = n.Store.Path(a.Key, "api") // without ports, too: some may be added
 	}
 	for _, s := range sockets {
 		config.Sockets = append(config.Sockets, socketInfo{s.Mapping, s.Family})

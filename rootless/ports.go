@@ -49,11 +49,7 @@ func (n *Network) AddPort(m conf.PortMapping) error {
 			return conf.Errorf(conf.ErrPortInUse, "port %s of attachment %s is published already", m, n.Record.Key)
 		}
 	}
-	bound := m
-	if a.NetConf.Rootless.PortHandler == conf.HandlerSlirp4netns {
-		bound = forIPv4(m) // only to see that it is free
-	}
-	sockets, err := forward.Listen([]conf.PortMapping{bound})
+	sockets, err := bindFor(a.NetConf.Rootless.PortHandler, m)
 	if err != nil {
 		return err
 	}
@@ -67,6 +63,17 @@ func (n *Network) AddPort(m conf.PortMapping) error {
 		return errors.Join(err, undo)
 	}
 	return nil
+}
+
+// bindFor binds the host's port. slirp4netns binds it itself, and cannot say why it
+// fails; now we know that it can.
+func bindFor(handler conf.PortHandler, m conf.PortMapping) ([]forward.Socket, error) {
+	if handler != conf.HandlerSlirp4netns {
+		return forward.Listen([]conf.PortMapping{m})
+	}
+	sockets, err := forward.Listen([]conf.PortMapping{forIPv4(m)})
+	closeSockets(sockets)
+	return nil, err
 }
 
 // RemovePort takes a published port of a running attachment back. TCP connections

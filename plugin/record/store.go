@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -177,6 +178,24 @@ func (s *Store) List() (records []*Record, damaged []conf.Key, err error) {
 		}
 	}
 	return records, damaged, nil
+}
+
+// Networks are the names of the networks that have any file in the folder: a
+// record, a damaged one, or what a verb left that was killed before its record was
+// there. A name that is too long for a file's is left out.
+func (s *Store) Networks() ([]string, error) {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return nil, err
+	}
+	var networks []string
+	for _, e := range entries {
+		network, rest, ok := strings.Cut(strings.TrimPrefix(e.Name(), "."), "@")
+		if ok && strings.Contains(rest, "@") && !strings.Contains(e.Name(), "@@") && !slices.Contains(networks, network) {
+			networks = append(networks, network)
+		}
+	}
+	return networks, nil
 }
 
 // keyOf reads the key from a file name that base made; not from a cut one.

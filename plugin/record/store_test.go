@@ -419,3 +419,32 @@ func TestLockRefusesALink(t *testing.T) {
 	require.ErrorIs(t, err, unix.ELOOP)
 	require.NoFileExists(t, target)
 }
+
+// What list shows people of a verb at work.
+func TestBusy(t *testing.T) {
+	s := openStore(t)
+	require.False(t, s.Busy(box))
+	unlock, err := s.Lock(context.Background(), box)
+	require.NoError(t, err)
+	require.True(t, s.Busy(box))
+	require.False(t, s.Busy(conf.Key{Network: "web", ContainerID: "other", IfName: "eth0"}))
+	unlock()
+	require.False(t, s.Busy(box))
+	unlock, err = s.LockAll(context.Background())
+	require.NoError(t, err)
+	require.True(t, s.Busy(box), "a GC")
+	unlock()
+	require.Empty(t, files(t, s))
+}
+
+func TestNetworks(t *testing.T) {
+	s := openStore(t)
+	save(t, s, box)
+	save(t, s, conf.Key{Network: "web", ContainerID: "other", IfName: "eth0"})
+	for _, name := range []string{"locked@x@eth0.lock", ".killed@x@eth0.json.tmp-1", "driver-1.cache", "0123.sock", "note@x.json"} {
+		write(t, filepath.Join(s.Dir(), name), "")
+	}
+	networks, err := s.Networks()
+	require.NoError(t, err)
+	require.ElementsMatch(t, []string{"web", "locked", "killed"}, networks)
+}
