@@ -118,9 +118,9 @@ work on the attachments of the user who calls them.`,
 		id       string
 		commands []*cobra.Command
 	}{
-		{groupLook, []*cobra.Command{a.listCommand(), a.inspectCommand()}},
-		{groupChange, []*cobra.Command{a.restoreCommand()}},
-		{groupSetUp, []*cobra.Command{a.versionCommand(), completionCommand()}},
+		{groupLook, []*cobra.Command{a.listCommand(), a.inspectCommand(), a.statsCommand(), a.logsCommand()}},
+		{groupChange, []*cobra.Command{a.portCommand(), a.restoreCommand(), a.gcCommand()}},
+		{groupSetUp, []*cobra.Command{a.wrapCommand(), a.versionCommand(), completionCommand()}},
 	} {
 		for _, c := range group.commands {
 			c.GroupID = group.id

@@ -1,0 +1,286 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/rootless"
+)
+
+func (a *app) statsCommand() *cobra.Command {
+	o := statsOptions{}
+	c := &cobra.Command{
+		Use:   "stats [CONTAINER…]",
+		Short: "show traffic: of each interface, and without root of each published port",
+		Long: `Show what the kernel counts of each container's interface since it was made, seen
+from the container: RX is what it received. Without root the table of ports has
+what rootlessport counts of each: connections or UDP flows, and bytes in (from
+client to service) and out. That traffic does not cross the interface, so it comes
+on top.
+
+With --watch the numbers are rates: what came since the last look, per second.`,
+		Example:           "  ambi stats\n  ambi stats 3f2a --watch\n  ambi stats --watch --interval 5s --count 12 --json",
+		ValidArgsFunction: a.completeContainers,
+		RunE: func(c *cobra.Command, args []string) error {
+			if o.interval < 100*time.Millisecond {
+				return usageError(c, "--interval is at least 100ms, not %s", o.interval)
+			}
+			return a.stats(c.Context(), args, o)
+		},
+	}
+	c.Flags().BoolVarP(&o.watch, "watch", "w", false, "look again and again, and show rates, until interrupted")
+	c.Flags().DurationVar(&o.interval, "interval", time.Second, "`time` between two looks of --watch")
+	c.Flags().IntVar(&o.count, "count", 0, "`number` of looks of --watch; 0 is without end")
+	return c
+}
+
+type statsOptions struct {
+	watch    bool
+	interval time.Duration
+	count    int
+}
+
+// counted is one attachment in the JSON of stats. All counters only grow.
+type counted struct {
+	conf.Key
+	Mode      conf.Mode                `json:"mode"`
+	Interface *rootless.InterfaceStats `json:"interface"` // null when it cannot be seen
+	Ports     []countedPort            `json:"ports"`     // null where nobody counts them
+	Problem   string                   `json:"problem,omitempty"`
+}
+
+type countedPort struct {
+	port
+	Active           int64  `json:"active"` // connections or UDP flows now
+	Total            uint64 `json:"total"`  // and in all
+	BytesIn          uint64 `json:"bytesIn"`
+	BytesOut         uint64 `json:"bytesOut"`
+	Refused          uint64 `json:"refused"`
+	Dropped          uint64 `json:"dropped"`
+	GatewayFallbacks uint64 `json:"gatewayFallbacks"`
+	AcceptPauses     uint64 `json:"acceptPauses"`
+}
+
+// sample is one look at all.
+type sample struct {
+	Time        time.Time `json:"time"`
+	Attachments []counted `json:"attachments"`
+}
+
+func (a *app) stats(ctx context.Context, args []string, o statsOptions) error {
+	if !o.watch {
+		s, err := a.sample(args)
+		if err != nil {
+			return err
+		}
+		if a.json {
+			return printJSON(a.out, s)
+		}
+		a.showStats(s, nil)
+		return nil
+	}
+	return a.watch(ctx, args, o)
+}
+
+// watch prints a sample for every interval; as JSON one document a line. To be
+// interrupted is how it ends.
+func (a *app) watch(ctx context.Context, args []string, o statsOptions) error {
+	tick := time.NewTicker(o.interval)
+	defer tick.Stop()
+	var last *sample
+	for n := 1; ; n++ {
+		s, err := a.sample(args)
+		if err != nil {
+			return err
+		}
+		if a.json {
+			if err := json.NewEncoder(a.out).Encode(s); err != nil {
+				return err
+			}
+		} else {
+			if a.screen.terminal {
+				fmt.Fprint(a.out, "\x1b[H\x1b[2J") // home, clear
+			}
+			a.showStats(s, last)
+		}
+		if n == o.count {
+			return nil
+		}
+		last = s
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+func (a *app) sample(args []string) (*sample, error) {
+	all, err := a.attachments(args)
+	if err != nil {
+		return nil, err
+	}
+	s := &sample{Time: time.Now().UTC(), Attachments: []counted{}}
+	for _, t := range all {
+		if t.record != nil {
+			s.Attachments = append(s.Attachments, count(t))
+		}
+	}
+	return s, nil
+}
+
+// count reads the counters of one attachment.
+func count(t *attachment) counted {
+	c := counted{Key: t.Key, Mode: t.record.Mode}
+	if !t.rootless() {
+		link, err := linkOf(t)
+		if err != nil {
+			c.Problem = fmt.Sprintf("attachment %s: %v", t.Key, err)
+			return c
+		}
+		c.Interface = rootless.StatsOf(link)
+		return c
+	}
+	status, err := t.network().Status()
+	if err != nil {
+		c.Problem = message(err)
+		return c
+	}
+	c.Interface = status.Interface
+	if t.handler() == conf.HandlerRootlessport {
+		c.Ports = countedPorts(status.Ports)
+	}
+	return c
+}
+
+// handler is what publishes the ports without root.
+func (t *attachment) handler() conf.PortHandler {
+	if a, err := t.record.Attachment(); err == nil {
+		return a.NetConf.Rootless.PortHandler
+	}
+	return ""
+}
+
+func countedPorts(stats []rootless.PortStats) []countedPort {
+	out := make([]countedPort, len(stats))
+	for i, s := range stats {
+		out[i] = countedPort{
+			port: jsonPort(s.Mapping), Active: s.Active, Total: s.Total, BytesIn: s.BytesIn, BytesOut: s.BytesOut,
+			Refused: s.Refused, Dropped: s.Dropped, GatewayFallbacks: s.GatewayFallbacks, AcceptPauses: s.AcceptPauses,
+		}
+	}
+	return out
+}
+
+// showStats prints totals, or rates when there is an earlier sample.
+func (a *app) showStats(s, last *sample) {
+	if len(s.Attachments) == 0 {
+		fmt.Fprintf(a.errOut, "no attachments\n")
+		return
+	}
+	links := table{
+		head:  []string{"NETWORK", "CONTAINER", "IFNAME", "RX", "PACKETS", "TX", "PACKETS", "ERRORS", "DROPPED"},
+		right: map[int]bool{3: true, 4: true, 5: true, 6: true, 7: true, 8: true}, narrow: []limit{{1, 12}, {0, 8}, {1, 6}},
+	}
+	ports := table{
+		head:  []string{"CONTAINER", "PORT", "ACTIVE", "TOTAL", "IN", "OUT", "REFUSED", "DROPPED"},
+		right: map[int]bool{2: true, 3: true, 4: true, 5: true, 6: true, 7: true}, narrow: []limit{{0, 12}, {1, 17}, {0, 6}},
+	}
+	for i := range s.Attachments {
+		c := &s.Attachments[i]
+		d := differenceTo(last, s, c)
+		links.add(linkRow(c, d))
+		for _, p := range c.Ports {
+			ports.add(portRow(c, &p, d))
+		}
+	}
+	links.print(a.out, a.screen)
+	if len(ports.rows) > 0 {
+		fmt.Fprintln(a.out)
+		ports.print(a.out, a.screen)
+	}
+	for _, c := range s.Attachments {
+		if c.Problem != "" {
+			fmt.Fprintln(a.errOut, c.Problem)
+		}
+	}
+}
+
+// difference makes rates; its zero value leaves totals.
+type difference struct {
+	seconds float64
+	before  *counted
+}
+
+func differenceTo(last, now *sample, c *counted) difference {
+	if last == nil {
+		return difference{}
+	}
+	for i := range last.Attachments {
+		if b := &last.Attachments[i]; b.Key == c.Key && b.Interface != nil {
+			return difference{now.Time.Sub(last.Time).Seconds(), b}
+		}
+	}
+	return difference{}
+}
+
+// bytes is an amount, or a rate.
+func (d difference) bytes(now, before uint64) string {
+	if d.before == nil {
+		return bytesText(now)
+	}
+	return bytesText(d.rate(now, before)) + "/s"
+}
+
+func (d difference) number(now, before uint64) string {
+	if d.before == nil {
+		return strconv.FormatUint(now, 10)
+	}
+	return strconv.FormatUint(d.rate(now, before), 10) + "/s"
+}
+
+func (d difference) rate(now, before uint64) uint64 {
+	if now < before || d.seconds <= 0 {
+		return 0 // counters of a new interface
+	}
+	return uint64(float64(now-before)/d.seconds + 0.5)
+}
+
+func linkRow(c *counted, d difference) []cell {
+	row := cells(c.Network, c.ContainerID, c.IfName, "", "", "", "", "", "")
+	n := c.Interface
+	if n == nil {
+		return row
+	}
+	b := &rootless.InterfaceStats{}
+	if d.before != nil {
+		b = d.before.Interface
+	}
+	for i, text := range []string{
+		d.bytes(n.RxBytes, b.RxBytes), d.number(n.RxPackets, b.RxPackets), d.bytes(n.TxBytes, b.TxBytes), d.number(n.TxPackets, b.TxPackets),
+		strconv.FormatUint(n.RxErrors+n.TxErrors, 10), strconv.FormatUint(n.RxDropped+n.TxDropped, 10),
+	} {
+		row[3+i].text = text
+	}
+	return row
+}
+
+func portRow(c *counted, p *countedPort, d difference) []cell {
+	b := &countedPort{}
+	if d.before != nil {
+		for i := range d.before.Ports {
+			if d.before.Ports[i].port == p.port {
+				b = &d.before.Ports[i]
+			}
+		}
+	}
+	return cells(c.ContainerID, p.mapping().String(), strconv.FormatInt(p.Active, 10), strconv.FormatUint(p.Total, 10),
+		d.bytes(p.BytesIn, b.BytesIn), d.bytes(p.BytesOut, b.BytesOut),
+		strconv.FormatUint(p.Refused, 10), strconv.FormatUint(p.Dropped, 10))
+}
