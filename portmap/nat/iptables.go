@@ -71,7 +71,7 @@ func (b iptBackend) Free(ctx context.Context, p Published) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(validOwner(p.Owner), b.serves(fs), hostSocketsFree(fs)); err != nil {
+	if err := errors.Join(validOwner(p.Owner), b.serves(fs), hostSocketsFree(fs, p.Owner.ContainerID)); err != nil {
 		return err
 	}
 	now, err := b.read(ctx)
@@ -89,7 +89,7 @@ func (b iptBackend) Add(ctx context.Context, p Published) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(validOwner(p.Owner), b.serves(fs), hostSocketsFree(fs)); err != nil {
+	if err := errors.Join(validOwner(p.Owner), b.serves(fs), hostSocketsFree(fs, p.Owner.ContainerID)); err != nil {
 		return err
 	}
 	pl := plan{p, fs, hostInterface(p)}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -28,7 +29,11 @@ type listener struct {
 // service that starts just now, and does not mistake an outgoing connection whose
 // local port happens to be the same for a listener. A socket that is bound
 // between this question and the transaction goes unnoticed, as with any probe.
-func hostSocketsFree(fs []forward) error {
+//
+// The sockets that the container's own engine holds on its ports are no obstacle,
+// see [reservations].
+func hostSocketsFree(fs []forward, containerID string) error {
+	engine := &reservations{containerID: containerID}
 	for _, proto := range []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_SCTP} {
 		wanted := map[uint16][]slot{}
 		for _, f := range fs {
@@ -39,19 +44,19 @@ func hostSocketsFree(fs []forward) error {
 		if len(wanted) == 0 {
 			continue
 		}
-		if err := listenersExclude(proto, wanted); err != nil {
+		if err := listenersExclude(proto, wanted, engine); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func listenersExclude(proto uint8, wanted map[uint16][]slot) error {
+func listenersExclude(proto uint8, wanted map[uint16][]slot, engine *reservations) error {
 	for _, f := range families() {
 		var taken error
 		err := listeners(f, proto, func(l listener) bool {
 			for _, s := range wanted[l.port] {
-				if l.excludes(s) {
+				if l.excludes(s) && !engine.hold(l.inode) {
 					taken = boundByHost(s, l)
 				}
 			}
@@ -186,24 +191,42 @@ func sockaddr(s slot) unix.Sockaddr {
 // /proc does not tell. It reads every process's descriptors, which only an error
 // costs.
 func processOf(inode uint32) string {
-	want := fmt.Sprintf("socket:[%d]", inode)
-	pids, err := os.ReadDir("/proc")
-	if err != nil || inode == 0 {
+	if inode == 0 {
 		return ""
 	}
-	for _, pid := range pids {
-		if pid.Name()[0] < '0' || pid.Name()[0] > '9' {
-			continue
-		}
-		dir := "/proc/" + pid.Name()
-		fds, _ := os.ReadDir(dir + "/fd") // it may have ended meanwhile
-		for _, fd := range fds {
-			if target, _ := os.Readlink(dir + "/fd/" + fd.Name()); target == want {
-				return describeProcess(dir, pid.Name())
-			}
+	for _, pid := range processes() {
+		dir := "/proc/" + pid
+		if slices.Contains(socketsOf(dir), inode) {
+			return describeProcess(dir, pid)
 		}
 	}
 	return ""
+}
+
+// processes are the pids of all.
+func processes() []string {
+	entries, _ := os.ReadDir("/proc")
+	var pids []string
+	for _, e := range entries {
+		if e.Name()[0] >= '0' && e.Name()[0] <= '9' {
+			pids = append(pids, e.Name())
+		}
+	}
+	return pids
+}
+
+// socketsOf are the inodes of the sockets of a process, none when it has ended.
+func socketsOf(dir string) []uint32 {
+	fds, _ := os.ReadDir(dir + "/fd")
+	var inodes []uint32
+	for _, fd := range fds {
+		target, _ := os.Readlink(dir + "/fd/" + fd.Name())
+		var inode uint32
+		if _, err := fmt.Sscanf(target, "socket:[%d]", &inode); err == nil {
+			inodes = append(inodes, inode)
+		}
+	}
+	return inodes
 }
 
 func describeProcess(dir, pid string) string {

@@ -44,7 +44,7 @@ func (nftBackend) Free(ctx context.Context, p Published) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(validOwner(p.Owner), hostSocketsFree(fs)); err != nil {
+	if err := errors.Join(validOwner(p.Owner), hostSocketsFree(fs, p.Owner.ContainerID)); err != nil {
 		return err
 	}
 	if err := retry(ctx, func() error { return nftFree(p, fs) }); err != nil {
@@ -86,7 +86,7 @@ func (b nftBackend) Add(ctx context.Context, p Published) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(validOwner(p.Owner), hostSocketsFree(fs)); err != nil {
+	if err := errors.Join(validOwner(p.Owner), hostSocketsFree(fs, p.Owner.ContainerID)); err != nil {
 		return err
 	}
 	hostIf := hostInterface(p)
