@@ -48,9 +48,16 @@ func (v *verbs) collect(ctx context.Context, store *record.Store) error {
 		return fmt.Errorf("listing records: %w", err)
 	}
 	var errs []error
+	var gone []*record.Record
 	for _, r := range records {
 		if r.Network == v.netConf.Name && v.stale(r.Key, r) {
 			errs = append(errs, annotated(r.Key, v.collectOne(ctx, store, r.Key, r)))
+			gone = append(gone, r)
+		}
+	}
+	for _, r := range gone {
+		for _, key := range v.heirs(store, r) {
+			v.inherit(ctx, store, key)
 		}
 	}
 	for _, key := range damaged {

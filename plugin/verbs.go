@@ -46,7 +46,7 @@ func lockContext(ctx context.Context) (context.Context, context.CancelFunc) {
 }
 
 // add is ADD: all or nothing.
-func (v *verbs) add(ctx context.Context) error {
+func (v *verbs) add(ctx context.Context) (err error) {
 	a := v.attachment
 	mode, err := chooseMode(a.NetConf.Mode, ownRights())
 	if err != nil {
@@ -66,11 +66,16 @@ func (v *verbs) add(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer unlock()
+	r := record.New(a, mode, netns)
+	defer func() {
+		unlock()
+		if err != nil {
+			v.handOver(ctx, store, r)
+		}
+	}()
 	if err := v.clearLeftover(ctx, store, netns); err != nil {
 		return err
 	}
-	r := record.New(a, mode, netns)
 	n := v.network(mode, store, r)
 	result, err := v.attach(ctx, n, store, r)
 	if err != nil {
@@ -206,11 +211,20 @@ func (v *verbs) del(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	gone, err := v.delLocked(ctx, store)
+	if err == nil {
+		v.handOver(ctx, store, gone)
+	}
+	return err
+}
+
+// delLocked returns the record that the attachment had; nil without.
+func (v *verbs) delLocked(ctx context.Context, store *record.Store) (*record.Record, error) {
 	lockCtx, cancel := lockContext(ctx)
 	defer cancel()
 	unlock, err := store.Lock(lockCtx, v.attachment.Key)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer unlock()
 	r, err := store.Load(v.attachment.Key)
@@ -218,9 +232,9 @@ func (v *verbs) del(ctx context.Context) error {
 		v.log.Warn("a damaged record; working from the configuration", "error", err)
 	}
 	if r == nil && v.confErr != nil {
-		return v.confErr
+		return nil, v.confErr
 	}
-	return v.detach(ctx, store, r)
+	return r, v.detach(ctx, store, r)
 }
 
 // detach takes one attachment down, by its record, else by what the caller

@@ -198,6 +198,33 @@ func (s *Store) Networks() ([]string, error) {
 	return networks, nil
 }
 
+// Siblings are the keys of the container's other attachments. It reads the names in
+// the folder, and a record only where a name was cut.
+func (s *Store) Siblings(k conf.Key) ([]conf.Key, error) {
+	dir, err := os.Open(s.dir)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	var keys []conf.Key
+	for _, name := range names {
+		if !strings.HasSuffix(name, ".json") {
+			continue
+		}
+		key, whole := keyOf(name)
+		if !whole && strings.Contains(name, "@@") {
+			if r, err := load(filepath.Join(s.dir, name)); err == nil {
+				key = r.Key
+			}
+		}
+		if key.ContainerID == k.ContainerID && key != k && !strings.HasPrefix(name, ".") {
+			keys = append(keys, key)
+		}
+	}
+	return keys, err
+}
+
 // keyOf reads the key from a file name that base made; not from a cut one.
 func keyOf(path string) (conf.Key, bool) {
 	name := strings.TrimSuffix(filepath.Base(path), ".json")

@@ -251,6 +251,21 @@ func TestRemove(t *testing.T) {
 	require.NoError(t, s.Remove(box), "nothing there is success")
 }
 
+func TestSiblings(t *testing.T) {
+	dir := t.TempDir()
+	s, err := record.Open(filepath.Join(dir, "state"))
+	require.NoError(t, err)
+	long := conf.Key{Network: strings.Repeat("n", 190), ContainerID: "box", IfName: "eth2"}
+	second := conf.Key{Network: "db", ContainerID: "box", IfName: "eth1"}
+	for _, k := range []conf.Key{box, second, long, {Network: "db", ContainerID: "boxer", IfName: "eth0"}, {Network: "box", ContainerID: "web", IfName: "eth0"}} {
+		save(t, s, k)
+	}
+	write(t, s.Path(conf.Key{Network: "lone", ContainerID: "box", IfName: "eth3"}, "lock"), "")
+	keys, err := s.Siblings(box)
+	require.NoError(t, err)
+	require.ElementsMatch(t, []conf.Key{second, long}, keys)
+}
+
 func TestList(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), `a[b]*?\c`)
 	s, err := record.Open(dir)

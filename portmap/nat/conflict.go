@@ -29,9 +29,9 @@ func alreadyPublished(k conf.Key) error {
 	return conf.Errorf(conf.ErrPortInUse, "ports of container %s of network %s (interface %s) are published already; DEL comes before another ADD", k.ContainerID, k.Network, k.IfName)
 }
 
-// conflict finds the first port that cannot be published and names its owner; nil
-// when there is none.
-func (r reader) conflict(p Published, fs []forward) error {
+// conflict finds the first port that cannot be published and names its owner. When
+// there is none it returns the mappings that no sibling publishes.
+func (r reader) conflict(p Published, fs []forward) ([]forward, error) {
 	self := placed{ownersMap, element{key: ifnameBytes(tag(p.Owner))}}
 	rivals := []placed{self}
 	for _, f := range fs {
@@ -41,17 +41,18 @@ func (r reader) conflict(p Published, fs []forward) error {
 	}
 	there, err := r.lookUp(rivals)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if _, ok := there.of(self); ok {
-		return alreadyPublished(p.Owner)
+		return nil, alreadyPublished(p.Owner)
 	}
-	for _, f := range fs {
+	left := there.notOfSiblings(p.Owner, fs, r.ownerNames())
+	for _, f := range left {
 		if rival, ok := r.rival(there, f); ok {
-			return inUse(rival.slot, r.ownerName(rival.mark))
+			return nil, inUse(rival.slot, r.ownerName(rival.mark))
 		}
 	}
-	return nil
+	return left, nil
 }
 
 // rival is a published port that excludes another one.

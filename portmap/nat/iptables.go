@@ -93,9 +93,13 @@ func (b iptBackend) Add(ctx context.Context, p Published) error {
 		return err
 	}
 	pl := plan{p, fs, hostInterface(p)}
-	err = b.locked(ctx, func(b iptBackend) error { return b.publish(ctx, pl) })
+	var done []forward
+	err = b.locked(ctx, func(b iptBackend) (err error) {
+		done, err = b.publish(ctx, pl)
+		return err
+	})
 	if err == nil {
-		err = settle(p, fs, pl.hostIf)
+		err = settle(p, fs, done, pl.hostIf)
 	}
 	// A conflict is found before anything is done, and what is there is then not
 	// ours to remove.
@@ -106,21 +110,22 @@ func (b iptBackend) Add(ctx context.Context, p Published) error {
 }
 
 // publish is under the lock: every family is looked at before the first is
-// changed.
-func (b iptBackend) publish(ctx context.Context, pl plan) error {
+// changed. It returns the mappings that no sibling has.
+func (b iptBackend) publish(ctx context.Context, pl plan) (done []forward, err error) {
 	before, err := b.read(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := refusedBy(before, pl); err != nil {
-		return err
+		return nil, err
 	}
 	for _, r := range before {
+		done = append(done, r.notOfSiblings(pl)...)
 		if err := r.apply(ctx, r.publication(pl)); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	return nil
+	return done, nil
 }
 
 // refusedBy is the error of what cannot be published beside what is there.
@@ -216,7 +221,7 @@ func (b iptBackend) Restore(ctx context.Context, all []Published) ([]conf.Key, e
 		}
 		return errors.Join(errs...)
 	})
-	return restored, errors.Join(errPlans, err, settleAll(ready))
+	return restored, errors.Join(errPlans, err, settleAll(ready, firstOfSiblings(ready)))
 }
 
 func (b iptBackend) Owners(ctx context.Context, network string) ([]conf.Key, error) {

@@ -88,9 +88,9 @@ func checkLocalnet(p Published, fs []forward, hostIf string) error {
 
 // settle is what both backends do once the rules are there: the sysctl, and the
 // conversations that the kernel still sends where the port pointed before.
-func settle(p Published, fs []forward, hostIf string) error {
+func settle(p Published, fs, done []forward, hostIf string) error {
 	if err := allowLocalnet(p, fs, hostIf); err != nil {
 		return err
 	}
-	return forgetElsewhere(fs)
+	return forgetElsewhere(done)
 }

@@ -32,12 +32,14 @@ type Backend interface {
 	Free(ctx context.Context, p Published) error
 	// Add publishes all ports of p or none. A port that is taken is an error of
 	// code [conf.ErrPortInUse] naming its owner; an owner that already has
-	// published ports is one too. Without ports it does nothing.
+	// published ports is one too. What another attachment of the same container
+	// publishes is left to that. Without ports it does nothing.
 	Add(ctx context.Context, p Published) error
 	// Check compares the kernel with p, changes nothing, and names what is missing.
 	Check(ctx context.Context, p Published) error
 	// Del removes what p.Owner has; the rest of p may be missing or wrong. Nothing
-	// there is success.
+	// there is success. What another attachment of the container left to it takes a
+	// Restore of that one.
 	Del(ctx context.Context, p Published) error
 	// Restore puts back what is missing of all, in one transaction, and returns the
 	// owners of what it put back. What is there already stays untouched.

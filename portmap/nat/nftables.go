@@ -72,7 +72,8 @@ func nftFree(p Published, fs []forward) error {
 	}
 	for _, e := range asked {
 		if _, ok := there.of(e); ok {
-			return r.conflict(p, fs)
+			_, err := r.conflict(p, fs)
+			return err
 		}
 	}
 	return nil
@@ -90,33 +91,38 @@ func (b nftBackend) Add(ctx context.Context, p Published) error {
 		return err
 	}
 	hostIf := hostInterface(p)
-	if err := retry(ctx, func() error { return nftAdd(p, fs, hostIf) }); err != nil {
+	var done []forward
+	err = retry(ctx, func() (err error) {
+		done, err = nftAdd(p, fs, hostIf)
+		return err
+	})
+	if err != nil {
 		return nftError("publishing ports of", p.Owner, err)
 	}
-	if err := settle(p, fs, hostIf); err != nil {
+	if err := settle(p, fs, done, hostIf); err != nil {
 		return errors.Join(err, b.Del(context.WithoutCancel(ctx), p))
 	}
 	return nil
 }
 
 // nftAdd is one attempt. It first inserts without having read anything, which
-// the kernel refuses when something is there; only then it reads what.
-func nftAdd(p Published, fs []forward, hostIf string) error {
+// the kernel refuses when something is there; only then it reads what. It returns
+// the mappings that it published.
+func nftAdd(p Published, fs []forward, hostIf string) ([]forward, error) {
 	r, err := newReader()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer r.close()
 	there, err := r.hasTable()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	all := elements(p, fs, hostIf)
-	err = commitInTable(there, 0, inserts(all))
+	err = commitInTable(there, 0, inserts(elements(p, fs, hostIf)))
 	if errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY) {
-		err = nftAddCarefully(r, p, fs, all)
+		return nftAddCarefully(r, p, fs, hostIf)
 	}
-	return err
+	return fs, err
 }
 
 // commitInTable commits messages that need our table. It makes the table when it
@@ -144,22 +150,24 @@ func hasHosted(fs []forward) bool {
 	return false
 }
 
-// nftAddCarefully reads first: ports of others are a conflict, masquerade
-// elements of others are left over from an attachment that had our address before
-// us, and are taken over.
-func nftAddCarefully(r reader, p Published, fs []forward, all []placed) error {
+// nftAddCarefully reads first: ports of others are a conflict, those of siblings
+// are left to them, masquerade elements of others are left over from an attachment
+// that had our address before us, and are taken over.
+func nftAddCarefully(r reader, p Published, fs []forward, hostIf string) ([]forward, error) {
 	generation, err := r.generation()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := r.conflict(p, fs); err != nil {
-		return err
+	left, err := r.conflict(p, fs)
+	if err != nil {
+		return nil, err
 	}
+	all := elements(p, left, hostIf)
 	stale, err := r.leftOver(all)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return commitInTable(true, generation, append(removals(stale), inserts(all)...))
+	return left, commitInTable(true, generation, append(removals(stale), inserts(all)...))
 }
 
 func (r reader) leftOver(all []placed) ([]placed, error) {

@@ -72,6 +72,9 @@ func nftMissing(p Published, fs []forward, hostIf string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	if left := found.notOfSiblings(p.Owner, fs, r.ownerNames()); len(left) < len(fs) {
+		all = elements(p, left, hostIf)
+	}
 	for _, e := range all {
 		if text := found.differs(e); text != "" {
 			missing = append(missing, text)

@@ -38,14 +38,12 @@ func plans(all []Published) ([]plan, error) {
 
 // settleAll is settle for every restored attachment: one look through connection
 // tracking for all of them.
-func settleAll(ready []plan) error {
+func settleAll(ready []plan, done []forward) error {
 	var errs []error
-	var fs []forward
 	for _, p := range ready {
 		errs = append(errs, allowLocalnet(p.Published, p.forwards, p.hostIf))
-		fs = append(fs, p.forwards...)
 	}
-	return errors.Join(append(errs, forgetElsewhere(fs))...)
+	return errors.Join(append(errs, forgetElsewhere(done))...)
 }
 
 func (nftBackend) Restore(ctx context.Context, all []Published) ([]conf.Key, error) {
@@ -62,7 +60,7 @@ func (nftBackend) Restore(ctx context.Context, all []Published) ([]conf.Key, err
 		d.owners = nil
 		err = nftError("restoring ports of", ready[0].Owner, err)
 	}
-	return d.owners, errors.Join(errPlans, d.conflicts, err, settleAll(ready))
+	return d.owners, errors.Join(errPlans, d.conflicts, err, settleAll(ready, d.done))
 }
 
 // nftRestore is one attempt: it reads everything, and inserts what is missing in
@@ -115,6 +113,7 @@ type deficit struct {
 	missing   []placed
 	owners    []conf.Key // of what is missing
 	sound     []conf.Key // without a conflict
+	done      []forward  // those of the sound, each slot once
 	conflicts error      // names what others have meanwhile
 }
 
@@ -125,6 +124,7 @@ func (c contents) missing(ready []plan) deficit {
 	var errs []error
 	hosted := c.hostedByPort()
 	for _, p := range ready {
+		p.forwards = c.notOfSiblings(p.Owner, p.forwards, c.ownerName)
 		if err := c.refuses(p, hosted); err != nil {
 			errs = append(errs, err)
 			continue
@@ -141,7 +141,7 @@ func (c contents) missing(ready []plan) deficit {
 			c.put(e)
 			hosted.note(e)
 		}
-		d.sound = append(d.sound, p.Owner)
+		d.sound, d.done = append(d.sound, p.Owner), append(d.done, p.forwards...)
 		if len(d.missing) > before {
 			d.owners = append(d.owners, p.Owner)
 		}

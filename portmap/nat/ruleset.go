@@ -175,7 +175,10 @@ func (r ruleset) refuses(pl plan) error {
 	for t, fs := range r.forwards {
 		for _, rival := range fs {
 			for _, f := range wanted[portOf{rival.proto, rival.port}] {
-				if t != tag(pl.Owner) && (f.wide() || rival.wide() || f.host == rival.host) {
+				if t == tag(pl.Owner) || (f.slot == rival.slot && siblings(pl.Owner, r.owners[t])) {
+					continue
+				}
+				if f.wide() || rival.wide() || f.host == rival.host {
 					return inUse(rival.slot, r.owners[t])
 				}
 			}
