@@ -20,6 +20,7 @@ import (
 // attachment is a record and what is found of it now.
 type attachment struct {
 	conf.Key
+	app    *app
 	store  *record.Store
 	record *record.Record   // nil when it cannot be read
 	result *types100.Result // nil before ADD had one
@@ -73,10 +74,10 @@ func (a *app) attachments(args []string) ([]*attachment, error) {
 			return nil, hinted(fmt.Errorf("listing the records in %s: %w", store.Dir(), err), stateDirHint)
 		}
 		for _, r := range records {
-			all = append(all, &attachment{Key: r.Key, store: store, record: r, result: resultOf(r)})
+			all = append(all, &attachment{Key: r.Key, app: a, store: store, record: r, result: resultOf(r)})
 		}
 		for _, key := range damaged {
-			all = append(all, &attachment{Key: key, store: store})
+			all = append(all, &attachment{Key: key, app: a, store: store})
 		}
 	}
 	slices.SortFunc(all, func(x, y *attachment) int {

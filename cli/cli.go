@@ -114,13 +114,14 @@ work on the attachments of the user who calls them.`,
 	root.PersistentFlags().StringVar(&a.stateDir, "state-dir", "", "state `folder` to look in, where the key stateDir of a network is set")
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print JSON, as docs/cli.md describes it")
 	_ = root.MarkPersistentFlagDirname("state-dir")
+	root.AddCommand(probeCommand())
 	for _, group := range []struct {
 		id       string
 		commands []*cobra.Command
 	}{
 		{groupLook, []*cobra.Command{a.listCommand(), a.inspectCommand(), a.statsCommand(), a.logsCommand()}},
 		{groupChange, []*cobra.Command{a.portCommand(), a.restoreCommand(), a.gcCommand()}},
-		{groupSetUp, []*cobra.Command{a.wrapCommand(), a.versionCommand(), completionCommand()}},
+		{groupSetUp, []*cobra.Command{a.doctorCommand(), a.wrapCommand(), a.versionCommand(), completionCommand()}},
 	} {
 		for _, c := range group.commands {
 			c.GroupID = group.id

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"os"
+	"os/exec"
 	"strings"
 )
 
@@ -22,6 +23,25 @@ func self() string {
 		return path
 	}
 	return "ambi"
+}
+
+// command is a command line of ours that works as it stands: plugin folders are
+// mostly not in PATH, and the state folder may be one that was asked for.
+func (a *app) command(words string) string {
+	program := "ambi"
+	if path, err := exec.LookPath(program); err != nil || !sameFile(path, self()) {
+		program = quoted(self())
+	}
+	if a.stateDir != "" {
+		words += " --state-dir " + quoted(a.stateDir)
+	}
+	return program + " " + words
+}
+
+func sameFile(a, b string) bool {
+	left, err1 := os.Stat(a)
+	right, err2 := os.Stat(b)
+	return err1 == nil && err2 == nil && os.SameFile(left, right)
 }
 
 // quoted is a word of a shell's command line.

@@ -85,11 +85,6 @@ func (h *health) wrong(code problemCode, remedy, format string, args ...any) {
 	h.problems = append(h.problems, problem{code, fmt.Sprintf(format, args...), remedy})
 }
 
-const (
-	gcRemedy      = "ambi gc"
-	restoreRemedy = "ambi restore"
-)
-
 // look finds out how the attachment is. It changes nothing.
 func (t *attachment) look(ctx context.Context) {
 	t.health = health{state: stateUp}
@@ -102,10 +97,10 @@ func (t *attachment) look(ctx context.Context) {
 			t.state = stateBusy
 			return
 		}
-		t.wrong(unfinished, gcRemedy, "an ADD or DEL was begun and did not finish")
+		t.wrong(unfinished, t.app.command("gc"), "an ADD or DEL was begun and did not finish")
 	}
 	if t.record.Netns.Gone() {
-		t.wrong(namespaceGone, gcRemedy, "its namespace %s is gone", t.record.Netns.Path)
+		t.wrong(namespaceGone, t.app.command("gc"), "its namespace %s is gone", t.record.Netns.Path)
 		return // and everything in it
 	}
 	if t.rootless() {
@@ -122,7 +117,7 @@ func (t *attachment) network() *rootless.Network {
 func (t *attachment) lookAtSupervisor() {
 	if !rootless.Alive(t.record) {
 		if t.record.Supervisor != nil {
-			t.wrong(supervisorGone, gcRemedy, "its supervisor (process %d) is gone, so the container has no network", t.record.Supervisor.PID)
+			t.wrong(supervisorGone, t.app.command("gc"), "its supervisor (process %d) is gone, so the container has no network", t.record.Supervisor.PID)
 		}
 		return // never there: the ADD did not get that far
 	}
@@ -132,7 +127,7 @@ func (t *attachment) lookAtSupervisor() {
 		return
 	}
 	if t.status.Driver.PID == 0 {
-		t.wrong(driverDown, "ambi logs "+t.String(), "slirp4netns is down and being restarted: %s", t.status.Driver.Error)
+		t.wrong(driverDown, t.app.command("logs "+t.String()), "slirp4netns is down and being restarted: %s", t.status.Driver.Error)
 	}
 }
 
@@ -146,7 +141,7 @@ func (t *attachment) lookAtRules(ctx context.Context) {
 		err = backend.Check(ctx, publishedBy(t.record))
 	}
 	if err != nil {
-		t.wrong(rulesMissing, restoreRemedy, "%s", strings.TrimSuffix(message(err), "; \"ambi restore\" puts them back"))
+		t.wrong(rulesMissing, t.app.command("restore"), "%s", strings.TrimSuffix(message(err), "; \"ambi restore\" puts them back"))
 	}
 }
 
