@@ -103,8 +103,7 @@ type publisher interface {
 // Supervise is the main function of the supervisor process; it returns the exit
 // status.
 func Supervise() int {
-	// An idle supervisor is memory times containers: collect early, keep little.
-	debug.SetGCPercent(50)
+	debug.SetGCPercent(-1) // until ADD has returned; settle starts the collector
 	// rootlessport's workers, one a processor, wait in epoll without telling the
 	// scheduler; one more has the control socket answered meanwhile.
 	runtime.GOMAXPROCS(runtime.NumCPU() + 1)
@@ -217,16 +216,35 @@ func (s *supervisor) start() error {
 	if err != nil {
 		return err
 	}
-	// Meanwhile: a supervisor that was killed may have left rules for ports that are
-	// not ours.
-	cleanErr := removeSourceRoutes(s.inside.link, s.inside.table)
+	meanwhile := s.whileDriverStarts()
 	if err := s.useDriver(driver); err != nil {
 		return err
 	}
-	if cleanErr != nil {
-		return fmt.Errorf("cleaning the routing rules inside the namespace: %w", cleanErr)
+	if meanwhile != nil {
+		return meanwhile
 	}
-	return s.publish()
+	if s.config.Handler == conf.HandlerSlirp4netns {
+		return s.publishBySlirp()
+	}
+	return nil
+}
+
+// whileDriverStarts does what needs no driver. A client that is this early finds
+// no container yet, and ADD has not returned.
+func (s *supervisor) whileDriverStarts() error {
+	// A supervisor that was killed may have left rules for ports that are not ours.
+	if err := removeSourceRoutes(s.inside.link, s.inside.table); err != nil {
+		return fmt.Errorf("cleaning the routing rules inside the namespace: %w", err)
+	}
+	if s.config.Handler == conf.HandlerSlirp4netns {
+		return nil
+	}
+	r, err := newRootlessport(s)
+	if err != nil {
+		return err
+	}
+	s.ports = r
+	return r.addAll(s.inherited())
 }
 
 // useDriver waits for a driver that was started and configures its interface.
@@ -251,22 +269,14 @@ func (s *supervisor) setDriver(driver, newcomer *slirp) {
 	s.driver, s.newcomer = driver, newcomer
 }
 
-func (s *supervisor) publish() error {
-	if s.config.Handler == conf.HandlerSlirp4netns {
-		s.ports = newSlirpPublisher(&s.config)
-		for _, m := range s.config.Ports {
-			if err := s.ports.add(m, nil); err != nil {
-				return err
-			}
+func (s *supervisor) publishBySlirp() error {
+	s.ports = newSlirpPublisher(&s.config)
+	for _, m := range s.config.Ports {
+		if err := s.ports.add(m, nil); err != nil {
+			return err
 		}
-		return nil
 	}
-	r, err := newRootlessport(s)
-	if err != nil {
-		return err
-	}
-	s.ports = r
-	return r.addAll(s.inherited())
+	return nil
 }
 
 // inherited are the sockets of the published ports, bound by the one who started
@@ -285,6 +295,8 @@ func (s *supervisor) settle() {
 		s.log.Warn("dropping capabilities", "error", err)
 	}
 	s.config.Sockets = nil
+	// An idle supervisor is memory times containers: collect early, keep little.
+	debug.SetGCPercent(50)
 }
 
 // The pace of the watch over the namespace and of restarting the driver.
