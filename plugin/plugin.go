@@ -100,7 +100,7 @@ func (in *input) verb(name string, run func(*verbs, context.Context) error) func
 		}()
 		ctx, stop := signalContext(name)
 		defer stop()
-		return run(v, ctx)
+		return coded(run(v, ctx))
 	}
 }
 

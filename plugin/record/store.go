@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containernetworking/cni/pkg/types"
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
@@ -47,7 +48,7 @@ func OpenExisting(dir string) (*Store, error) {
 	}
 	switch {
 	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
-		return nil, fmt.Errorf("state folder %s is not a folder (a link is not followed); remove it or set the key stateDir", dir)
+		return nil, conf.Errorf(types.ErrIOFailure, "state folder %s is not a folder (a link is not followed); remove it or set the key stateDir", dir)
 	case int(st.Uid) != os.Geteuid():
 		return nil, fmt.Errorf("state folder %s belongs to uid %d and not to uid %d: %w; set the key stateDir or XDG_RUNTIME_DIR", dir, st.Uid, os.Geteuid(), fs.ErrPermission)
 	case st.Mode&0o077 != 0:
