@@ -117,7 +117,21 @@ func furnishForEngines() error {
 		for d in /var/lib/cni /etc/cni /opt/cni; do
 			rm -rf $d && mkdir -p $d
 		done
-		mkdir -p /etc/cni/net.d /opt/cni/bin /var/lib/cni/results && chmod 1777 /var/lib/cni/results`,
+		mkdir -p /etc/cni/net.d /opt/cni/bin /var/lib/cni/results && chmod 1777 /var/lib/cni/results
+		cp ` + stage + `/bin/ambi /opt/cni/bin
+		for p in bridge host-local firewall portmap; do ln -s ` + stage + `/plugins/$p /opt/cni/bin; done`,
+		// What a machine of namespaces cannot give: cgroups, and more files than we have.
+		`mkdir -p /etc/containers/containers.conf.d
+		cat >/etc/containers/containers.conf.d/machine.conf <<END
+[engine]
+runtime = "crun"
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+[containers]
+cgroups = "disabled"
+default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
+END
+`,
 		`rm -f /etc/resolv.conf && echo nameserver 192.0.2.2 >/etc/resolv.conf
 		echo 127.0.0.1 localhost >/etc/hosts`,
 		`echo 'user:x:` + uid + `:` + uid + `::/home/user:/bin/sh' >>/etc/passwd
@@ -145,6 +159,7 @@ func setupForEngine(env *testscript.Env) error {
 		return err
 	}
 	env.Setenv("ROOTFS", stage+"/rootfs")
+	env.Setenv("PATH", stage+"/bin:"+env.Getenv("PATH"))
 	return os.Symlink(stage+"/box.tar", "box.tar")
 }
 
