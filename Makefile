@@ -16,6 +16,7 @@ help:
 	@echo 'make test-race  the packages that have concurrency, under the race detector (root)'
 	@echo 'make e2e-callers  Podman, containerd, go-cni, RootlessKit and others call ambi (root)'
 	@echo 'make bench      measure against the peers; tables, JSON and pictures into docs/bench (root)'
+	@echo 'make fault      fail and kill verbs at every step, see that nothing is left; writes docs/faults.md (root)'
 	@echo 'make lint       gofmt, go vet, golangci-lint with the import directions'
 	@echo 'make setup      install what demo and test need (root)'
 	@echo 'make clean      remove what make made'
@@ -51,6 +52,12 @@ bench: build setup
 	@$(GO) build -trimpath -o $(TOOLS)/bench ./e2e/bench
 	@$(TOOLS)/bench run $(BENCH_FLAGS)
 	@$(TOOLS)/bench run-cost $(BENCH_FLAGS)
+
+# Some minutes for each mode; FAULT_FLAGS='-mode root -faults 1000 -seed 7' for others.
+.PHONY: fault
+fault: build setup
+	@$(GO) build -trimpath -o $(TOOLS)/fault ./e2e/fault
+	@$(TOOLS)/fault -report docs/faults.md $(FAULT_FLAGS)
 
 lint:
 	@hack/lint

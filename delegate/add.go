@@ -61,6 +61,9 @@ func (c *Chain) addOne(ctx context.Context, i int, d conf.Delegate, prev *types1
 // undo runs DEL of the first delegates up to and including last. The result they
 // get is that of the delegate before last: last has made none.
 func (c *Chain) undo(ctx context.Context, last int, result *types100.Result) error {
+	if !undoes {
+		return nil
+	}
 	ran := *c
 	ran.Delegates = c.Delegates[:last+1]
 	// A time-out of the whole ADD must not leave half of it behind.

@@ -108,7 +108,7 @@ func (v *verbs) attach(ctx context.Context, n network, store *record.Store, r *r
 // rollBack is DEL, and then the error that made it necessary. Without a record
 // nothing was changed yet.
 func (v *verbs) rollBack(ctx context.Context, n network, store *record.Store, r *record.Record, cause error) error {
-	if !r.Saved() {
+	if !r.Saved() || !undoes {
 		return cause
 	}
 	// What ended ADD must not end its undo.

@@ -1,0 +1,5 @@
+//go:build ambi_norollback
+
+package delegate
+
+const undoes = false

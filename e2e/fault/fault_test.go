@@ -1,0 +1,111 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/ambi-cni/ambi/e2e/fault/inject"
+	"github.com/ambi-cni/ambi/e2e/lab"
+)
+
+// TestMain: machines run this program again, inside.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && (os.Args[1] == "inside" || os.Args[1] == "trace") {
+		main()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// few are enough to see that everything works; "make fault" runs the full set.
+const few = 20
+
+func faults(t *testing.T, mode string) *options {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to make machines out of namespaces")
+	}
+	if runtime.GOARCH != "amd64" {
+		t.Skip("the tracer knows amd64 only")
+	}
+	root, err := filepath.Abs("../..")
+	require.NoError(t, err)
+	_, err = os.Stat(root + "/bin/ambi")
+	require.NoError(t, err, "run make build setup first")
+	return &options{Mode: mode, Faults: few, Seed: 2, Checkout: root, Bin: root + "/bin", Tools: root + "/.tools/bin"}
+}
+
+// TestNothingLeft has some faults happen in both modes.
+func TestNothingLeft(t *testing.T) {
+	for _, mode := range []string{"root", "rootless"} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			outcomes, err := faults(t, mode).run()
+			require.NoError(t, err)
+			require.Len(t, outcomes, few)
+			require.Less(t, missed(outcomes), few/2, "faults that never came")
+			var out bytes.Buffer
+			require.NoError(t, verdict(outcomes, &out), "%s", markdown(outcomes))
+			t.Log(out.String())
+		})
+	}
+}
+
+// left is among what such an ambi leaves.
+var left = map[string]string{"root": "+ /run/own/own/10.1.0.", "rootless": "+ " + lab.RuntimeDir + "/ambi/own@box@eth0.json"}
+
+// TestSeesLeaks: an ambi that does not take back what a failed ADD did is caught, in
+// both modes.
+func TestSeesLeaks(t *testing.T) {
+	for mode, role := range map[string]string{"root": "firewall", "rootless": "slirp4netns"} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			o := faults(t, mode)
+			o.Bin = t.TempDir()
+			build := exec.Command("go", "build", "-trimpath", "-tags", "ambi_norollback", "-o", o.Bin+"/ambi", ".")
+			build.Dir, build.Env = o.Checkout, append(os.Environ(), "CGO_ENABLED=0")
+			out, err := build.CombinedOutput()
+			require.NoError(t, err, "%s", out)
+			require.NoError(t, os.Chmod(o.Bin, 0o755))
+			outcomes, err := o.suffer([]*planned{{Verb: "ADD", After: "DEL", Fault: &inject.Fault{Role: role, Call: inject.Step, N: 20, Signal: "SIGKILL"}}})
+			require.NoError(t, err)
+			require.Error(t, verdict(outcomes, &bytes.Buffer{}))
+			report := markdown(outcomes)
+			require.Contains(t, report, "left behind by an ADD that said it failed")
+			require.Contains(t, report, left[mode])
+		})
+	}
+}
+
+// TestPlan: no fault is planned twice, and every verb, every kind and every process
+// has its share.
+func TestPlan(t *testing.T) {
+	c := counts{}
+	for _, verb := range []string{"ADD", "DEL", "GC", "CHECK"} {
+		c[verb] = map[string]map[string]int{
+			"ambi":   {"openat": 40, "write": 20, "socket": 5, "mmap": 30, inject.Step: 150},
+			"bridge": {"openat": 40, "sendto": 20, inject.Step: 150},
+		}
+	}
+	chosen := plan(c, 300, 1)
+	require.Len(t, chosen, 300)
+	seen, kinds := map[string]bool{}, map[string]int{}
+	for _, p := range chosen {
+		require.False(t, seen[p.String()], p)
+		seen[p.String()] = true
+		kinds[p.Verb]++
+		kinds[p.role()]++
+		kinds[p.action()]++
+	}
+	for _, kind := range strings.Fields("ADD DEL GC CHECK ambi bridge ENOSPC EMFILE ENOMEM EPERM EIO SIGKILL SIGTERM") {
+		require.Greater(t, kinds[kind], 5, kind)
+	}
+	require.Greater(t, kinds["ambi"], kinds["bridge"])
+	require.Len(t, plan(counts{"ADD": {"ambi": {"pipe2": 2}}}, 300, 1), 30+4, "all there are, and those by time")
+}
