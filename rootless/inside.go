@@ -34,9 +34,9 @@ type inside struct {
 
 // enter starts the thread inside the namespace. It ends with the process: a
 // thread that cannot go back to the host's namespace is of no other use.
-func enter(netns *os.File, p *plan) (*inside, error) {
+func enter(netns *os.File, key conf.Key, p *plan) (*inside, error) {
 	in := &inside{
-		netns: netns, calls: make(chan func()), plan: p, table: tablesOf(p.IfName),
+		netns: netns, calls: make(chan func()), plan: p, table: tablesOf(key),
 		rules:   map[conf.Protocol]*portRanges{conf.TCP: {}, conf.UDP: {}},
 		clients: make(map[netip.Addr]bool),
 	}

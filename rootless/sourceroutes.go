@@ -36,15 +36,16 @@ const rulePriority = 24941
 // loopbackIndex is the index of lo in every network namespace.
 const loopbackIndex = 1
 
-// tables are the two routing tables of an interface.
+// tables are the two routing tables of an attachment.
 type tables struct{ tcp, udp int }
 
-// tablesOf gives each interface name of a namespace tables of its own, far from
-// the numbers that people use ("am" in the upper bytes). The name alone decides,
-// so that they can be cleaned up without any memory.
-func tablesOf(ifName string) tables {
+// tablesOf gives each attachment tables of its own, far from the numbers that
+// people use ("am" in the upper bytes). The key alone decides, so that they can be
+// cleaned up without any memory; the interface's name would not do, since an ADD
+// that finds the name taken must not clean up after the one who has it.
+func tablesOf(key conf.Key) tables {
 	h := fnv.New32a()
-	h.Write([]byte(ifName))
+	h.Write([]byte(key.String()))
 	n := 0x616d0000 + int(h.Sum32()&0x7fff)*2
 	return tables{tcp: n, udp: n + 1}
 }
@@ -183,7 +184,7 @@ func (in *inside) restoreRoutes(netlink.Link) error {
 	return nil
 }
 
-// removeSourceRoutes takes away every rule and route of the interface's tables,
+// removeSourceRoutes takes away every rule and route of the attachment's tables,
 // whoever put them there: also what a killed supervisor left.
 func removeSourceRoutes(link *netlink.Handle, t tables) error {
 	var errs []error

@@ -10,11 +10,15 @@ import (
 )
 
 func TestTablesOf(t *testing.T) {
-	require.Equal(t, tablesOf("eth0"), tablesOf("eth0"), "the name alone decides")
+	key := func(container, ifName string) conf.Key {
+		return conf.Key{Network: "web", ContainerID: container, IfName: ifName}
+	}
+	require.Equal(t, tablesOf(key("box", "eth0")), tablesOf(key("box", "eth0")), "the key alone decides")
+	require.NotEqual(t, tablesOf(key("box", "eth0")), tablesOf(key("other", "eth0")), "not the interface's name")
 	seen := make(map[int]string)
 	for i := range 20 {
 		name := fmt.Sprintf("eth%d", i)
-		tables := tablesOf(name)
+		tables := tablesOf(key("box", name))
 		require.Equal(t, tables.tcp, tables.of(conf.TCP))
 		require.Equal(t, tables.udp, tables.of(conf.UDP))
 		for _, table := range []int{tables.tcp, tables.udp} {
@@ -24,6 +28,6 @@ func TestTablesOf(t *testing.T) {
 		}
 	}
 	for _, name := range []string{"", "fifteen-letters", "ü"} {
-		require.Equal(t, 0x616d, tablesOf(name).udp>>16, name)
+		require.Equal(t, 0x616d, tablesOf(key("box", name)).udp>>16, name)
 	}
 }

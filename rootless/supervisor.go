@@ -203,7 +203,7 @@ func newSupervisor(config supervisorConfig) (*supervisor, error) {
 // start brings the interface and the ports up.
 func (s *supervisor) start() error {
 	var err error
-	if s.inside, err = enter(s.config.Driver.netns, &s.config.Plan); err != nil {
+	if s.inside, err = enter(s.config.Driver.netns, s.config.Key, &s.config.Plan); err != nil {
 		return err
 	}
 	if err := s.inside.absent(s.config.Plan.IfName); err != nil {
@@ -573,7 +573,7 @@ func (s *supervisor) status() *Status {
 
 // cleanOnly removes what a killed supervisor left inside the namespace.
 func cleanOnly(ready *os.File, config *supervisorConfig) int {
-	in, err := enter(os.NewFile(netnsFD, "network namespace"), &config.Plan)
+	in, err := enter(os.NewFile(netnsFD, "network namespace"), config.Key, &config.Plan)
 	if err == nil {
 		err = removeSourceRoutes(in.link, in.table)
 	}
