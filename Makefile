@@ -3,10 +3,14 @@
 
 GO        ?= go
 TOOLS     := $(CURDIR)/.tools/bin
-VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+VERSION   ?= $(shell hack/version)
+PREFIX    ?= /usr/local
+# Where the engines of this host look for plugins: /opt/cni/bin is what all of them know,
+# Debian's own look in /usr/lib/cni, Fedora's in /usr/libexec/cni.
+CNIDIR    ?= /opt/cni/bin
 export CGO_ENABLED = 0
 
-.PHONY: help build setup demo test test-unit test-race e2e-callers bench lint clean
+.PHONY: help build setup demo test test-unit test-race e2e-callers bench lint install uninstall dist dist-test clean
 
 help:
 	@echo 'make build      build the static binary bin/ambi'
@@ -19,6 +23,10 @@ help:
 	@echo 'make fault      fail and kill verbs at every step, see that nothing is left; writes docs/faults.md (root)'
 	@echo 'make lint       gofmt, go vet, golangci-lint with the import directions'
 	@echo 'make setup      install what demo and test need (root)'
+	@echo 'make install    put binary, man page, completions in place: DESTDIR=, PREFIX=/usr/local,'
+	@echo '                CNIDIR=/opt/cni/bin (Debian: /usr/lib/cni); make uninstall takes them away'
+	@echo 'make dist       binaries for six architectures, deb, rpm, SBOM, checksums into dist'
+	@echo 'make dist-test  build dist twice and compare; install, use and remove the deb (root)'
 	@echo 'make clean      remove what make made'
 
 build:
@@ -62,5 +70,21 @@ fault: build setup
 lint:
 	@hack/lint
 
+install: bin/ambi
+	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" CNIDIR="$(CNIDIR)" hack/install
+
+uninstall:
+	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" CNIDIR="$(CNIDIR)" hack/install remove
+
+# Only when there is none: "sudo make install" installs what the user has built.
+bin/ambi:
+	@$(MAKE) build
+
+dist:
+	@VERSION="$(VERSION)" hack/dist
+
+dist-test: build setup
+	@hack/dist-test
+
 clean:
-	rm -rf bin .tools
+	rm -rf bin dist .tools
