@@ -193,7 +193,25 @@ func lockAlive(path string) (*os.File, error) {
 		f.Close()
 		return nil, conf.Errorf(types.ErrTryAgainLater, "another supervisor of this attachment is still there (%s is locked): call DEL first", path)
 	}
+	if err := f.Truncate(0); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock of the supervisor: %w", err)
+	}
 	return f, nil
+}
+
+// clean is what a supervisor writes into BASE.alive when it has taken its rules out
+// of the container's namespace. One that was killed meanwhile, or failed, does not.
+const clean = "clean"
+
+func sayClean(alive *os.File) error {
+	_, err := alive.WriteAt([]byte(clean), 0)
+	return err
+}
+
+func saidClean(path string) bool {
+	said, err := os.ReadFile(path)
+	return err == nil && string(said) == clean
 }
 
 // result is the attachment as the specification shows it (section 5, "Success").
@@ -261,16 +279,16 @@ func Alive(r *record.Record) bool { return alive(r.Supervisor) }
 // gone. What is gone already is success.
 func (n *Network) Del(ctx context.Context, a *conf.Attachment) error {
 	p, err := n.findSupervisor(a)
-	orderly := err == nil // there never was one
+	started := p != nil || err != nil
 	if p != nil {
-		if orderly, err = end(ctx, *p); err != nil {
+		if err := stop(ctx, *p); err != nil {
 			return fmt.Errorf("stopping the supervisor of %s: %w", a.Key, err)
 		}
 	}
 	if err := awaitFree(ctx, n.Store.Path(a.Key, "alive")); err != nil {
 		return fmt.Errorf("attachment %s: %w", a.Key, err)
 	}
-	if !orderly {
+	if started && !saidClean(n.Store.Path(a.Key, "alive")) {
 		return n.cleanInside(ctx, a)
 	}
 	return nil

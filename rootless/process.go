@@ -92,23 +92,16 @@ const (
 // stop ends a process: SIGTERM, then SIGKILL, and returns when it is gone. A
 // process that has ended is success.
 func stop(ctx context.Context, p record.Process) error {
-	_, err := end(ctx, p)
-	return err
-}
-
-// end is stop, and says whether the process left when it was asked to, so that it
-// has taken everything down.
-func end(ctx context.Context, p record.Process) (orderly bool, err error) {
 	pidfd, state, err := openAnyway(p)
 	if errors.Is(err, os.ErrProcessDone) {
-		return false, nil
+		return nil
 	}
 	if err != nil {
-		return false, err
+		return err
 	}
 	defer pidfd.Close()
 	if ended(state) && awaitEnd(ctx, pidfd, killGrace) {
-		return false, nil
+		return nil
 	}
 	for _, step := range []struct {
 		signal unix.Signal
@@ -116,16 +109,16 @@ func end(ctx context.Context, p record.Process) (orderly bool, err error) {
 	}{{unix.SIGTERM, stopGrace}, {unix.SIGKILL, killGrace}} {
 		err := unix.PidfdSendSignal(int(pidfd.Fd()), step.signal, nil, 0)
 		if errors.Is(err, unix.ESRCH) {
-			return false, nil
+			return nil
 		}
 		if err != nil {
-			return false, fmt.Errorf("sending %s to process %d: %w", unix.SignalName(step.signal), p.PID, err)
+			return fmt.Errorf("sending %s to process %d: %w", unix.SignalName(step.signal), p.PID, err)
 		}
 		if awaitEnd(ctx, pidfd, step.grace) {
-			return step.signal == unix.SIGTERM, nil
+			return nil
 		}
 	}
-	return false, fmt.Errorf("process %d does not end, not even by SIGKILL", p.PID)
+	return fmt.Errorf("process %d does not end, not even by SIGKILL", p.PID)
 }
 
 // awaitEnd waits until the last thread of the process ends; its pidfd is readable

@@ -429,8 +429,9 @@ func (s *supervisor) leaving() bool {
 func (s *supervisor) stop() { s.once.Do(func() { close(s.stopped) }) }
 
 // leave takes down everything that this process started. The driver takes longest
-// to go, so it is told first.
-func (s *supervisor) leave() {
+// to go, so it is told first. It says whether nothing is left to do inside the
+// container's namespace, and leaves word of it for DEL.
+func (s *supervisor) leave() (clean bool) {
 	s.stop()
 	s.control.Close()
 	driver := s.dismissDriver()
@@ -439,14 +440,20 @@ func (s *supervisor) leave() {
 			s.log.Warn("closing ports", "error", err)
 		}
 	}
+	clean = true
 	if s.inside != nil && s.inside.link != nil {
-		if err := removeSourceRoutes(s.inside.link, s.inside.table); err != nil {
-			s.log.Warn("removing the routing rules inside the namespace", "error", err)
+		err := removeSourceRoutes(s.inside.link, s.inside.table)
+		if err == nil {
+			err = sayClean(s.config.Driver.alive)
+		}
+		if clean = err == nil; !clean {
+			s.log.Warn("removing the routing rules inside the namespace, DEL will try again", "error", err)
 		}
 	}
 	if driver != nil {
 		driver.stop()
 	}
+	return clean
 }
 
 // dismissDriver tells the driver to leave, waits for the end of a restart, and
@@ -467,7 +474,9 @@ func (s *supervisor) dismissDriver() *slirp {
 
 // leaveForGood is leave, and what DEL does after it when no DEL is at work.
 func (s *supervisor) leaveForGood() {
-	s.leave()
+	if !s.leave() {
+		return // the record stays, for DEL or GC
+	}
 	if s.owner != os.Geteuid() {
 		if err := syscall.Setuid(s.owner); err != nil { // of every thread
 			s.log.Warn("becoming the owner of the record", "error", err)

@@ -57,6 +57,30 @@ func TestNothingLeft(t *testing.T) {
 	}
 }
 
+// onceFound are faults of the kinds that once left something behind.
+var onceFound = map[string][]*planned{
+	"rootless": {
+		// A supervisor that could not take its routes out of the namespace, or was killed
+		// in the middle of it, looked like one that had.
+		{Verb: "DEL", After: "DEL", Fault: &inject.Fault{Role: "supervisor", Call: "sendto", N: 6, Errno: "EPERM"}},
+		{Verb: "GC", After: "GC", Fault: &inject.Fault{Role: "supervisor", Call: "sendto", N: 5, Signal: "SIGKILL"}},
+		{Verb: "GC", After: "DEL", Fault: &inject.Fault{Role: "supervisor", Call: "recvfrom", N: 12, Errno: "EIO"}},
+	},
+}
+
+// TestOnceFound has them happen again.
+func TestOnceFound(t *testing.T) {
+	for mode, all := range onceFound {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			outcomes, err := faults(t, mode).suffer(all)
+			require.NoError(t, err)
+			require.Zero(t, missed(outcomes), "faults that never came")
+			require.NoError(t, verdict(outcomes, &bytes.Buffer{}), "%s", markdown(outcomes))
+		})
+	}
+}
+
 // left is among what such an ambi leaves.
 var left = map[string]string{"root": "+ /run/own/own/10.1.0.", "rootless": "+ " + lab.RuntimeDir + "/ambi/own@box@eth0.json"}
 

@@ -14,7 +14,8 @@
 //
 //	BASE.json   the record
 //	BASE.lock   held (flock) by the verb at work on this attachment
-//	BASE.alive  held (flock) by the supervisor and the driver while they live
+//	BASE.alive  held (flock) by the supervisor and the driver while they live; what
+//	            the supervisor says last
 //	BASE.busy   held (flock) by the delegates while they run
 //	BASE.log    the supervisor's log
 //
