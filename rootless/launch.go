@@ -92,7 +92,10 @@ func (l *launcher) try(ctx context.Context, credentials ...string) (record.Proce
 	}()
 	message, err := l.await(ctx, readyRead)
 	if err != nil {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
+		// It keeps a signal for after its start, which it may never get to.
+		if err := stop(context.WithoutCancel(ctx), process); err != nil {
+			return record.Process{}, nil, fmt.Errorf("ending a supervisor that does not become ready: %w", err)
+		}
 		_ = cmd.Wait()
 		return record.Process{}, nil, conf.Errorf(conf.ErrNetwork, "%v (%s): %s", err, cmd.ProcessState, l.lastWords())
 	}

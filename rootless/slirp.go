@@ -124,7 +124,11 @@ func (s *slirp) awaitReady() error {
 	} else if !errors.Is(err, io.EOF) {
 		return fmt.Errorf("waiting for slirp4netns to become ready: %w: %s", err, s.tail.last())
 	}
-	<-s.done
+	select {
+	case <-s.done:
+	case <-time.After(stopGrace):
+		return fmt.Errorf("slirp4netns runs and could not say whether it is ready: %s", s.tail.last())
+	}
 	return fmt.Errorf("slirp4netns ended before it was ready (%s): %s", s.ending(), s.tail.last())
 }
 
