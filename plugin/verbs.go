@@ -108,13 +108,19 @@ func (v *verbs) attach(ctx context.Context, n network, store *record.Store, r *r
 // rollBack is DEL, and then the error that made it necessary. Without a record
 // nothing was changed yet.
 func (v *verbs) rollBack(ctx context.Context, n network, store *record.Store, r *record.Record, cause error) error {
-	if !r.Saved() || !undoes {
+	if !undoes {
 		return cause
 	}
-	// What ended ADD must not end its undo.
-	err := n.Del(context.WithoutCancel(ctx), v.attachment)
+	var err error
+	if r.Saved() {
+		// What ended ADD must not end its undo.
+		err = n.Del(context.WithoutCancel(ctx), v.attachment)
+		if err == nil {
+			err = store.Remove(v.attachment.Key)
+		}
+	}
 	if err == nil {
-		err = store.Remove(v.attachment.Key)
+		err = store.RemoveLock(v.attachment.Key)
 	}
 	if err == nil {
 		return cause
@@ -234,7 +240,10 @@ func (v *verbs) delLocked(ctx context.Context, store *record.Store) (*record.Rec
 	if r == nil && v.confErr != nil {
 		return nil, v.confErr
 	}
-	return r, v.detach(ctx, store, r)
+	if err := v.detach(ctx, store, r); err != nil {
+		return r, err
+	}
+	return r, store.RemoveLock(v.attachment.Key)
 }
 
 // detach takes one attachment down, by its record, else by what the caller

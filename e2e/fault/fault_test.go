@@ -65,6 +65,10 @@ var onceFound = map[string][]*planned{
 		{Verb: "DEL", After: "DEL", Fault: &inject.Fault{Role: "supervisor", Call: "sendto", N: 6, Errno: "EPERM"}},
 		{Verb: "GC", After: "GC", Fault: &inject.Fault{Role: "supervisor", Call: "sendto", N: 5, Signal: "SIGKILL"}},
 		{Verb: "GC", After: "DEL", Fault: &inject.Fault{Role: "supervisor", Call: "recvfrom", N: 12, Errno: "EIO"}},
+		// The lock file stayed, and DEL did not say so.
+		{Verb: "DEL", After: "DEL", Fault: &inject.Fault{Role: "ambi", Call: "unlinkat", N: 9, Errno: "EIO"}},
+		// ADD waited for ever for a driver that could not say that it was ready.
+		{Verb: "ADD", After: "ADD", Fault: &inject.Fault{Role: "slirp4netns", Call: "write", N: 2, Errno: "EIO"}},
 	},
 }
 

@@ -272,7 +272,8 @@ func (s *Store) Lock(ctx context.Context, k conf.Key) (unlock func(), err error)
 		return nil, fmt.Errorf("lock of attachment %s: %w", k, err)
 	}
 	return func() {
-		if _, err := os.Lstat(s.Path(k, "json")); errors.Is(err, fs.ErrNotExist) {
+		// After RemoveLock the name may be another verb's lock by now.
+		if _, err := os.Lstat(s.Path(k, "json")); errors.Is(err, fs.ErrNotExist) && sameFile(f, path) {
 			os.Remove(path)
 		}
 		f.Close()
@@ -385,8 +386,8 @@ func (s *Store) Sweep(network string) error {
 	return errors.Join(errs...)
 }
 
-// RemoveLock removes the lock file of an attachment that is no more; only who
-// holds LockAll may.
+// RemoveLock removes the lock file of an attachment that is no more. Only who holds
+// it, and has nothing left to do, or LockAll, may.
 func (s *Store) RemoveLock(k conf.Key) error {
 	if err := os.Remove(s.Path(k, "lock")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
