@@ -13,17 +13,19 @@ import (
 
 // machine says where the figures are from.
 type machine struct {
-	Processor string    `json:"processor"`
-	CPUs      int       `json:"cpus"`
-	Memory    string    `json:"memory"`
-	System    string    `json:"system"`
-	Kernel    string    `json:"kernel"`
-	Go        string    `json:"go"`
-	Date      time.Time `json:"date"`
+	Processor string `json:"processor"`
+	CPUs      int    `json:"cpus"`
+	Memory    string `json:"memory"`
+	System    string `json:"system"`
+	Kernel    string `json:"kernel"`
+	Go        string `json:"go"`
+	// Congestion is the default of TCP, which decides much: BBR paces what it sends.
+	Congestion string    `json:"tcpCongestionControl"`
+	Date       time.Time `json:"date"`
 }
 
 func (m machine) String() string {
-	return fmt.Sprintf("%s, %d CPUs, %s; %s; Linux %s; %s; %s", m.Processor, m.CPUs, m.Memory, m.System, m.Kernel, m.Go, m.Date.Format("2006-01-02"))
+	return fmt.Sprintf("%s, %d CPUs, %s; %s; Linux %s, TCP %s; %s; %s", m.Processor, m.CPUs, m.Memory, m.System, m.Kernel, m.Congestion, m.Go, m.Date.Format("2006-01-02"))
 }
 
 func thisMachine() machine {
@@ -32,13 +34,14 @@ func thisMachine() machine {
 	var info unix.Sysinfo_t
 	_ = unix.Sysinfo(&info)
 	return machine{
-		Processor: valueOf("/proc/cpuinfo", "model name", ":"),
-		CPUs:      runtime.NumCPU(),
-		Memory:    fmt.Sprintf("%.0f GB", float64(info.Totalram)*float64(info.Unit)/1e9),
-		System:    strings.Trim(valueOf("/etc/os-release", "PRETTY_NAME", "="), `"`),
-		Kernel:    unix.ByteSliceToString(name.Release[:]),
-		Go:        runtime.Version(),
-		Date:      time.Now().UTC().Truncate(time.Second),
+		Processor:  valueOf("/proc/cpuinfo", "model name", ":"),
+		CPUs:       runtime.NumCPU(),
+		Memory:     fmt.Sprintf("%.0f GB", float64(info.Totalram)*float64(info.Unit)/1e9),
+		System:     strings.Trim(valueOf("/etc/os-release", "PRETTY_NAME", "="), `"`),
+		Kernel:     unix.ByteSliceToString(name.Release[:]),
+		Go:         runtime.Version(),
+		Congestion: firstLineOf("/proc/sys/net/ipv4/tcp_congestion_control"),
+		Date:       time.Now().UTC().Truncate(time.Second),
 	}
 }
 
@@ -51,6 +54,12 @@ func valueOf(file, key, separator string) string {
 		}
 	}
 	return "unknown"
+}
+
+func firstLineOf(file string) string {
+	text, _ := os.ReadFile(file)
+	line, _, _ := strings.Cut(string(text), "\n")
+	return line
 }
 
 // warnIfBusy says when somebody else uses the machine: no figure is worth much then.

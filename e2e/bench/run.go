@@ -14,6 +14,9 @@ type plan struct {
 	rounds, memoryRounds int
 	window               window
 	forwarders           []forwarder
+	rows                 []row
+	holds                []row // of memory under connections and flows
+	clients              []client
 	out                  string
 }
 
@@ -22,6 +25,8 @@ func runForwarders(args []string) error {
 	p := plan{}
 	quick := flags.Bool("quick", false, "one short round, to see that everything works")
 	only := flags.String("only", "", "comma-separated `names` of forwarders (parts of names will do)")
+	rows := flags.String("rows", "", "comma-separated `keys` of rows, the same way")
+	from := flags.String("from", "", "comma-separated `keys` of clients, the same way")
 	flags.IntVar(&p.rounds, "rounds", 5, "rounds; every forwarder has its turn in each")
 	flags.IntVar(&p.memoryRounds, "memory-rounds", 2, "rounds that measure memory under connections and flows")
 	flags.DurationVar(&p.window.length, "time", 700*time.Millisecond, "how long to measure a bulk transfer; the other rows half as long")
@@ -34,7 +39,15 @@ func runForwarders(args []string) error {
 	if p.forwarders = chosen(*only); len(p.forwarders) == 0 {
 		return fmt.Errorf("no forwarder is called %q", *only)
 	}
-	return inWorld(p.run)
+	p.rows = matching(loadRows(), *rows, func(r row) string { return r.key })
+	p.clients = matching(clients(), *from, func(c client) string { return c.key })
+	if len(p.clients) == 0 {
+		return fmt.Errorf("no client is called %q", *from)
+	}
+	return inWorld(func() error {
+		p.holds = matching(holdRows(), *rows, func(r row) string { return r.key }) // by the limit of open files in there
+		return p.run()
+	})
 }
 
 // chosen are the forwarders whose names hold one of the parts.
@@ -42,8 +55,13 @@ func chosen(only string) []forwarder {
 	if only == "" {
 		return forwarders()
 	}
-	return slices.DeleteFunc(append(forwarders(), optionalForwarders()...), func(f forwarder) bool {
-		return !slices.ContainsFunc(strings.Split(only, ","), func(part string) bool { return strings.Contains(f.name, part) })
+	return matching(append(forwarders(), optionalForwarders()...), only, func(f forwarder) string { return f.name })
+}
+
+// matching keeps what has one of the comma-separated parts in its name.
+func matching[T any](all []T, parts string, name func(T) string) []T {
+	return slices.DeleteFunc(all, func(one T) bool {
+		return !slices.ContainsFunc(strings.Split(parts, ","), func(part string) bool { return strings.Contains(name(one), part) })
 	})
 }
 
@@ -71,7 +89,7 @@ func (p *plan) emptyReport() *report {
 	for _, f := range p.forwarders {
 		r.Columns = append(r.Columns, &column{Name: f.name, About: f.about, Version: known[f.name], SeenAs: map[string][]string{}})
 	}
-	for _, c := range clients() {
+	for _, c := range p.clients {
 		r.Sections = append(r.Sections, &section{Key: c.key, Title: c.title})
 	}
 	return r
@@ -95,7 +113,7 @@ func (p *plan) turn(r *report, f *forwarder) {
 	}
 	defer i.stop()
 	m, err := i.memory()
-	for n, c := range clients() {
+	for n, c := range p.clients {
 		if len(f.programs) > 0 {
 			r.Sections[n].line(idleRow()).cell(f.name).add(m.Resident, err)
 		}
@@ -109,7 +127,7 @@ func (p *plan) turn(r *report, f *forwarder) {
 func (p *plan) failTurn(r *report, f *forwarder, err error) {
 	fmt.Fprintf(os.Stderr, "  %s: %v\n", f.name, err)
 	for _, s := range r.Sections {
-		for _, row := range append([]row{idleRow()}, loadRows()...) {
+		for _, row := range append([]row{idleRow()}, p.rows...) {
 			s.line(row).cell(f.name).add(0, err)
 		}
 	}
@@ -117,7 +135,7 @@ func (p *plan) failTurn(r *report, f *forwarder, err error) {
 
 // loads measures every load row from one client.
 func (p *plan) loads(s *section, i *instance, c client) {
-	for _, rows := range byLoad(loadRows()) {
+	for _, rows := range byLoad(p.rows) {
 		for range max(1, rows[0].repeat) {
 			found, err := c.measure(i, rows[0].window(p.window), rows[0].kind, rows[0].args...)
 			if err != nil {
@@ -147,8 +165,8 @@ func byLoad(rows []row) [][]row {
 // memoryTurn measures memory under connections and flows, each with an instance of
 // its own.
 func (p *plan) memoryTurn(r *report, f *forwarder) {
-	for n, c := range clients() {
-		for _, row := range holdRows() {
+	for n, c := range p.clients {
+		for _, row := range p.holds {
 			in := r.Sections[n].line(row).cell(f.name)
 			if in.Errors > 0 {
 				continue // what cannot be held once takes long to fail again
