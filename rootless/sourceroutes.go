@@ -20,9 +20,9 @@ import (
 //
 // where T holds for TCP
 //
-//	local default dev lo src CONTAINER
+//	local default dev lo src CONTAINER congctl reno
 //
-// and for UDP, where the container itself may send from a published port to
+// (what does not leave the kernel need not be paced, as bbr would) and for UDP, where the container itself may send from a published port to
 // somebody else, only the clients of the moment:
 //
 //	local CLIENT/32 dev lo src CONTAINER
@@ -172,7 +172,9 @@ func (in *inside) restoreRoutes(netlink.Link) error {
 			continue
 		}
 		all := netip.PrefixFrom(f.first(), 0).Masked()
-		if err := in.link.RouteReplace(in.localRoute(all, in.table.tcp)); err != nil {
+		route := in.localRoute(all, in.table.tcp)
+		route.Congctl = "reno"
+		if err := in.link.RouteReplace(route); err != nil {
 			return err
 		}
 	}

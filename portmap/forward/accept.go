@@ -16,6 +16,7 @@ type listener struct {
 	port     *port
 	target   *target
 	resumeAt time.Duration // while paused
+	pacing   string        // congestion control of clients elsewhere, where it is not the listener's
 }
 
 var _ entrance = (*listener)(nil)
@@ -65,6 +66,9 @@ func (l *listener) ready(w *worker, _ int, _ uint32) {
 		w.keep(l.target, inside)
 		l.notAccepted(w, errno)
 		return
+	}
+	if l.pacing != "" && !w.name.ip().IsLoopback() {
+		setCongestion(outside, l.pacing)
 	}
 	l.port.total.Add(1)
 	l.hand(w, accepted{l.port, l.target, w.name, outside, inside})

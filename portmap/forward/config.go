@@ -26,8 +26,8 @@ type Namespace interface {
 
 	// AddPort has what is sent from this port routed by the table of its protocol:
 	// "ip rule add iif lo ipproto X sport P lookup T". For TCP that table holds
-	// "local default dev lo src CONTAINER", for UDP the clients of AddClient. It is
-	// called once per (protocol, containerPort).
+	// "local default dev lo src CONTAINER congctl reno" (see congestion.go), for UDP
+	// the clients of AddClient. It is called once per (protocol, containerPort).
 	AddPort(protocol conf.Protocol, containerPort uint16) error
 
 	// RemovePort is the reverse of AddPort, called after the port's last listener

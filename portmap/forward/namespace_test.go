@@ -96,7 +96,9 @@ func (n *namespace) Socket(domain, typ, proto int) (fd int, err error) {
 func (n *namespace) localDefault() error {
 	for _, ip := range n.addresses() {
 		all := netip.PrefixFrom(ip, 0).Masked()
-		if err := n.link.RouteReplace(n.local(all, ip, tcpTable)); err != nil {
+		route := n.local(all, ip, tcpTable)
+		route.Congctl = "reno"
+		if err := n.link.RouteReplace(route); err != nil {
 			return fmt.Errorf("local default for %s: %w", ip, err)
 		}
 	}

@@ -53,7 +53,7 @@ func (p *port) newEntrance(f *Forwarder, family int, fd int32) entrance {
 	if p.mapping.Protocol == conf.UDP {
 		return newUDPPort(p, target, family, fd)
 	}
-	return &listener{fd: fd, port: p, target: target}
+	return &listener{fd: fd, port: p, target: target, pacing: unpace(fd)}
 }
 
 func (p *port) closeUnwatched() {

@@ -73,6 +73,11 @@ func sysSetInt(fd int32, level, name int, value int32) unix.Errno {
 	return errno
 }
 
+func sysSetString(fd int32, level, name int, value string) unix.Errno {
+	_, _, errno := unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(name), uintptr(unsafe.Pointer(unsafe.StringData(value))), uintptr(len(value)), 0)
+	return errno
+}
+
 // sysTCPState is the state of a TCP socket (tcp(7), TCP_INFO), whose first byte it
 // is.
 func sysTCPState(fd int32) uint8 {

@@ -69,7 +69,7 @@ func (w *worker) connect(a accepted) {
 func (w *worker) reach(a *accepted) unix.Errno {
 	if ip := a.client.ip(); a.target.preserves(ip) {
 		from := newSockaddr(ip, a.client.port())
-		if a.target.connect(a.inside, &from, a.port.mapping.ContainerPort) == 0 {
+		if a.target.connect(a.inside, &from, a.port.mapping.ContainerPort, w.paced) == 0 {
 			return 0
 		}
 		// The 4-tuple is taken, or is not to be had. A bound socket stays bound.
@@ -83,12 +83,12 @@ func (w *worker) reach(a *accepted) unix.Errno {
 		a.port.gatewayFallbacks.Add(1)
 	}
 	from := newSockaddr(a.target.gateway, 0)
-	return a.target.connect(a.inside, &from, a.port.mapping.ContainerPort)
+	return a.target.connect(a.inside, &from, a.port.mapping.ContainerPort, w.paced)
 }
 
 // connect binds a TCP socket inside to an address that the container does not
 // have, and starts connecting.
-func (t *target) connect(fd int32, from *sockaddr, port uint16) unix.Errno {
+func (t *target) connect(fd int32, from *sockaddr, port uint16, unpace bool) unix.Errno {
 	if errno := t.makeTransparent(fd); errno != 0 {
 		return errno
 	}
@@ -105,6 +105,9 @@ func (t *target) connect(fd int32, from *sockaddr, port uint16) unix.Errno {
 	}
 	sysSetInt(fd, unix.SOL_TCP, unix.TCP_NODELAY, 1)
 	sysSetInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+	if unpace {
+		setCongestion(fd, unpaced) // slower without
+	}
 	to := newSockaddr(t.container, port)
 	if errno := sysConnect(fd, &to); errno != unix.EINPROGRESS {
 		return errno

@@ -29,6 +29,7 @@ type worker struct {
 	unused   [2]int32 // a socket made for a connection that did not come, by family
 	diag     int32    // netlink socket inside, or noDescriptor
 	noDiag   bool     // there cannot be one
+	paced    bool     // new TCP sockets inside would send by a timer
 	paused   []*listener
 	awaiting list[*conn] // connections that the service has not answered, oldest first
 	flows    flowLists
@@ -98,8 +99,7 @@ func (w *worker) start(started chan<- error) {
 	enterer, ok := w.forwarder.config.Namespace.(Enterer)
 	if !ok {
 		w.sockets = namespaceSockets{w.forwarder.config.Namespace}
-		started <- nil
-		w.run()
+		w.begin(started)
 		return
 	}
 	runtime.LockOSThread()
@@ -120,6 +120,11 @@ func (w *worker) start(started chan<- error) {
 	} else {
 		w.sockets = ownSockets{}
 	}
+	w.begin(started)
+}
+
+func (w *worker) begin(started chan<- error) {
+	w.probePacing()
 	started <- nil
 	w.run()
 }

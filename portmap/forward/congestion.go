@@ -1,0 +1,55 @@
+package forward
+
+import (
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// This file keeps pacing off the connections that never leave the kernel. BBR and
+// its like send by a timer for each packet (tcp_bbr(4) wants pacing), which between
+// two sockets of one kernel, where nothing is lost and nobody competes, halves the
+// throughput. Where such an algorithm is the default, the sockets inside use Reno,
+// the only one that every kernel has; the service's own do by the "congctl" of
+// their route, see [Namespace]. Connections to clients elsewhere keep the host's
+// choice.
+
+// unpaced is Reno (net.ipv4.tcp_available_congestion_control).
+const unpaced = "reno"
+
+// paces says that an algorithm sends by a timer.
+func paces(algorithm string) bool { return strings.HasPrefix(algorithm, "bbr") }
+
+// congestion is the algorithm that a socket has or its connections will have.
+func congestion(fd int32) string {
+	name, err := unix.GetsockoptString(int(fd), unix.SOL_TCP, unix.TCP_CONGESTION)
+	if err != nil {
+		return ""
+	}
+	return name
+}
+
+func setCongestion(fd int32, algorithm string) unix.Errno {
+	return sysSetString(fd, unix.SOL_TCP, unix.TCP_CONGESTION, algorithm)
+}
+
+// unpace has a listener's connections begin without pacing, since it cannot be taken
+// off later. It returns what clients elsewhere are to be given back; nothing where
+// the host does not pace.
+func unpace(listener int32) (forOthers string) {
+	algorithm := congestion(listener)
+	// What may not be chosen could not be given back.
+	if !paces(algorithm) || setCongestion(listener, algorithm) != 0 || setCongestion(listener, unpaced) != 0 {
+		return ""
+	}
+	return algorithm
+}
+
+// probePacing finds out whether new sockets inside would pace.
+func (w *worker) probePacing() {
+	fd, errno := w.sockets.socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if errno == 0 {
+		w.paced = paces(congestion(fd))
+		sysClose(fd)
+	}
+}

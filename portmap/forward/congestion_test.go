@@ -1,0 +1,51 @@
+package forward_test
+
+import (
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/ambi-cni/ambi/conf"
+)
+
+// On a host that paces by default nothing that stays in the kernel is paced, and
+// clients elsewhere are, as the host's administrator has it.
+func TestPacingIsForClientsElsewhereOnly(t *testing.T) {
+	l := newLab(t)
+	for _, name := range []string{l.host, l.container} {
+		var err error
+		l.in(name, func() { err = os.WriteFile("/proc/sys/net/ipv4/tcp_congestion_control", []byte("bbr"), 0) })
+		if err != nil {
+			t.Skip("this kernel has no BBR for network namespaces: ", err)
+		}
+	}
+	l.serveTCP("[::]:80", echo)
+	l.publish(mapping(conf.TCP, 8080, 80))
+	require.NoError(t, echoed(l.dial(l.host, "tcp", loopbackFour, 8080)))
+	require.NoError(t, echoed(l.dial(l.client, "tcp", hostFour, 8080)))
+	require.Equal(t, "reno", l.algorithm(l.host, "sport = :8080 and dst 127.0.0.1"), "rootlessport to a loopback client")
+	require.Equal(t, "bbr", l.algorithm(l.host, "sport = :8080 and dst 192.0.2.2"), "rootlessport to a client elsewhere")
+	for _, client := range []string{"10.0.2.2", "192.0.2.2"} {
+		require.Equal(t, "reno", l.algorithm(l.container, "dport = :80 and src "+client), "rootlessport to the service")
+		require.Equal(t, "reno", l.algorithm(l.container, "sport = :80 and dst "+client), "the service")
+	}
+}
+
+// algorithm is the congestion control of the one connection in a namespace that
+// the filter of ss(8) describes.
+func (l *lab) algorithm(name, filter string) string {
+	l.t.Helper()
+	out, err := exec.Command("ip", "netns", "exec", name, "ss", "-Htni", "state", "established", filter).CombinedOutput()
+	require.NoError(l.t, err, "%s", out)
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	require.Len(l.t, lines, 2, "%s: %s", filter, out) // the second tells about the connection
+	for _, word := range strings.Fields(lines[1]) {
+		if word == "bbr" || word == "reno" || word == "cubic" {
+			return word
+		}
+	}
+	return lines[1]
+}
