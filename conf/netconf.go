@@ -76,7 +76,9 @@ type NetConf struct {
 	Rootless Rootless
 	StateDir string // absolute, or empty for the default
 	LogLevel string
-	LogFile  string // absolute, or empty for standard error only
+	// LogLevelSet says that the key is there.
+	LogLevelSet bool
+	LogFile     string // absolute, or empty for standard error only
 
 	DNS           types.DNS
 	PrevResult    json.RawMessage // as received; nil when absent
@@ -219,7 +221,7 @@ func (n *NetConf) fields() fields {
 		"portmap":                   object(n.Portmap.fields()),
 		"rootless":                  object(n.Rootless.fields()),
 		"stateDir":                  absolutePath(&n.StateDir),
-		"logLevel":                  oneOf(&n.LogLevel, "debug", "info", "warn", "error"),
+		"logLevel":                  n.setLogLevel,
 		"logFile":                   absolutePath(&n.LogFile),
 		"prevResult":                keep(&n.PrevResult),
 		"runtimeConfig":             n.parseRuntimeConfig,
@@ -367,6 +369,11 @@ func (r *Rootless) fields() fields {
 		"seccomp":           boolean(&r.Seccomp),
 		"path":              absolutePath(&r.Path),
 	}
+}
+
+func (n *NetConf) setLogLevel(path string, raw json.RawMessage) error {
+	n.LogLevelSet = true
+	return oneOf(&n.LogLevel, "debug", "info", "warn", "error")(path, raw)
 }
 
 func (r *Rootless) setEnableIPv6(path string, raw json.RawMessage) error {

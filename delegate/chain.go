@@ -162,8 +162,10 @@ func (c *Chain) callIn(ctx context.Context, d conf.Delegate, r request, path str
 	if err != nil {
 		return nil, v, conf.Errorf(types.ErrInvalidNetworkConfig, "configuration: %v", err)
 	}
-	c.log().Debug("delegate", "type", d.Type, "path", path, "verb", r.verb, "cniVersion", v, "netns", r.netns)
+	started := time.Now()
 	out, err := c.runner().ExecPlugin(ctx, path, stdin, environ(r.verb, c.Attachment, r.netns, r.attached()))
+	c.log().Debug("delegate", "type", d.Type, "path", path, "verb", r.verb, "cniVersion", v, "netns", r.netns,
+		"duration", time.Since(started).Round(time.Microsecond), "ok", err == nil)
 	return out, v, err
 }
 

@@ -3,9 +3,9 @@ package plugin
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -15,7 +15,6 @@ import (
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
-	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/plugin/record"
@@ -91,13 +90,12 @@ func (in *input) verb(name string, run func(*verbs, context.Context) error) func
 		_ = json.Unmarshal(args.StdinData, &versioned) // skel has decoded it before
 		in.cniVersion = versioned.CNIVersion
 		v, err := newVerbs(name, args)
+		defer v.close()
+		v.log.begin(name, v.attachment.Key, started, "parse")
+		defer func() { v.log.outcome(v.quiet(err)) }()
 		if err != nil {
 			return err
 		}
-		defer v.close()
-		defer func() {
-			v.log.Info(name, "attachment", v.attachment.Key, "duration", time.Since(started).Round(time.Microsecond), "error", err)
-		}()
 		ctx, stop := signalContext(name)
 		defer stop()
 		return coded(run(v, ctx))
@@ -111,10 +109,10 @@ type verbs struct {
 	confErr    error // of a configuration that only DEL can do without
 	override   bool  // CNI_NETNS_OVERRIDE
 	stateDirs  []string
-	log        *slog.Logger
-	logFile    *os.File
+	log        *verbLog
 }
 
+// newVerbs returns something to log with in any case.
 func newVerbs(name string, args *skel.CmdArgs) (*verbs, error) {
 	v := &verbs{override: args.NetnsOverride == "1" || strings.EqualFold(args.NetnsOverride, "true")}
 	env := conf.Env{
@@ -126,17 +124,31 @@ func newVerbs(name string, args *skel.CmdArgs) (*verbs, error) {
 	if err == nil {
 		v.attachment, err = conf.NewAttachment(env, v.netConf)
 	}
-	if err != nil && name != "DEL" {
-		return nil, err
-	}
 	if err != nil {
 		// The configuration may have been edited since ADD; the record knows the old one.
 		v.confErr = err
 		v.netConf, v.attachment = withoutOwnKeys(env, args.StdinData)
 	}
 	v.stateDirs = stateDirs(v.netConf.StateDir)
-	v.openLog()
+	v.log = openLog(v.netConf)
+	if name != "DEL" {
+		return v, err
+	}
 	return v, nil
+}
+
+// quiet is an error without what it quotes of the configuration and of CNI_ARGS,
+// where there may be secrets.
+func (v *verbs) quiet(err error) error {
+	if err == nil || v.confErr == nil || !errors.Is(err, v.confErr) {
+		return err
+	}
+	code := types.ErrInvalidNetworkConfig
+	var e *types.Error
+	if errors.As(err, &e) {
+		code = e.Code
+	}
+	return conf.Errorf(code, "the configuration or CNI_ARGS is not valid; the runtime was told what is wrong with it")
 }
 
 // withoutOwnKeys is what can be said of an attachment whose configuration is not
@@ -146,9 +158,13 @@ func withoutOwnKeys(env conf.Env, stdin []byte) (*conf.NetConf, *conf.Attachment
 		Name       string `json:"name"`
 		CNIVersion string `json:"cniVersion"`
 		StateDir   any    `json:"stateDir"`
+		LogFile    any    `json:"logFile"`
 	}
 	_ = json.Unmarshal(stdin, &named)
 	n := &conf.NetConf{Name: named.Name, CNIVersion: named.CNIVersion, LogLevel: "info"}
+	if path, ok := named.LogFile.(string); ok && filepath.IsAbs(path) {
+		n.LogFile = path
+	}
 	if dir, ok := named.StateDir.(string); ok && filepath.IsAbs(dir) {
 		n.StateDir = dir
 	}
@@ -168,30 +184,4 @@ func stateDirs(configured string) []string {
 	return record.DefaultDirs(os.Geteuid(), os.Getenv("XDG_RUNTIME_DIR"), string(uidMap))
 }
 
-// openLog sends warnings to standard error, everything at debug level, and all
-// that logLevel asks for to logFile.
-func (v *verbs) openLog() {
-	var level slog.Level
-	_ = level.UnmarshalText([]byte(v.netConf.LogLevel))
-	toStderr := slog.LevelWarn
-	if level > toStderr || level == slog.LevelDebug {
-		toStderr = level
-	}
-	handlers := []slog.Handler{slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: toStderr})}
-	if v.netConf.LogFile != "" {
-		f, err := os.OpenFile(v.netConf.LogFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
-		if err == nil {
-			v.logFile = f
-			handlers = append(handlers, slog.NewTextHandler(f, &slog.HandlerOptions{Level: level}))
-		} else {
-			defer func() { v.log.Warn("log file", "error", err) }()
-		}
-	}
-	v.log = slog.New(slog.NewMultiHandler(handlers...))
-}
-
-func (v *verbs) close() {
-	if v.logFile != nil {
-		v.logFile.Close()
-	}
-}
+func (v *verbs) close() { v.log.close() }

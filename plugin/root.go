@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -28,7 +27,7 @@ import (
 type rootNetwork struct {
 	store  *record.Store
 	record *record.Record // nil without a readable one
-	log    *slog.Logger
+	log    *verbLog
 }
 
 // Add runs the delegates in order, then publishes the ports. The record is saved
@@ -42,6 +41,7 @@ func (n *rootNetwork) Add(ctx context.Context, a *conf.Attachment) (*types100.Re
 	if err := chain.Find(); err != nil {
 		return nil, err
 	}
+	n.log.step("find the delegates")
 	result, err := prevResult(a.NetConf)
 	if err != nil {
 		return nil, err
@@ -55,6 +55,7 @@ func (n *rootNetwork) Add(ctx context.Context, a *conf.Attachment) (*types100.Re
 	if err != nil {
 		return nil, err
 	}
+	n.log.step("look whether the ports are free")
 	n.record.DisableCheck = chain.DisableCheck
 	for _, d := range chain.Delegates {
 		n.record.Delegates = append(n.record.Delegates, d.Raw)
@@ -62,6 +63,7 @@ func (n *rootNetwork) Add(ctx context.Context, a *conf.Attachment) (*types100.Re
 	if err := n.store.Save(n.record); err != nil {
 		return nil, err
 	}
+	n.log.step("save the record")
 	if len(chain.Delegates) > 0 {
 		chain.AfterEach = n.note
 		err := n.busy(chain, func() (err error) {
@@ -74,11 +76,13 @@ func (n *rootNetwork) Add(ctx context.Context, a *conf.Attachment) (*types100.Re
 		if err := fillIn(result, a); err != nil {
 			return nil, err
 		}
+		n.log.step("delegates")
 	}
 	if backend != nil {
 		if err := n.publish(ctx, a, backend, result); err != nil {
 			return nil, err
 		}
+		n.log.step("publish the ports")
 	}
 	return withDNS(result, a), nil
 }
@@ -116,7 +120,7 @@ func (n *rootNetwork) note(_ int, result *types100.Result) (err error) {
 // have edited its configuration; else those of the configuration; else the
 // built-in default chain, unless another plugin has made the interface.
 func (n *rootNetwork) chain(a *conf.Attachment) (*delegate.Chain, error) {
-	chain := &delegate.Chain{Attachment: a, Logger: n.log, CacheDir: n.store.Dir(), Timeout: a.NetConf.DelegateTimeout}
+	chain := &delegate.Chain{Attachment: a, Logger: n.log.With(n.log.about), CacheDir: n.store.Dir(), Timeout: a.NetConf.DelegateTimeout}
 	var err error
 	switch {
 	case n.record != nil && n.record.Saved():
@@ -348,6 +352,7 @@ func (n *rootNetwork) Del(ctx context.Context, a *conf.Attachment) error {
 	if err := n.unpublish(ctx, a); err != nil {
 		return fmt.Errorf("taking back the ports of %s, the address is not released: %w", a.Key, err)
 	}
+	n.log.step("take back the ports")
 	chain, err := n.chain(a)
 	if err != nil {
 		return err
@@ -359,7 +364,9 @@ func (n *rootNetwork) Del(ctx context.Context, a *conf.Attachment) error {
 	if len(chain.Delegates) == 0 {
 		return nil
 	}
-	return n.busy(chain, func() error { return chain.Del(ctx, n.lastResult(a)) })
+	err = n.busy(chain, func() error { return chain.Del(ctx, n.lastResult(a)) })
+	n.log.step("delegates")
+	return err
 }
 
 // lastResult is the most that is known of what ADD returned; nil when nothing is.

@@ -34,7 +34,7 @@ func (v *verbs) network(mode conf.Mode, store *record.Store, r *record.Record) n
 	if mode == conf.ModeRoot {
 		return &rootNetwork{store: store, record: r, log: v.log}
 	}
-	return &rootless.Network{Store: store, Record: r}
+	return &rootless.Network{Store: store, Record: r, Step: v.log.step}
 }
 
 // lockPatience bounds the wait for another verb on the same attachment.
@@ -66,6 +66,7 @@ func (v *verbs) add(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	v.log.step("lock")
 	r := record.New(a, mode, netns)
 	defer func() {
 		unlock()
@@ -81,6 +82,7 @@ func (v *verbs) add(ctx context.Context) (err error) {
 	if err != nil {
 		return v.rollBack(ctx, n, store, r, err)
 	}
+	v.log.step("save the result")
 	if err := types.PrintResult(result, v.outVersion()); err != nil {
 		// Nobody knows of this attachment, so nobody would take it down.
 		return v.rollBack(ctx, n, store, r, conf.Errorf(types.ErrIOFailure, "printing the result: %v", err))

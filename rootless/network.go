@@ -27,6 +27,16 @@ import (
 type Network struct {
 	Store  *record.Store
 	Record *record.Record // of this attachment; nil on DEL without a readable one
+
+	// Step is called at the end of each step of a verb with its name, for a log of
+	// what took how long; nil: nobody listens.
+	Step func(name string)
+}
+
+func (n *Network) step(name string) {
+	if n.Step != nil {
+		n.Step(name)
+	}
 }
 
 // Available says whether an ADD could work, as far as the host is concerned: code 50
@@ -55,6 +65,7 @@ func (n *Network) Add(ctx context.Context, a *conf.Attachment) (*types100.Result
 	if err != nil {
 		return nil, err
 	}
+	n.step("find slirp4netns")
 	if r.EnableIPv6, err = ipv6Usable(r); err != nil {
 		return nil, err
 	}
@@ -74,6 +85,7 @@ func (n *Network) Add(ctx context.Context, a *conf.Attachment) (*types100.Result
 		return nil, err
 	}
 	defer ns.Close()
+	n.step("open the namespace")
 	config := &supervisorConfig{
 		Key: a.Key, StateDir: n.Store.Dir(), Plan: *p, Handler: r.PortHandler, SourceIP: r.SourceIP, LogLevel: a.NetConf.LogLevel,
 		Netns:  ns.Netns,
@@ -134,10 +146,12 @@ func (n *Network) launch(ctx context.Context, a *conf.Attachment, config *superv
 	for _, s := range sockets {
 		config.Sockets = append(config.Sockets, socketInfo{s.Mapping, s.Family})
 	}
+	n.step("bind the ports")
 	// Up to here nothing has to be undone.
 	if err := n.Store.Save(n.Record); err != nil {
 		return nil, err
 	}
+	n.step("save the record")
 	l, err := n.newLauncher(a.Key, config, ns, sockets)
 	if err != nil {
 		return nil, err
@@ -147,6 +161,7 @@ func (n *Network) launch(ctx context.Context, a *conf.Attachment, config *superv
 	if err != nil {
 		return nil, err
 	}
+	n.step("start the supervisor")
 	n.Record.Supervisor = &process
 	return message, nil
 }
@@ -285,9 +300,11 @@ func (n *Network) Del(ctx context.Context, a *conf.Attachment) error {
 			return fmt.Errorf("stopping the supervisor of %s: %w", a.Key, err)
 		}
 	}
+	n.step("stop the supervisor")
 	if err := awaitFree(ctx, n.Store.Path(a.Key, "alive")); err != nil {
 		return fmt.Errorf("attachment %s: %w", a.Key, err)
 	}
+	n.step("wait for the driver")
 	if started && !saidClean(n.Store.Path(a.Key, "alive")) {
 		return n.cleanInside(ctx, a)
 	}
