@@ -205,3 +205,54 @@ func quote(t *testing.T, s string) string {
 	require.NoError(t, err)
 	return string(b)
 }
+
+// FuzzConflist: the same for a conflist that the key delegates names, and for the
+// delegates in it.
+func FuzzConflist(f *testing.F) {
+	for _, s := range []string{
+		"", "null", "{}", `{"plugins":null}`, `{"name":"x","plugins":[{"type":"bridge"},{"type":"portmap","capabilities":{"portMappings":true}}],"disableCheck":"true"}`,
+		`{"plugins":[{"type":"ambi"}]}`, `{"plugins":[{"type":"../x"}]}`, `{"plugins":[{}]}`, `{"plugins":[null]}`, `{"plugins":[{"type":"a","type":"b"}],"disableGC":1}`,
+		`{"loadOnlyInlinedPlugins":true,"plugins":[{"type":"bridge","capabilities":null}]}`,
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		l, err := conf.ParseConflist("/etc/cni/net.d/x.conflist", raw)
+		if err != nil {
+			requireOneOfCodes(t, err, types.ErrDecodingFailure, types.ErrInvalidNetworkConfig)
+			return
+		}
+		n := &conf.NetConf{Name: "web", DelegatesFrom: "/etc/cni/net.d/x.conflist"}
+		if err := n.Wrap(l); err != nil {
+			requireOneOfCodes(t, err, types.ErrInvalidNetworkConfig, types.ErrDecodingFailure)
+			return
+		}
+		require.Len(t, n.Delegates, len(l.Plugins))
+		for _, d := range n.Delegates {
+			require.NotEmpty(t, d.Type)
+			require.NotContains(t, d.Type, "/")
+		}
+	})
+}
+
+// FuzzPort: the same for a port on the command line; what it accepts is read back
+// from the way it is shown.
+func FuzzPort(f *testing.F) {
+	for _, s := range []string{"", "80", "8080:80", "127.0.0.1:8080:80/tcp", "[::1]:53:53/udp", "*:80->80/tcp", "[fe80::1%eth0]:1:2", ":::", "[]:80", "0:0", "65536", "1:2:3", "80/", "[::ffff:10.0.0.1]:80"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		m, err := conf.ParsePort(s)
+		if err != nil {
+			requireOneOfCodes(t, err, types.ErrInvalidNetworkConfig, types.ErrUnsupportedField)
+			return
+		}
+		require.NotZero(t, m.HostPort)
+		if m.ContainerPort == 0 {
+			m.ContainerPort = 1
+		}
+		again, err := conf.ParsePort(m.String())
+		require.NoError(t, err, m.String())
+		require.Equal(t, m, again)
+	})
+}

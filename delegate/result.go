@@ -3,6 +3,7 @@ package delegate
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -18,7 +19,10 @@ import (
 // nothing, null, half of a result, text.
 func decodeResult(out []byte, asked string) (*types100.Result, error) {
 	head := struct {
-		CNIVersion string `json:"cniVersion"`
+		CNIVersion string   `json:"cniVersion"`
+		Interfaces nonNulls `json:"interfaces"`
+		IPs        nonNulls `json:"ips"`
+		Routes     nonNulls `json:"routes"`
 	}{}
 	if err := json.Unmarshal(out, &head); err != nil || !isObject(out) {
 		return nil, notAResult(out, err)
@@ -39,6 +43,23 @@ func decodeResult(out []byte, asked string) (*types100.Result, error) {
 		return nil, notAResult(out, err)
 	}
 	return newest, nil
+}
+
+// nonNulls is a list without null in it, which the library would follow when it
+// converts the result.
+type nonNulls struct{}
+
+func (nonNulls) UnmarshalJSON(raw []byte) error {
+	var items []json.RawMessage
+	if err := json.Unmarshal(raw, &items); err != nil {
+		return err
+	}
+	for _, item := range items {
+		if string(item) == "null" {
+			return errors.New("null in a list")
+		}
+	}
+	return nil
 }
 
 func isObject(out []byte) bool {

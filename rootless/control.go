@@ -97,6 +97,7 @@ type DriverStatus struct {
 const (
 	controlTimeout = 10 * time.Second
 	requestLimit   = 64 << 10
+	replyLimit     = 64 << 20 // every port has its counters in it
 	socketsPerPort = 2
 )
 
@@ -284,12 +285,19 @@ func call(path string, r request, sockets ...forward.Socket) (*Status, error) {
 	if _, _, err := conn.WriteMsgUnix(append(line, '\n'), oob, nil); err != nil {
 		return nil, err
 	}
+	return decodeReply(conn)
+}
+
+// decodeReply reads what a supervisor answers: its status, or its error.
+func decodeReply(from io.Reader) (*Status, error) {
 	var out reply
-	if err := json.NewDecoder(conn).Decode(&out); err != nil {
+	switch err := json.NewDecoder(io.LimitReader(from, replyLimit)).Decode(&out); {
+	case err != nil:
 		return nil, err
-	}
-	if out.Error != nil {
+	case out.Error != nil:
 		return nil, out.Error
+	case out.Status == nil:
+		return nil, errors.New("it answered neither a status nor an error")
 	}
 	return out.Status, nil
 }

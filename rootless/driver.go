@@ -124,14 +124,20 @@ func (d *driver) probe() error {
 	if err != nil {
 		return conf.Errorf(conf.ErrPluginNotAvailable, "asking %s for its options (--help): %v: %s; %s", d.Path, err, lastLines(string(out), 3), installHint)
 	}
-	d.Features = make(map[string]bool, len(features))
-	for _, f := range features {
-		d.Features[f] = strings.Contains(string(out), "--"+f+"=") || strings.Contains(string(out), "--"+f+" ") || strings.Contains(string(out), "--"+f+"\n")
-	}
+	d.Features = parseHelp(string(out))
 	if !d.Features["netns-type"] || !d.Features["ready-fd"] || !d.Features["exit-fd"] {
 		return conf.Errorf(conf.ErrPluginNotAvailable, "%s is too old: it lacks --netns-type, --ready-fd or --exit-fd; version 0.4.0 or newer is needed", d.Path)
 	}
 	return nil
+}
+
+// parseHelp says which of the options a help text names.
+func parseHelp(text string) map[string]bool {
+	known := make(map[string]bool, len(features))
+	for _, f := range features {
+		known[f] = strings.Contains(text, "--"+f+"=") || strings.Contains(text, "--"+f+" ") || strings.Contains(text, "--"+f+"\n")
+	}
+	return known
 }
 
 // wants is one option the configuration asks for.

@@ -163,13 +163,21 @@ func (l *launcher) await(ctx context.Context, ready *os.File) (*readyMessage, er
 	}
 	stop := context.AfterFunc(ctx, func() { ready.SetReadDeadline(time.Now()) })
 	defer stop()
+	return decodeReady(ready, l.config.CleanOnly)
+}
+
+// decodeReady reads what a supervisor says about its start. One that succeeded has
+// a plan, unless it was only to clean.
+func decodeReady(from io.Reader, cleanOnly bool) (*readyMessage, error) {
 	var m readyMessage
-	err := json.NewDecoder(ready).Decode(&m)
+	err := json.NewDecoder(from).Decode(&m)
 	switch {
 	case errors.Is(err, io.EOF):
 		return nil, errors.New("the supervisor ended before it was ready")
 	case err != nil:
 		return nil, fmt.Errorf("waiting for the supervisor: %w", err)
+	case m.Plan == nil && m.Error == nil && !m.LostRights && !cleanOnly:
+		return nil, errors.New("the supervisor says that it is ready and not what it has set up: is it of another version of ambi?")
 	}
 	return &m, nil
 }

@@ -28,10 +28,14 @@ func procStat(pid int) (state byte, startTime uint64, err error) {
 	if err != nil {
 		return 0, 0, err
 	}
+	return parseStat(b)
+}
+
+func parseStat(b []byte) (state byte, startTime uint64, err error) {
 	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
 	const stateField, startField = 0, 22 - 3 // field 3 is the first of them
 	if len(fields) <= startField {
-		return 0, 0, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields))
+		return 0, 0, fmt.Errorf("proc_pid_stat(5) has %d fields", len(fields))
 	}
 	startTime, err = strconv.ParseUint(fields[startField], 10, 64)
 	return fields[stateField][0], startTime, err

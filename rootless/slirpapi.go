@@ -1,6 +1,7 @@
 package rootless
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -125,10 +126,14 @@ func (api slirpAPI) list() ([]apiEntry, error) {
 	if err != nil {
 		return nil, err
 	}
+	return r.entries(), nil
+}
+
+func (r *apiReply) entries() []apiEntry {
 	if r.Return != nil {
-		return r.Return.Entries, nil
+		return r.Return.Entries
 	}
-	return r.Entries, nil
+	return r.Entries
 }
 
 // call is one request on one connection; slirp4netns reads it with a single
@@ -168,7 +173,7 @@ func decodeAPIReply(b []byte) (*apiReply, error) {
 		return nil, fmt.Errorf("its API answered %.100q: %w", b, err)
 	}
 	if r.Error != nil {
-		return nil, errors.New(r.Error.Desc)
+		return nil, errors.New(cmp.Or(r.Error.Desc, "its API refused, and gave no reason"))
 	}
 	return &r, nil
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -145,12 +146,17 @@ func Supervise() int {
 func readConfig() (*supervisorConfig, error) {
 	pipe := os.NewFile(configFD, "configuration pipe")
 	defer pipe.Close()
-	var config supervisorConfig
-	if err := json.NewDecoder(pipe).Decode(&config); err != nil {
-		return nil, fmt.Errorf("reading the supervisor's configuration: %w", err)
-	}
-	if config.Joined {
+	config, err := decodeConfig(pipe)
+	if err == nil && config.Joined {
 		unix.Close(ownerFD)
+	}
+	return config, err
+}
+
+func decodeConfig(from io.Reader) (*supervisorConfig, error) {
+	var config supervisorConfig
+	if err := json.NewDecoder(from).Decode(&config); err != nil {
+		return nil, fmt.Errorf("reading the supervisor's configuration: %w", err)
 	}
 	return &config, nil
 }

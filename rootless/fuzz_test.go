@@ -1,0 +1,141 @@
+package rootless
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/stretchr/testify/require"
+
+	"github.com/ambi-cni/ambi/conf"
+)
+
+const planJSON = `{"ifName":"eth0","mtu":65520,"ipv4":{"addresses":["10.0.2.100/24"],"gateway":"10.0.2.2","dns":"10.0.2.3"},"ipv6":{"addresses":["fd00::64/64"],"gateway":"fd00::2","dns":""}}`
+
+// FuzzReady: nothing that comes down the pipe makes ADD panic, and what it takes
+// for the word of a supervisor that is ready makes a result that can be printed.
+func FuzzReady(f *testing.F) {
+	for _, s := range []string{
+		"", "null", "{}", `{"plan":null}`, `{"plan":{}}`, `{"plan":` + planJSON + `}`, `{"plan":{"ipv4":{"addresses":[""]}}}`,
+		`{"lostRights":true}`, `{"error":{"code":100,"msg":"x"}}`, `{"error":{}}`, `{"plan":`,
+	} {
+		f.Add([]byte(s), false)
+	}
+	f.Add([]byte("{}"), true)
+	f.Fuzz(func(t *testing.T, b []byte, cleanOnly bool) {
+		m, err := decodeReady(bytes.NewReader(b), cleanOnly)
+		if err != nil {
+			require.NotEmpty(t, err.Error())
+			return
+		}
+		if m.Plan == nil {
+			require.True(t, cleanOnly || m.LostRights || m.Error != nil)
+			return
+		}
+		_, err = json.Marshal(result(&conf.Attachment{NetConf: &conf.NetConf{}}, m.Plan))
+		require.NoError(t, err)
+	})
+}
+
+// FuzzConfig: nothing on the other pipe makes the supervisor panic before it looks
+// at the container, and what it takes survives being written again.
+func FuzzConfig(f *testing.F) {
+	for _, s := range []string{
+		"", "null", "{}", `{"key":{},"plan":` + planJSON + `,"sockets":[{"mapping":{"hostPort":1},"family":2}]}`, `{"ports":[{"hostIP":"fe80::1%e"}],"joined":true}`, `{"cleanOnly":true,"netns":{"inode":-1}}`,
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		config, err := decodeConfig(bytes.NewReader(b))
+		if err != nil {
+			return
+		}
+		for _, family := range []family{config.Plan.IPv4, config.Plan.IPv6} {
+			require.Equal(t, family.enabled(), len(family.Addresses) > 0)
+			_, _ = family.first(), family.subnet()
+		}
+		_ = tablesOf(config.Key)
+		first, err := json.Marshal(config)
+		require.NoError(t, err)
+		again, err := decodeConfig(bytes.NewReader(first))
+		require.NoError(t, err, "%s", first)
+		second, err := json.Marshal(again)
+		require.NoError(t, err)
+		require.Equal(t, string(first), string(second))
+	})
+}
+
+// FuzzReply: whatever a control socket answers is a status or an error.
+func FuzzReply(f *testing.F) {
+	for _, s := range []string{
+		"", "null", "{}", `{"status":{"pid":1,"since":"2026-01-02T03:04:05Z","driver":{},"ports":[{"mapping":{"hostPort":80}}]}}`, `{"status":null,"error":null}`,
+		`{"error":{"code":7,"msg":"no"}}`, `{"error":{}}`, `{"status":{"pid":"1"}}`,
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		status, err := decodeReply(bytes.NewReader(b))
+		require.Equal(t, err == nil, status != nil)
+		var e *types.Error
+		if errors.As(err, &e) {
+			_ = e.Error()
+		}
+	})
+}
+
+// FuzzAPIReply: whatever slirp4netns answers, the entries are compared with a port
+// and nothing panics; an error is never empty.
+func FuzzAPIReply(f *testing.F) {
+	for _, s := range []string{
+		"", "null", "{}", `{"return":{}}`, `{"return":{"id":1}}`, `{"error":{"desc":"bad request: add_hostfwd"}}`, `{"error":{}}`, `{"return":{"entries":[{"id":1,"proto":"tcp","host_addr":"0.0.0.0","host_port":8080}]}}`,
+		`{"entries":[{"id":1,"proto":"udp","host_addr":"127.0.0.1","host_port":53,"guest_addr":"10.0.2.100","guest_port":53}]}`, `{"return":null,"entries":null}`, `{"entries":[{"host_port":-1}]}`,
+	} {
+		f.Add([]byte(s))
+	}
+	port := conf.PortMapping{HostPort: 8080, ContainerPort: 80, Protocol: conf.TCP}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, err := decodeAPIReply(b)
+		if err != nil {
+			require.NotEmpty(t, err.Error())
+			return
+		}
+		for _, e := range r.entries() {
+			if e.matches(port) {
+				require.Equal(t, "0.0.0.0", e.HostAddr)
+			}
+		}
+	})
+}
+
+// FuzzHelp: whatever a program prints on --help, each option is known to be there or
+// not, and one that is there is in the text.
+func FuzzHelp(f *testing.F) {
+	f.Add("--cidr=CIDR  specify network address\n  --enable-ipv6\n--mtu=MTU")
+	f.Add("--enable-ipv6-nothing")
+	f.Add("")
+	f.Fuzz(func(t *testing.T, text string) {
+		known := parseHelp(text)
+		require.Len(t, known, len(features))
+		for name, there := range known {
+			require.True(t, !there || strings.Contains(text, "--"+name))
+		}
+	})
+}
+
+// FuzzStat: a process may call itself what it likes.
+func FuzzStat(f *testing.F) {
+	f.Add([]byte("7 (a) Z 1) S " + strings.Repeat("1 ", 40)))
+	f.Add([]byte(""))
+	f.Add([]byte(")"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		_, _, _ = parseStat(b)
+		named := append(append([]byte("7 ("), bytes.ReplaceAll(b, []byte("\n"), nil)...), []byte(") S "+strings.Repeat("5 ", 18)+"4711 9 9")...)
+		state, start, err := parseStat(named)
+		require.NoError(t, err)
+		require.Equal(t, byte('S'), state)
+		require.Equal(t, uint64(4711), start)
+	})
+}
