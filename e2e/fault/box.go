@@ -41,7 +41,7 @@ const ports = `"capabilities":{"portMappings":true},"runtimeConfig":{"portMappin
 // chain is what delegates can leave: links, addresses, routes, rules of iptables,
 // sysctls, files of IPAM.
 const chain = `,"delegates":[
- {"type":"bridge","bridge":"own0","isGateway":true,"ipMasq":true,"hairpinMode":true,
+ {"type":"bridge","bridge":"own0","isGateway":true,"ipMasq":true,"ipMasqBackend":"iptables","hairpinMode":true,
   "ipam":{"type":"host-local","dataDir":"/run/own","ranges":[[{"subnet":"10.1.0.0/24"}]],"routes":[{"dst":"0.0.0.0/0"}]}},
  {"type":"firewall"},
  {"type":"tuning","mtu":1400}]`
