@@ -1,8 +1,10 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -11,61 +13,86 @@ import (
 	"github.com/ambi-cni/ambi/e2e/snapshot"
 )
 
-// TestReadme types the two sessions of the README as they stand, one as root and
-// one as a user, each in a machine.
+// session is a shell block of the README with what the comment above it says of it.
+type session struct {
+	text  string
+	user  bool
+	twice bool // it leaves the machine as it finds it, from the second time on
+}
+
+// sessions are all shell blocks of the README. Each has to say how it is typed.
+func sessions(t *testing.T) (all []session) {
+	readme, err := os.ReadFile("../README.md")
+	require.NoError(t, err)
+	block := regexp.MustCompile("(?m)^<!-- typed by e2e/readme_test.go, as (root|user)(, twice)? -->\n```sh\n((?:[^`].*\n|\n)*)```$")
+	for _, m := range block.FindAllStringSubmatch(string(readme), -1) {
+		all = append(all, session{text: m[3], user: m[1] == "user", twice: m[2] != ""})
+	}
+	shells := regexp.MustCompile("(?m)^ *```(sh|bash|shell|console|sh-session)").FindAllString(string(readme), -1)
+	require.Len(t, all, len(shells), "shell blocks of the README with a comment that says as whom they are typed")
+	return all
+}
+
+// TestReadme types every shell block of the README as it stands, in its order, in
+// one machine whose root file system and checkout have a layer on top, so that
+// installing changes neither.
 func TestReadme(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, to make machines out of namespaces")
 	}
-	for name, session := range map[string]struct{ after, as string }{
-		"root": {"\nAs root:\n", ""},
-		"user": {"\nAs a user, ", "asuser"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			text := sessionAfter(t, session.after)
-			out, err := inMachine("^TestReadmeInside$", "AMBI_E2E_SESSION="+text, "AMBI_E2E_AS="+session.as).CombinedOutput()
-			require.NoError(t, err, "%s", out)
-			require.Contains(t, string(out), "hello 10.", "the answer of the server through the published port")
-			require.Contains(t, string(out), "machine unchanged")
-		})
-	}
-}
-
-// sessionAfter is the first sh block behind the given words.
-func sessionAfter(t *testing.T, words string) string {
-	readme, err := os.ReadFile("../README.md")
-	require.NoError(t, err)
-	_, rest, ok := strings.Cut(string(readme), words)
-	require.True(t, ok, "README has no %q", words)
-	_, rest, ok = strings.Cut(rest, "```sh\n")
-	require.True(t, ok)
-	session, _, ok := strings.Cut(rest, "```")
-	require.True(t, ok)
-	return session
+	require.NotEmpty(t, sessions(t))
+	out, err := inMachine("^TestReadmeInside$", "AMBI_E2E_README=1").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	require.Regexp(t, `hello 10\.89\.`, string(out), "the answer through the port that root published")
+	require.Regexp(t, `hello 10\.0\.2\.`, string(out), "the answer through the port that the user published")
+	require.Equal(t, 2, strings.Count(string(out), "machine unchanged"))
+	t.Logf("%s", out)
 }
 
 // TestReadmeInside is the inner half of TestReadme.
 func TestReadmeInside(t *testing.T) {
-	session, ok := os.LookupEnv("AMBI_E2E_SESSION")
-	if !ok {
+	if os.Getenv("AMBI_E2E_README") == "" {
 		t.Skip("TestReadme runs it, in a machine of its own")
 	}
+	all := sessions(t)
 	require.NoError(t, furnish())
-	run := func() {
-		argv := []string{"bash", "-e", "-m", "-c", session}
-		if as := os.Getenv("AMBI_E2E_AS"); as != "" {
-			argv = append([]string{stage + "/sbin/" + as}, argv...)
-		}
-		cmd := exec.Command(argv[0], argv[1:]...)
-		cmd.Dir = stage + "/checkout"
-		out, err := cmd.CombinedOutput()
-		t.Logf("\n%s", out)
-		require.NoError(t, err)
+	_, err := layer()
+	require.NoError(t, err)
+	require.NoError(t, layeredCheckout())
+	for i, s := range all {
+		t.Run(fmt.Sprint(i), func(t *testing.T) {
+			s.run(t)
+			if !s.twice {
+				return
+			}
+			before := machine.Take()
+			s.run(t)
+			require.Empty(t, snapshot.Await(patience, before, machine.Take))
+			t.Log("machine unchanged")
+		})
 	}
-	run() // as root the bridge stays, from the first time on
-	before := machine.Take()
-	run()
-	require.Empty(t, snapshot.Await(patience, before, machine.Take))
-	t.Log("machine unchanged")
+}
+
+// layeredCheckout lets the sessions build in the checkout, which everybody else's
+// tests use at the same time.
+func layeredCheckout() error {
+	const base = stage + "/over"
+	script := fmt.Sprintf(`mkdir %[1]s && mount -t tmpfs -o mode=0755 tmpfs %[1]s && mkdir %[1]s/upper %[1]s/work &&
+mount -t overlay -o lowerdir=%[2]s/checkout,upperdir=%[1]s/upper,workdir=%[1]s/work overlay %[2]s/checkout`, base, stage)
+	if out, err := exec.Command("sh", "-c", script).CombinedOutput(); err != nil {
+		return fmt.Errorf("a layer over the checkout: %w: %s", err, out)
+	}
+	return nil
+}
+
+func (s session) run(t *testing.T) {
+	argv := []string{"timeout", "-k", "5", "240", "bash", "-e", "-m", "-c", s.text}
+	if s.user {
+		argv = append([]string{stage + "/sbin/asuser"}, argv...)
+	}
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Dir = stage + "/checkout"
+	out, err := cmd.CombinedOutput()
+	t.Logf("\n%s", out)
+	require.NoError(t, err)
 }
