@@ -59,6 +59,7 @@ e2e-callers: build setup
 bench: build setup
 	@hack/setup-bench
 	@$(GO) build -trimpath -o $(TOOLS)/bench ./e2e/bench
+	@$(GO) build -trimpath -tags ambi_nocli -ldflags '-s -w -X main.version=$(VERSION)' -o $(TOOLS)/ambi-nocli .
 	@$(TOOLS)/bench run $(BENCH_FLAGS)
 	@$(TOOLS)/bench run-cost $(BENCH_FLAGS)
 

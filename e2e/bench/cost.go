@@ -13,6 +13,7 @@ type costPlan struct {
 	times int // that a comparison is made
 	slow  int // the same, of the slow ones
 	seed  int // containers of the full host, with portsEach ports each
+	only  string
 	out   string
 
 	comparisons []*comparison
@@ -26,8 +27,9 @@ type comparison struct {
 	Other   string  `json:"other"`
 	Unit    string  `json:"unit"`
 	Target  float64 `json:"targetRatio,omitempty"`
-	Limit   float64 `json:"targetFigure,omitempty"` // of the subject alone
-	None    bool    `json:"targetNone,omitempty"`   // the target is 0
+	Limit   float64 `json:"targetFigure,omitempty"`     // of the subject alone
+	Margin  float64 `json:"targetDifference,omitempty"` // that the subject may be more than the other
+	None    bool    `json:"targetNone,omitempty"`       // the target is 0
 	Section string  `json:"section"`
 	A       cell    `json:"subjectCell"`
 	B       cell    `json:"otherCell"`
@@ -49,6 +51,7 @@ func runCost(args []string) error {
 	flags.IntVar(&p.times, "times", 20, "how often each comparison is made")
 	flags.IntVar(&p.slow, "slow-times", 5, "the same for what takes seconds")
 	flags.IntVar(&p.seed, "seed", 1000, "containers with 10 published ports each on the full host")
+	flags.StringVar(&p.only, "only", "", "`part` to measure alone, such as \"command line\"")
 	flags.StringVar(&p.out, "out", "docs/bench", "`folder` for cost.json, cost.md and cost.svg; empty for none")
 	_ = flags.Parse(args)
 	if *quick {
@@ -62,9 +65,12 @@ func (p *costPlan) run() error {
 		name string
 		run  func() error
 	}{
-		{"start-up", p.startUp}, {"rootless", p.rootless}, {"delegation", p.delegation}, {"ports", p.ports},
+		{"start-up", p.startUp}, {"command line", p.commandLine}, {"rootless", p.rootless}, {"delegation", p.delegation}, {"ports", p.ports},
 		{"processes", p.processes}, {"full host", p.fullHost},
 	} {
+		if p.only != "" && part.name != p.only {
+			continue
+		}
 		fmt.Fprintf(os.Stderr, "cost: %s\n", part.name)
 		if err := part.run(); err != nil {
 			return fmt.Errorf("%s: %w", part.name, err)

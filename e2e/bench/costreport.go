@@ -39,6 +39,8 @@ func (c *comparison) target() string {
 	switch {
 	case c.Target > 0:
 		text, missed = fmt.Sprintf("≤ %.2f", c.Target), c.ratio() > c.Target
+	case c.Margin > 0:
+		text, missed = fmt.Sprintf("≤ +%s %s", number(c.Margin), c.Unit), c.A.Median-c.B.Median > c.Margin
 	case c.None:
 		text, missed = "0", c.A.Median > 0
 	case c.Limit > 0:
