@@ -66,6 +66,7 @@ func (c *Chain) undo(ctx context.Context, last int, result *types100.Result) err
 	}
 	ran := *c
 	ran.Delegates = c.Delegates[:last+1]
+	ran.NetnsKnown = true
 	// A time-out of the whole ADD must not leave half of it behind.
 	err := ran.Del(context.WithoutCancel(ctx), result)
 	if err != nil {

@@ -180,7 +180,7 @@ func TestTimeoutOfTheCallerStillUndoes(t *testing.T) {
 
 func TestDelegateDoesNotOutliveUs(t *testing.T) {
 	s := newStage(t, doing("ADD", "hang with a child"))
-	cmd := startAdd(t, s.Chain)
+	cmd, _ := startAdd(t, s.Chain)
 	child := func() bool { _, err := os.Stat(filepath.Join(s.dir, "child")); return err == nil }
 	require.Eventually(t, child, 30*time.Second, 5*time.Millisecond)
 	pid := s.childPID()

@@ -94,7 +94,10 @@ func (c *Chain) hasAnothers(path string, result *types100.Result) bool {
 	if first := c.Delegates[0].Type; mac == nil && (link.Type() != "veth" || first != "bridge" && first != "ptp") {
 		return false // we would not know where to look
 	}
-	return !haveCommon(there, addresses) || !c.isConnected(link, addresses[0].IP)
+	// An ADD that was killed may have got an address and not given it to the
+	// interface yet.
+	bare := mac == nil && !slices.ContainsFunc(there, func(a netlink.Addr) bool { return a.IP.IsGlobalUnicast() })
+	return !bare && !haveCommon(there, addresses) || !c.isConnected(link, addresses[0].IP)
 }
 
 // linkIn is the link of this name in a namespace, and its addresses; nil when
@@ -123,7 +126,8 @@ func haveCommon(there []netlink.Addr, addresses []*net.IPNet) bool {
 }
 
 // isConnected says whether the other end of a veth is a port of the bridge that
-// the first delegate names, or where the host's route to the address leads.
+// the first delegate names; or where the host's route to the address leads, which
+// may be nowhere yet when ADD was killed.
 func (c *Chain) isConnected(link netlink.Link, ip net.IP) bool {
 	peer, err := netlink.LinkByIndex(link.Attrs().ParentIndex)
 	if err != nil || link.Type() != "veth" || peer.Attrs().ParentIndex != link.Attrs().Index {
@@ -134,7 +138,8 @@ func (c *Chain) isConnected(link netlink.Link, ip net.IP) bool {
 		return err == nil && master.Attrs().Name == bridge
 	}
 	routes, err := netlink.RouteGet(ip)
-	return err == nil && len(routes) > 0 && routes[0].LinkIndex == peer.Attrs().Index
+	nowhere := err != nil || len(routes) == 0 || routes[0].Gw != nil
+	return peer.Attrs().MasterIndex == 0 && (nowhere || routes[0].LinkIndex == peer.Attrs().Index)
 }
 
 // bridge is the link that the first delegate, being the bridge plugin, makes the

@@ -36,6 +36,7 @@ type chainOnly struct {
 	Delegates  []conf.Delegate
 	Attachment *conf.Attachment
 	CacheDir   string
+	Inherit    string // a file to lock and hand down
 }
 
 func playAdd(raw string) int {
@@ -45,6 +46,14 @@ func playAdd(raw string) int {
 		return 2
 	}
 	c := Chain{Delegates: only.Delegates, Attachment: only.Attachment, CacheDir: only.CacheDir, Stderr: io.Discard}
+	var err error
+	if c.Inherit, err = os.OpenFile(only.Inherit, os.O_CREATE|os.O_RDWR, 0o600); err == nil {
+		err = unix.Flock(int(c.Inherit.Fd()), unix.LOCK_EX)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 2
+	}
 	if _, err := c.Add(context.Background(), nil); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -52,16 +61,29 @@ func playAdd(raw string) int {
 	return 0
 }
 
-// startAdd runs c.Add in a process of its own.
-func startAdd(t *testing.T, c *Chain) *exec.Cmd {
+// startAdd runs c.Add in a process of its own. ended waits until that process,
+// its delegates and all that they started are no more: the kernel kills a delegate
+// with the process, but does not wait for it, nor kill what it has started.
+func startAdd(t *testing.T, c *Chain) (cmd *exec.Cmd, ended func()) {
 	t.Helper()
-	raw, err := json.Marshal(chainOnly{c.Delegates, c.Attachment, c.CacheDir})
+	lock := filepath.Join(t.TempDir(), "busy")
+	raw, err := json.Marshal(chainOnly{c.Delegates, c.Attachment, c.CacheDir, lock})
 	require.NoError(t, err)
-	cmd := exec.Command("/proc/self/exe")
+	cmd = exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), addOnly+"="+string(raw))
 	require.NoError(t, cmd.Start())
 	t.Cleanup(func() { _ = cmd.Process.Kill() }) // and its delegate with it
-	return cmd
+	return cmd, func() {
+		t.Helper()
+		f, err := os.Open(lock)
+		if errors.Is(err, os.ErrNotExist) {
+			return // it was killed before it ran anything
+		}
+		require.NoError(t, err)
+		defer f.Close()
+		require.Eventually(t, func() bool { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil },
+			20*time.Second, time.Millisecond, "a delegate of the killed ADD, or what it started, goes on")
+	}
 }
 
 // script is what a played plugin does.

@@ -225,16 +225,18 @@ func TestRealAddThatIsKilledLeavesNothing(t *testing.T) {
 		before := r.settle()
 		c := r.container("c0")
 		start := time.Now()
-		require.NoError(t, startAdd(t, c).Wait())
+		cmd, _ := startAdd(t, c)
+		require.NoError(t, cmd.Wait())
 		whole := time.Since(start)
 		require.NoError(t, c.Del(context.Background(), nil))
 		for i := range moments {
 			c := r.container(fmt.Sprintf("c%d", i))
 			netns := c.Attachment.NetnsPath
-			cmd := startAdd(t, c)
+			cmd, ended := startAdd(t, c)
 			time.Sleep(whole * time.Duration(i) / moments)
 			_ = cmd.Process.Kill()
 			_ = cmd.Wait()
+			ended() // as the plugin waits, by the same lock
 			if i%2 == 1 {
 				require.NoError(t, deleteIfThere(netns, "eth0"))
 				c.Attachment.NetnsPath = ""
@@ -243,6 +245,38 @@ func TestRealAddThatIsKilledLeavesNothing(t *testing.T) {
 			require.Equal(t, before, r.snapshot(), "moment %d of %d", i, moments)
 		}
 	})
+}
+
+// TestRealInterfaceWithoutItsAddress has the interface plugin killed when it has got
+// an address and not yet used it.
+func TestRealInterfaceWithoutItsAddress(t *testing.T) {
+	for kind, raw := range map[string]string{"bridge": bridgeRaw, "ptp": ptpRaw} {
+		t.Run(kind, func(t *testing.T) {
+			forEachEdition(t, func(t *testing.T, plugins string) {
+				deadly := t.TempDir()
+				script := fmt.Sprintf("#!/bin/sh\n%s/host-local; status=$?\n[ $CNI_COMMAND != ADD ] || kill -9 $PPID\nexit $status\n", plugins)
+				require.NoError(t, os.WriteFile(filepath.Join(deadly, "host-local"), []byte(script), 0o755))
+				r := newReal(t, plugins, raw, firewallRaw)
+				before := r.settle()
+				for _, undo := range []bool{true, false} {
+					c := r.container("c1")
+					c.Attachment.Path = []string{deadly, plugins}
+					var err error
+					if undo {
+						_, err = c.Add(context.Background(), nil)
+					} else {
+						_, _, err = c.call(context.Background(), c.Delegates[0], request{verb: "ADD", netns: c.Attachment.NetnsPath}, "")
+						require.NotEqual(t, before, r.snapshot())
+					}
+					require.ErrorContains(t, err, "signal: killed")
+					if !undo {
+						require.NoError(t, c.Del(context.Background(), nil))
+					}
+					require.Equal(t, before, r.snapshot(), "undone by ADD: %t", undo)
+				}
+			})
+		})
+	}
 }
 
 func TestRealDelOfALateContainerSparesTheNewOwnerOfItsAddress(t *testing.T) {
