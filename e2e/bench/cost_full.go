@@ -150,10 +150,13 @@ func (h host) serve() (func(), error) {
 func (h host) firstPacket() (float64, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, "ip", "netns", "exec", h.name+"-far", stage+"/bench", "load", "first", "-number", "300",
-		"-to", fmt.Sprintf("192.0.2.1:%d", publishedPort)).Output()
+	cmd := exec.CommandContext(ctx, "ip", "netns", "exec", h.name+"-far", stage+"/bench", "load", "first", "-number", "300",
+		"-to", fmt.Sprintf("192.0.2.1:%d", publishedPort))
+	var said strings.Builder
+	cmd.Stderr = &said
+	out, err := cmd.Output()
 	if err != nil {
-		return 0, err
+		return 0, fmt.Errorf("first packets on host %s: %w: %s", h.name, err, strings.TrimSpace(said.String()))
 	}
 	var found figures
 	err = json.Unmarshal(out, &found)
