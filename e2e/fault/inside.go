@@ -87,8 +87,8 @@ func inside() error {
 // must calls a verb that has to succeed.
 func (b *box) must(verb string) error {
 	r, err := b.verb(verb)
-	if err == nil && r.exit != 0 {
-		err = fmt.Errorf("status %d: %s%s", r.exit, r.out, r.stderr)
+	if err == nil && r.Exit != 0 {
+		err = fmt.Errorf("status %d: %s%s", r.Exit, r.Out, r.Stderr)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", verb, err)
@@ -101,8 +101,8 @@ func (b *box) count() (counts, error) {
 	c := counts{}
 	for _, verb := range []string{"ADD", "CHECK", "DEL", "ADD", "GC"} {
 		r, err := b.traced(verb, nil)
-		if err == nil && r.exit != 0 {
-			err = fmt.Errorf("status %d: %s%s", r.exit, r.out, r.stderr)
+		if err == nil && r.Exit != 0 {
+			err = fmt.Errorf("status %d: %s%s", r.Exit, r.Out, r.Stderr)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("%s, traced: %w", verb, err)
@@ -180,7 +180,7 @@ func (b *box) suffer(o *outcome, before snapshot.Snapshot, usual time.Duration) 
 		}
 	case o.Did == "succeeded":
 		if err := same("by a " + o.Verb + " that said it succeeded"); err != nil {
-			return fmt.Errorf("%w%s", err, r.stderr)
+			return fmt.Errorf("%w%s", err, r.Stderr)
 		}
 	}
 	if err := b.cleanUp(o); err != nil {
@@ -201,10 +201,10 @@ func (b *box) cleanUp(o *outcome) error {
 		if err != nil {
 			return err
 		}
-		if msg, said := r.saidError(); r.exit != 0 && (!said || !strings.Contains(msg, "exists already")) {
-			return fmt.Errorf("the second ADD: status %d: %s%s", r.exit, r.out, r.stderr)
+		if msg, said := r.Error(); r.Exit != 0 && (!said || !strings.Contains(msg, "exists already")) {
+			return fmt.Errorf("the second ADD: status %d: %s%s", r.Exit, r.Out, r.Stderr)
 		}
-		if r.exit != 0 {
+		if r.Exit != 0 {
 			return b.must("DEL")
 		}
 		if err := b.healthy(); err != nil {
@@ -239,25 +239,23 @@ func (b *box) strike(o *outcome, usual time.Duration) (*result, error) {
 	if r.report != nil {
 		o.Hit = r.report.Hit
 	}
-	msg, said := r.saidError()
+	msg, said := r.Error()
 	switch {
-	case r.exit == 0:
+	case r.Exit == 0:
 		o.Did = "succeeded"
 	case said:
 		o.Did, o.Said = "failed", msg
-	case r.exit == 128+int(unix.SIGKILL) || r.exit == 128+int(unix.SIGTERM):
+	case r.Exit == 128+int(unix.SIGKILL) || r.Exit == 128+int(unix.SIGTERM):
 		o.Did = "was killed"
 	default:
-		o.Did, o.Said = "crashed", fmt.Sprintf("status %d: %.200s%.400s", r.exit, r.out, r.stderr)
+		o.Did, o.Said = "crashed", fmt.Sprintf("status %d: %.200s%.400s", r.Exit, r.Out, r.Stderr)
 	}
 	return r, nil
 }
 
 // timed sends a signal by the clock.
 func (b *box) timed(o *outcome, usual time.Duration) (*result, error) {
-	cmd := b.prepare(o.Verb)
-	cmd.SysProcAttr = as(b.uid)
-	r, err := b.run(cmd, func(pid int) {
+	return b.run(o.Verb, b.prepare(o.Verb), func(pid int) {
 		time.Sleep(time.Duration(o.Moment * float64(usual))) // the moment to be tested, not a wait
 		target := pid
 		if o.Group {
@@ -267,8 +265,6 @@ func (b *box) timed(o *outcome, usual time.Duration) (*result, error) {
 			o.Hit = &inject.Hit{Pid: pid, Call: "with the record being " + recordState()}
 		}
 	})
-	b.note(o.Verb, r)
-	return r, err
 }
 
 func zombie(pid int) bool {

@@ -28,6 +28,7 @@ import (
 	"strconv"
 
 	"github.com/ambi-cni/ambi/e2e/fault/inject"
+	"github.com/ambi-cni/ambi/e2e/lab"
 )
 
 func main() {
@@ -105,7 +106,7 @@ func trace(args []string) error {
 	}
 	cmd := exec.Command(args[4], args[5:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = as(uid)
+	cmd.SysProcAttr = lab.As(uid)
 	report, err := inject.Run(inject.Program{Cmd: cmd, Also: also}, fault)
 	if err != nil {
 		return err
