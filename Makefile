@@ -21,6 +21,7 @@ help:
 	@echo 'make e2e-callers  Podman, containerd, go-cni, RootlessKit and others call ambi (root)'
 	@echo 'make bench      measure against the peers; tables, JSON and pictures into docs/bench (root)'
 	@echo 'make fault      fail and kill verbs at every step, see that nothing is left; writes docs/faults.md (root)'
+	@echo 'make soak       random verbs and kills for MINUTES, 10 by default, in each mode; draws docs/soak.svg (root)'
 	@echo 'make fuzz       every fuzz test for FUZZTIME, 60s by default'
 	@echo 'make lint       gofmt, go vet, golangci-lint with the import directions'
 	@echo 'make setup      install what demo and test need (root)'
@@ -68,6 +69,13 @@ bench: build setup
 fault: build setup
 	@$(GO) build -trimpath -o $(TOOLS)/fault ./e2e/fault
 	@$(TOOLS)/fault -report docs/faults.md $(FAULT_FLAGS)
+
+# SOAK_FLAGS='-mode root -seed 7' for another.
+MINUTES ?= 10
+.PHONY: soak
+soak: build setup
+	@$(GO) build -trimpath -o $(TOOLS)/soak ./e2e/soak
+	@$(TOOLS)/soak -minutes $(MINUTES) -picture docs/soak.svg $(SOAK_FLAGS)
 
 .PHONY: fuzz
 fuzz:

@@ -9,6 +9,9 @@ import (
 	"strings"
 )
 
+// bad says whether something is wrong that is not a delegate's own.
+func (o *outcome) bad() bool { return o.Problem != "" && o.Known == "" }
+
 func hitAt(o *outcome) string {
 	if o.Hit == nil {
 		return "never reached"
@@ -29,7 +32,7 @@ func verdict(all []*outcome, w io.Writer) error {
 				injected++
 				distinct[o.planned.String()] = true
 			}
-			if o.Problem != "" {
+			if o.bad() {
 				bad++
 			}
 		}
@@ -125,17 +128,20 @@ func details(b *strings.Builder, of []*outcome) {
 	})
 	b.WriteString("\n<details><summary>Every fault</summary>\n\n| fault | where | the verb | then | left |\n|---|---|---|---|---|\n")
 	for _, o := range of {
-		if o.Hit == nil {
+		if o.Hit == nil && o.Problem == "" {
 			continue
 		}
 		left := "nothing"
 		if o.foreign() && strings.HasPrefix(o.Said, "kept to itself") {
 			left = "nothing, after a second DEL: the delegate " + o.Said
 		}
-		if o.Problem != "" {
+		switch {
+		case o.Known != "":
+			left = o.Known + ": " + o.Problem
+		case o.Problem != "":
 			left = "**" + o.Problem + "**"
 		}
-		fmt.Fprintf(b, "| %s | %s | %s | %s | %s |\n", cell(o.planned.String()), cell(o.Hit.Call), o.Did, map[string]string{"ADD": "ADD, DEL"}[o.After]+strings.TrimPrefix(o.After, "ADD"), cell(left))
+		fmt.Fprintf(b, "| %s | %s | %s | %s | %s |\n", cell(o.planned.String()), cell(strings.TrimPrefix(hitAt(o), "hit ")), o.Did, map[string]string{"ADD": "ADD, DEL"}[o.After]+strings.TrimPrefix(o.After, "ADD"), cell(left))
 	}
 	b.WriteString("\n</details>\n")
 }

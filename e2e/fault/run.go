@@ -78,7 +78,7 @@ func possible(c counts) (n int) {
 
 func problems(all []*outcome) (n int) {
 	for _, o := range all {
-		if o.Problem != "" {
+		if o.bad() {
 			n++
 		}
 	}

@@ -49,7 +49,6 @@ type Result struct {
 	Out    string
 	Stderr string
 	Took   time.Duration
-	MaxRSS int64 // bytes, the most that the process had
 }
 
 // Run runs a command to its end; during, when given, does something to it
@@ -75,9 +74,6 @@ func Run(cmd *exec.Cmd, during func(pid int)) (*Result, error) {
 	r := &Result{Out: out.String(), Stderr: stderr.String(), Exit: cmd.ProcessState.ExitCode(), Took: time.Since(started)}
 	if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && status.Signaled() {
 		r.Exit = 128 + int(status.Signal())
-	}
-	if usage, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
-		r.MaxRSS = usage.Maxrss << 10
 	}
 	if ctx.Err() != nil {
 		return r, fmt.Errorf("%w: not finished within %s: %s", ErrHangs, Patience, r.Stderr)
