@@ -23,7 +23,10 @@ func (v *verbs) gc(ctx context.Context) error {
 	for _, dir := range v.stateDirs {
 		store, err := record.OpenExisting(dir)
 		if err != nil {
-			continue // not there, or not ours: nothing of ours in it
+			if !record.Elsewhere(err) {
+				errs = append(errs, err)
+			}
+			continue
 		}
 		errs = append(errs, v.collect(ctx, store))
 	}

@@ -285,8 +285,11 @@ func (v *verbs) detachUnrecorded(ctx context.Context, store *record.Store) error
 func (v *verbs) find(key conf.Key) (damaged *record.Store, none *record.Record, err error) {
 	for _, dir := range v.stateDirs {
 		store, err := record.OpenExisting(dir)
+		if err != nil && record.Elsewhere(err) {
+			continue
+		}
 		if err != nil {
-			continue // not there, or not ours: nothing of ours in it
+			return nil, nil, err
 		}
 		r, err := store.Load(key)
 		if err == nil {

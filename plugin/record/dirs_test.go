@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -114,4 +115,25 @@ func TestOpenFirst(t *testing.T) {
 	_, err = record.OpenFirst([]string{missing, missing + "2"})
 	require.ErrorContains(t, err, missing+":")
 	require.ErrorContains(t, err, missing+"2:")
+}
+
+// TestElsewhere tells a folder with nothing of ours in it from one that could not be
+// looked at.
+func TestElsewhere(t *testing.T) {
+	dir := t.TempDir()
+	_, err := record.OpenExisting(dir + "/none")
+	require.True(t, record.Elsewhere(err))
+	require.NoError(t, os.Symlink(dir, dir+"/link"))
+	_, err = record.OpenExisting(dir + "/link")
+	require.True(t, record.Elsewhere(err))
+	_, err = record.OpenExisting(dir + "/" + strings.Repeat("x", 300))
+	require.Error(t, err)
+	require.False(t, record.Elsewhere(err), err)
+	if os.Geteuid() == 0 {
+		require.NoError(t, os.Mkdir(dir+"/theirs", 0o700))
+		require.NoError(t, os.Chown(dir+"/theirs", 40001, 40001))
+		_, err = record.OpenExisting(dir + "/theirs")
+		require.True(t, record.Elsewhere(err), err)
+		require.ErrorIs(t, err, fs.ErrPermission)
+	}
 }

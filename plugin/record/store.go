@@ -50,13 +50,21 @@ func OpenExisting(dir string) (*Store, error) {
 	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
 		return nil, conf.Errorf(types.ErrIOFailure, "state folder %s is not a folder (a link is not followed); remove it or set the key stateDir", dir)
 	case int(st.Uid) != os.Geteuid():
-		return nil, fmt.Errorf("state folder %s belongs to uid %d and not to uid %d: %w; set the key stateDir or XDG_RUNTIME_DIR", dir, st.Uid, os.Geteuid(), fs.ErrPermission)
+		return nil, fmt.Errorf("state folder %s belongs to uid %d and not to uid %d: %w; set the key stateDir or XDG_RUNTIME_DIR", dir, st.Uid, os.Geteuid(), unix.EACCES)
 	case st.Mode&0o077 != 0:
 		if err := os.Chmod(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("closing state folder %s to others: %w", dir, err)
 		}
 	}
 	return &Store{dir: dir}, nil
+}
+
+// Elsewhere says of an error of OpenExisting that nothing of ours is in that folder:
+// it is not there, it is somebody else's, or it is no folder. After any other error
+// there may be.
+func Elsewhere(err error) bool {
+	var notAFolder *types.Error
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EACCES) || errors.As(err, &notAFolder)
 }
 
 // Dir is the absolute path of the state folder.
@@ -166,7 +174,7 @@ func readNoFollow(path string) ([]byte, error) {
 // List returns every readable record, and the keys of the files that are none,
 // as their names tell them.
 func (s *Store) List() (records []*Record, damaged []conf.Key, err error) {
-	files, err := filepath.Glob(filepath.Join(escapeGlob(s.dir), "*.json"))
+	files, err := s.named(func(name string) bool { return strings.HasSuffix(name, ".json") })
 	if err != nil {
 		return nil, nil, err
 	}
@@ -236,16 +244,37 @@ func keyOf(path string) (conf.Key, bool) {
 	return conf.Key{Network: parts[0], ContainerID: parts[1], IfName: parts[2]}, true
 }
 
-func escapeGlob(s string) string {
-	return strings.NewReplacer("*", "\\*", "?", "\\?", "[", "\\[", "\\", "\\\\").Replace(s)
+// named are the paths of the files whose names are wanted, sorted. Not filepath.Glob,
+// which takes a folder that it cannot read for an empty one.
+func (s *Store) named(wanted func(name string) bool) ([]string, error) {
+	dir, err := os.Open(s.dir)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return nil, err
+	}
+	var paths []string
+	for _, name := range names {
+		if wanted(name) {
+			paths = append(paths, filepath.Join(s.dir, name))
+		}
+	}
+	slices.Sort(paths)
+	return paths, nil
 }
 
 // Remove takes every file of the attachment away, the record last; the lock goes
 // when it is released. Missing files are success.
 func (s *Store) Remove(k conf.Key) error {
-	pattern := temporary(escapeGlob(s.Path(k, "json")))
-	files, err := filepath.Glob(pattern)
-	errs := []error{err}
+	begins := strings.TrimSuffix(filepath.Base(temporary(s.Path(k, "json"))), "*")
+	files, err := s.named(func(name string) bool { return strings.HasPrefix(name, begins) })
+	if err != nil {
+		return err
+	}
+	var errs []error
 	for _, ext := range []string{"sock", "api", "log", "alive", "busy", "json"} {
 		files = append(files, s.Path(k, ext))
 	}
@@ -369,18 +398,17 @@ func (s *Store) Busy(k conf.Key) bool {
 // Sweep removes what a verb that was killed before its record was there left of the
 // network: locks, and records half written. Only who holds LockAll may.
 func (s *Store) Sweep(network string) error {
-	dir := escapeGlob(s.dir)
-	var errs []error
-	for _, pattern := range []string{"." + escapeGlob(network) + "@*.json.tmp-*", escapeGlob(network) + "@*.lock", escapeGlob(network) + "@*.busy"} {
-		files, err := filepath.Glob(filepath.Join(dir, pattern))
-		errs = append(errs, err)
-		for _, f := range files {
-			if _, err := os.Lstat(strings.TrimSuffix(f, filepath.Ext(f)) + ".json"); err == nil {
-				continue
-			}
-			if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				errs = append(errs, err)
-			}
+	files, err := s.named(func(name string) bool {
+		return strings.HasPrefix(name, "."+network+"@") && strings.Contains(name, ".json.tmp-") ||
+			strings.HasPrefix(name, network+"@") && (strings.HasSuffix(name, ".lock") || strings.HasSuffix(name, ".busy"))
+	})
+	errs := []error{err}
+	for _, f := range files {
+		if _, err := os.Lstat(strings.TrimSuffix(f, filepath.Ext(f)) + ".json"); err == nil {
+			continue
+		}
+		if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
