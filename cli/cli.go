@@ -105,23 +105,28 @@ work on the attachments of the user who calls them.`,
 		RunE:              unknownCommand,
 	}
 	root.SetFlagErrorFunc(flagError)
-	root.SetHelpCommand(&cobra.Command{Hidden: true, Use: "no-help"})
+	root.SetHelpFunc(a.help)
+	root.SetUsageFunc(a.usage)
+	cobra.EnableCommandSorting = false
+	root.SetHelpCommand(helpCommand())
 	root.AddGroup(
 		&cobra.Group{ID: groupLook, Title: "To see what is there:"},
 		&cobra.Group{ID: groupChange, Title: "To change and mend it:"},
 		&cobra.Group{ID: groupSetUp, Title: "To set ambi up:"},
 	)
-	root.PersistentFlags().StringVar(&a.stateDir, "state-dir", "", "state `folder` to look in, where the key stateDir of a network is set")
-	root.PersistentFlags().BoolVar(&a.json, "json", false, "print JSON, as docs/cli.md describes it")
+	root.PersistentFlags().StringVar(&a.stateDir, "state-dir", "", "state `folder` of networks with the key stateDir")
+	root.PersistentFlags().BoolVar(&a.json, "json", false, "print JSON (docs/cli.md has its shapes)")
 	_ = root.MarkPersistentFlagDirname("state-dir")
-	root.AddCommand(probeCommand())
+	probe := probeCommand()
+	probe.GroupID = groupSetUp
+	root.AddCommand(probe)
 	for _, group := range []struct {
 		id       string
 		commands []*cobra.Command
 	}{
 		{groupLook, []*cobra.Command{a.listCommand(), a.inspectCommand(), a.statsCommand(), a.logsCommand()}},
 		{groupChange, []*cobra.Command{a.portCommand(), a.restoreCommand(), a.gcCommand()}},
-		{groupSetUp, []*cobra.Command{a.doctorCommand(), a.wrapCommand(), a.versionCommand(), completionCommand()}},
+		{groupSetUp, []*cobra.Command{a.doctorCommand(), a.wrapCommand(), completionCommand(), a.versionCommand()}},
 	} {
 		for _, c := range group.commands {
 			c.GroupID = group.id

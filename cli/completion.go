@@ -12,7 +12,7 @@ var shells = []string{"bash", "zsh", "fish"}
 func completionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "completion bash|zsh|fish",
-		Short: "print a script that has the shell complete commands and container IDs",
+		Short: "print the completion script of a shell",
 		Long: `Print the completion script of a shell. Commands, flags, container IDs and
 published ports are completed.`,
 		Example: `  ambi completion bash >/etc/bash_completion.d/ambi

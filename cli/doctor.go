@@ -15,7 +15,7 @@ func (a *app) doctorCommand() *cobra.Command {
 	asked := ""
 	c := &cobra.Command{
 		Use:   "doctor",
-		Short: "look for what is missing or wrong here, and say what mends it",
+		Short: "say what is missing or wrong here, and what mends it",
 		Long: `Look at everything that containers of this user need: which mode a network would
 get here and why, the programs, devices, kernel settings and files, the conflists
 in the usual folders, and what is left of dead containers.

@@ -175,7 +175,7 @@ func (a *app) reportGC(out *collected) error {
 		fmt.Fprintf(a.out, "took back the ports of %s\n", key)
 	}
 	for _, p := range out.Remaining {
-		fmt.Fprintf(a.out, "left %s: %s\n", p.Key, p.Problems[0].Text)
+		fmt.Fprintln(a.out, a.screen.wrapped(fmt.Sprintf("left %s: %s", p.Key, p.Problems[0].Text), 0))
 		if p.Problems[0].Remedy != "" {
 			fmt.Fprintf(a.out, "  mend: %s\n", p.Problems[0].Remedy)
 		}

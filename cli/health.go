@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -179,6 +180,7 @@ func message(err error) string {
 
 // delCommand takes an attachment down without a record.
 func delCommand(t *attachment) string {
-	return fmt.Sprintf(`printf '{"cniVersion":"1.0.0","name":"%s","type":"ambi","stateDir":"%s"}' | CNI_COMMAND=DEL CNI_CONTAINERID=%s CNI_IFNAME=%s CNI_PATH=%s %s`,
-		t.Network, t.store.Dir(), quoted(t.ContainerID), quoted(t.IfName), quoted(cniPath()), quoted(self()))
+	config, _ := json.Marshal(map[string]string{"cniVersion": "1.0.0", "name": t.Network, "type": "ambi", "stateDir": t.store.Dir()}) // texts never fail
+	return fmt.Sprintf("echo %s | CNI_COMMAND=DEL CNI_CONTAINERID=%s CNI_IFNAME=%s CNI_PATH=%s %s",
+		quoted(string(config)), quoted(t.ContainerID), quoted(t.IfName), quoted(cniPath()), quoted(self()))
 }

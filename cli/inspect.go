@@ -20,7 +20,7 @@ import (
 func (a *app) inspectCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "inspect CONTAINER…",
-		Short: "show everything about a container's attachments, and what is wrong",
+		Short: "show all about a container, and what is wrong",
 		Long: `Show all that is known of a container's attachments: addresses, gateway, MAC
 address, routes, name servers, published ports, namespace, and what keeps the
 network up. It looks into the namespace and says what is not as it should be.

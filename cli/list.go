@@ -16,7 +16,7 @@ func (a *app) listCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:     "list",
 		Aliases: []string{"ls"},
-		Short:   "list the attachments: address, ports, and whether they work",
+		Short:   "list the attachments, and whether they work",
 		Long: `List the attachments of the user who calls it: one line for each interface that a
 container has in a network.
 
@@ -60,8 +60,8 @@ func (a *app) list(ctx context.Context) error {
 		return nil
 	}
 	t := table{
-		head:   []string{"NETWORK", "CONTAINER", "IFNAME", "MODE", "ADDRESS", "PORTS", "AGE", "STATE"},
-		narrow: []limit{{1, 12}, {5, 16}, {0, 10}, {5, 10}, {4, 15}, {1, 8}, {0, 7}},
+		head:   []string{"NETWORK", "CONTAINER", "IFNAME", "MODE", "ADDRESS", "PORTS", "STATE"},
+		narrow: []limit{{1, 12}, {5, 16}, {0, 10}, {5, 9}, {4, 15}, {1, 8}, {0, 7}},
 	}
 	broken, dead := 0, 0
 	for _, x := range all {
@@ -98,14 +98,14 @@ func isAre(n int) string {
 func (a *app) row(t *attachment) []cell {
 	word, how := t.word()
 	if t.record == nil {
-		return append(cells(t.Network, t.ContainerID, t.IfName, "", "", "", ""), cell{word, how})
+		return append(cells(t.Network, t.ContainerID, t.IfName, "", "", ""), cell{word, how})
 	}
 	address := ""
 	if all := t.addresses(); len(all) > 0 {
 		address = all[0].String()
 	}
 	return append(cells(t.Network, t.ContainerID, t.IfName, string(t.record.Mode), address,
-		portsText(t.ports()), ageText(time.Since(t.record.Created))), cell{word, how})
+		portsText(t.ports())), cell{word, how})
 }
 
 // portsText shows the ports as people write them, the first ones first.

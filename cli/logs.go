@@ -21,7 +21,7 @@ func (a *app) logsCommand() *cobra.Command {
 	o := logsOptions{}
 	c := &cobra.Command{
 		Use:   "logs CONTAINER",
-		Short: "print what the verbs and the supervisor of an attachment have logged",
+		Short: "print what was logged about a container",
 		Long: `Print the log of an attachment. Without root that is the log of its supervisor,
 with what slirp4netns says. In both modes come before it the lines about this
 attachment in the file of the key logFile, when the network has one.`,

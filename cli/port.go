@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -65,7 +66,7 @@ A container that was attached as root gets its ports at ADD.`,
 					ports[i].ContainerPort = ports[i].HostPort
 				}
 			}
-			return a.changePorts(c.Context(), args[0], ports, "published", (*rootless.Network).AddPort)
+			return a.changePorts(c.Context(), args[0], ports, published, (*rootless.Network).AddPort)
 		},
 	}
 }
@@ -132,6 +133,8 @@ func (a *app) portList(ctx context.Context, id string) error {
 	return nil
 }
 
+const published = "published"
+
 // changePorts changes one port after the other and stops at the first that fails.
 // The record says at any time what is published.
 func (a *app) changePorts(ctx context.Context, id string, ports []conf.PortMapping, done string, change func(*rootless.Network, conf.PortMapping) error) error {
@@ -143,6 +146,9 @@ func (a *app) changePorts(ctx context.Context, id string, ports []conf.PortMappi
 	n := t.network()
 	for _, m := range ports {
 		if err = change(n, m); err != nil {
+			if slices.Contains(t.ports(), m) && done == published {
+				err = hinted(err, fmt.Sprintf("%q lists what there is", t.app.command("port list "+t.ContainerID)))
+			}
 			break
 		}
 		if !a.json {
@@ -169,6 +175,7 @@ func (a *app) lockRootless(ctx context.Context, id string) (*attachment, func(),
 		return nil, nil, hinted(fmt.Errorf("%s was attached as root, and its ports do not change while it runs", t.Key),
 			"give the port to ADD (runtimeConfig.portMappings, in most runtimes the option --publish)")
 	}
+	t.look(ctx)
 	unlock, err := t.lock(ctx, a)
 	return t, unlock, err
 }

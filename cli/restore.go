@@ -18,7 +18,7 @@ import (
 func (a *app) restoreCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "restore",
-		Short: "publish the ports again that a firewall reload has flushed (root)",
+		Short: "publish again what a firewall reload flushed (root)",
 		Long: `Put the published ports of every attachment back into the firewall, from the
 records, after something such as a firewall reload has flushed them. What is in
 place stays untouched. The rules of other CNI plugins are theirs to put back.

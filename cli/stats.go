@@ -17,7 +17,7 @@ func (a *app) statsCommand() *cobra.Command {
 	o := statsOptions{}
 	c := &cobra.Command{
 		Use:   "stats [CONTAINER…]",
-		Short: "show traffic: of each interface, and without root of each published port",
+		Short: "show the traffic of interfaces and published ports",
 		Long: `Show what the kernel counts of each container's interface since it was made, seen
 from the container: RX is what it received. Without root the table of ports has
 what rootlessport counts of each: connections or UDP flows, and bytes in (from

@@ -11,7 +11,7 @@ import (
 func (a *app) versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
-		Short: "print the version, and the versions of CNI that it speaks",
+		Short: "print the version of ambi and those of CNI it speaks",
 		Args:  noArguments,
 		RunE: func(*cobra.Command, []string) error {
 			return a.version()
