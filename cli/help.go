@@ -42,6 +42,7 @@ func helpCommand() *cobra.Command {
 			if err != nil || len(rest) > 0 {
 				return unknownCommand(c.Root(), args)
 			}
+			about.InitDefaultHelpFlag() // as --help would
 			return about.Help()
 		},
 	}
