@@ -42,14 +42,15 @@ const (
 	driverDown       problemCode = "driver-down"     // rootless: slirp4netns is being restarted
 	rulesMissing     problemCode = "rules-missing"   // root: published ports are not in the firewall
 	interfaceMissing problemCode = "interface-missing"
-	checkFailed      problemCode = "check-failed" // what the supervisor found when it looked
+	resultMismatch   problemCode = "result-mismatch" // the record does not tell of this interface
+	checkFailed      problemCode = "check-failed"    // what the supervisor found when it looked
 )
 
 // words are the problems as the table shows them.
 var words = map[problemCode]string{
 	recordUnreadable: "record unreadable", unfinished: "unfinished", namespaceGone: "namespace gone",
 	supervisorGone: "supervisor gone", supervisorMute: "supervisor mute", driverDown: "driver down", rulesMissing: "rules gone",
-	interfaceMissing: "interface gone", checkFailed: "check failed",
+	interfaceMissing: "interface gone", resultMismatch: "no result", checkFailed: "check failed",
 }
 
 // health is what was found of an attachment.
@@ -148,6 +149,9 @@ func (t *attachment) lookAtRules(ctx context.Context) {
 
 // lookInside is what only inspect looks at: the interface itself.
 func (t *attachment) lookInside(ctx context.Context) {
+	if t.record != nil && t.record.State == record.Ready && !t.tells() {
+		t.wrong(resultMismatch, "", "its record has no result of ADD for interface %s", t.IfName)
+	}
 	switch {
 	case t.record == nil || t.state == stateBusy || t.record.Netns.Gone():
 	case t.rootless():
@@ -157,6 +161,12 @@ func (t *attachment) lookInside(ctx context.Context) {
 			t.wrong(interfaceMissing, "", "%v", err)
 		}
 	}
+}
+
+// tells says whether the result of ADD is about this interface. One of before 0.3.0
+// names none.
+func (t *attachment) tells() bool {
+	return t.result != nil && (len(t.result.Interfaces) == 0 || interfaceOf(t.result, t.IfName) != nil)
 }
 
 func (t *attachment) askSupervisor(ctx context.Context) {
