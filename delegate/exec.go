@@ -187,6 +187,9 @@ func failure(path string, err error, stdout, stderr []byte) *types.Error {
 		if printed.Code == 0 {
 			printed.Code = conf.ErrNetwork // 0 is no error code
 		}
+		if printed.Msg == "" {
+			printed.Msg = fmt.Sprintf("%s ended with %v and an error without a message", path, err)
+		}
 		return &printed
 	}
 	said := ""
