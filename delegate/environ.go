@@ -19,7 +19,7 @@ func environ(verb string, a *conf.Attachment, netns string, attached bool) []str
 	}
 	if attached {
 		set["CNI_CONTAINERID"], set["CNI_IFNAME"] = a.ContainerID, a.IfName
-		set["CNI_NETNS"], set["CNI_ARGS"] = netns, a.CNIArgs
+		set["CNI_NETNS"], set["CNI_ARGS"] = netns, cniArgs(a)
 	}
 	var env []string
 	for _, pair := range os.Environ() {
@@ -32,4 +32,15 @@ func environ(verb string, a *conf.Attachment, netns string, attached bool) []str
 		env = append(env, name+"="+set[name])
 	}
 	return env
+}
+
+// cniArgs is CNI_ARGS as it came, without the address when args.cni.ips asks for
+// one: a plugin that knows args must ignore it then (CONVENTIONS.md, "CNI_ARGS"),
+// and host-local takes both, and fails.
+func cniArgs(a *conf.Attachment) string {
+	if len(a.NetConf.Args.IPs) == 0 || !strings.Contains(a.CNIArgs, "IP=") {
+		return a.CNIArgs
+	}
+	pairs := slices.DeleteFunc(strings.Split(a.CNIArgs, ";"), func(pair string) bool { return strings.HasPrefix(pair, "IP=") })
+	return strings.Join(pairs, ";")
 }
