@@ -45,6 +45,7 @@ type bridgeConf struct {
 	Bridge       string          `json:"bridge"`
 	IsGateway    bool            `json:"isGateway"`
 	IPMasq       bool            `json:"ipMasq"`
+	MasqBackend  string          `json:"ipMasqBackend,omitempty"`
 	HairpinMode  bool            `json:"hairpinMode"`
 	IPAM         ipamConf        `json:"ipam"`
 }
@@ -79,12 +80,23 @@ func bridgeDelegate(b conf.Bridge, network, ipamDir string) (conf.Delegate, erro
 	}
 	raw, err := json.Marshal(bridgeConf{
 		Type: "bridge", Capabilities: map[string]bool{"ips": true, "mac": true},
-		Bridge: b.Name, IsGateway: true, IPMasq: true, HairpinMode: true, IPAM: ipam,
+		Bridge: b.Name, IsGateway: true, IPMasq: true, MasqBackend: masqBackend(), HairpinMode: true, IPAM: ipam,
 	})
 	if err != nil {
 		return conf.Delegate{}, fmt.Errorf("default chain: %w", err)
 	}
 	return conf.ParseDelegate("bridge", raw)
+}
+
+// masqBackend has bridge masquerade by nftables where program and kernel can. Its iptables chain is
+// named by the container alone, so that of two interfaces of a container the first
+// DEL empties the chain of both and fails ("CHAIN_DEL failed (Device or resource
+// busy)"). bridge before 1.7 does not know the key and goes on with iptables.
+func masqBackend() string {
+	if exec.Command("nft", "list", "tables").Run() != nil {
+		return ""
+	}
+	return "nftables"
 }
 
 // bridgeName is ambi-<network>, or ambi-<hash> where that is longer than a link's

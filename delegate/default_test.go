@@ -28,6 +28,7 @@ func TestDefault(t *testing.T) {
 				`"ipam":{"type":"host-local","dataDir":"/run/x","ranges":[[{"subnet":"192.168.7.0/24"}],[{"subnet":"fd00:7::/64"}]],"routes":[{"dst":"0.0.0.0/0"},{"dst":"::/0"}]}}`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Setenv("PATH", t.TempDir()) // without nft
 			chain, err := Default(test.bridge, test.network, "/run/x", nil)
 			require.NoError(t, err)
 			require.Len(t, chain, 1)
@@ -51,6 +52,15 @@ func TestDefaultHasFirewallWhereItWorks(t *testing.T) {
 		require.NoError(t, os.WriteFile(program, nil, 0o700))
 		require.Equal(t, []int{1, 1, 2}[i], length())
 	}
+}
+
+func TestDefaultMasqueradesByNftablesWhereItCan(t *testing.T) {
+	programs := t.TempDir()
+	t.Setenv("PATH", programs)
+	require.NoError(t, os.WriteFile(filepath.Join(programs, "nft"), []byte("#!/bin/sh\n"), 0o700))
+	chain, err := Default(conf.Bridge{}, "web", "/run/x", nil)
+	require.NoError(t, err)
+	require.Contains(t, string(chain[0].Raw), `"ipMasq":true,"ipMasqBackend":"nftables"`)
 }
 
 func TestBridgeNameFits(t *testing.T) {
