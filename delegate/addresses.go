@@ -10,6 +10,8 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/utils"
+	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
 )
@@ -148,7 +150,41 @@ func readOwner(dir string, ip net.IP) (o owner, taken bool) {
 	}
 	containerID, ifName, _ := strings.Cut(strings.TrimSpace(string(content)), "\n")
 	o = owner{strings.TrimSpace(containerID), strings.TrimSpace(ifName)}
-	return o, o.containerID != "" // a host-local killed while it wrote leaves an empty file
+	// A host-local killed while it wrote, or a host that lost power, leaves an empty
+	// file or one of zeros.
+	return o, utils.ValidateContainerID(o.containerID) == nil
+}
+
+// releaseDamaged removes the files of a result's addresses that say of nobody that
+// he has them: host-local finds an address by its owner, and would keep these for
+// ever. It is called when DEL has let all addresses go that have an owner. The lock
+// is host-local's own, so that a file is not taken for damaged while it is written.
+func (c *Chain) releaseDamaged(result *types100.Result) {
+	dir := c.store()
+	if dir == "" || result == nil {
+		return
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return // nothing was ever given out here
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return
+	}
+	for _, ip := range result.IPs {
+		if ip == nil {
+			continue
+		}
+		path := filepath.Join(dir, ip.Address.IP.String())
+		if _, err := os.Stat(path); err != nil {
+			continue
+		}
+		if o, taken := readOwner(dir, ip.Address.IP); !taken {
+			c.log().Warn("address released whose file was damaged", "file", path, "content", o.containerID)
+			os.Remove(path)
+		}
+	}
 }
 
 func shortest(ip net.IP) net.IP {

@@ -48,6 +48,9 @@ func (c *Chain) Del(ctx context.Context, result *types100.Result) error {
 			failed = true
 		}
 	}
+	if len(errs) == 0 {
+		c.releaseDamaged(result)
+	}
 	return join(errs)
 }
 
