@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -93,10 +94,15 @@ func (v *verbs) add(ctx context.Context) (err error) {
 // attach is what may fail half way. The network saves the record before its first
 // change.
 func (v *verbs) attach(ctx context.Context, n network, store *record.Store, r *record.Record) (*types100.Result, error) {
+	prev, err := prevResult(v.netConf)
+	if err != nil {
+		return nil, err
+	}
 	result, err := n.Add(ctx, v.attachment)
 	if err != nil {
 		return nil, err
 	}
+	result = withPrevious(prev, result)
 	if r.Result, err = json.Marshal(result); err != nil {
 		return nil, fmt.Errorf("result of %s: %w", r.Key, err)
 	}
@@ -259,7 +265,12 @@ func (v *verbs) detach(ctx context.Context, store *record.Store, r *record.Recor
 		v.log.Warn("a record of an older configuration; working from the caller's", "error", err)
 		a = v.attachment
 	}
-	a.Path = append(append([]string{}, v.attachment.Path...), r.Path...)
+	a.Path = slices.Clone(v.attachment.Path)
+	for _, dir := range r.Path {
+		if !slices.Contains(a.Path, dir) {
+			a.Path = append(a.Path, dir)
+		}
+	}
 	if err := v.network(r.Mode, store, r).Del(ctx, a); err != nil {
 		return err
 	}

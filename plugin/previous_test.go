@@ -1,0 +1,48 @@
+package plugin
+
+import (
+	"encoding/json"
+	"testing"
+
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/stretchr/testify/require"
+)
+
+func TestWithPrevious(t *testing.T) {
+	const (
+		net0 = `{"name":"net0","sandbox":"/run/netns/c"}`
+		eth0 = `{"name":"eth0","sandbox":"/run/netns/c"}`
+		own  = `{"cniVersion":"1.1.0","interfaces":[` + eth0 + `],"ips":[{"address":"10.0.2.100/24","interface":0}],"routes":[{"dst":"0.0.0.0/0","gw":"10.0.2.2"}],"dns":{"nameservers":["10.0.2.3"]}}`
+	)
+	for name, tt := range map[string]struct{ prev, result, want string }{
+		"without one": {"", own, own},
+		"everything is new": {
+			`{"interfaces":[` + net0 + `],"ips":[{"address":"198.51.100.7/24","interface":0}],"routes":[{"dst":"203.0.113.0/24","mtu":1280,"table":100}],"dns":{"nameservers":["192.0.2.53"]}}`,
+			own,
+			`{"cniVersion":"1.1.0","interfaces":[` + eth0 + `,` + net0 + `],"ips":[{"address":"10.0.2.100/24","interface":0},{"address":"198.51.100.7/24","interface":1}],
+			  "routes":[{"dst":"0.0.0.0/0","gw":"10.0.2.2"},{"dst":"203.0.113.0/24","mtu":1280,"table":100}],"dns":{"nameservers":["10.0.2.3"]}}`,
+		},
+		"some of it is there": {
+			`{"interfaces":[` + net0 + `,` + eth0 + `],"ips":[{"address":"10.0.2.100/24","interface":1},{"address":"10.9.0.1/24"}],"routes":[{"dst":"0.0.0.0/0","gw":"10.0.2.2"}],"dns":{}}`,
+			own,
+			`{"cniVersion":"1.1.0","interfaces":[` + eth0 + `,` + net0 + `],"ips":[{"address":"10.0.2.100/24","interface":0},{"address":"10.9.0.1/24"}],
+			  "routes":[{"dst":"0.0.0.0/0","gw":"10.0.2.2"}],"dns":{"nameservers":["10.0.2.3"]}}`,
+		},
+		"its name servers": {`{"dns":{"nameservers":["192.0.2.53"]}}`, `{"cniVersion":"1.1.0"}`, `{"cniVersion":"1.1.0","dns":{"nameservers":["192.0.2.53"]}}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var prev *types100.Result
+			if tt.prev != "" {
+				require.NoError(t, json.Unmarshal([]byte(tt.prev), &prev))
+			}
+			var result types100.Result
+			require.NoError(t, json.Unmarshal([]byte(tt.result), &result))
+			got, err := json.Marshal(withPrevious(prev, &result))
+			require.NoError(t, err)
+			require.JSONEq(t, tt.want, string(got))
+			again, err := json.Marshal(&result)
+			require.NoError(t, err)
+			require.JSONEq(t, tt.result, string(again), "the result itself must stay as it was")
+		})
+	}
+}
