@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -14,13 +15,14 @@ import (
 )
 
 // check compares the interface with the plan and changes nothing. It names all
-// that is wrong. Addresses and routes beyond the plan are the container's own.
-func (in *inside) check() error {
+// that is wrong. Addresses and routes beyond the plan are the container's own. The MAC
+// address is that of the plan unless another one is expected by now.
+func (in *inside) check(mac string) error {
 	link, err := in.link.LinkByName(in.plan.IfName)
 	if err != nil {
 		return fmt.Errorf("interface %s is not in the namespace", in.plan.IfName)
 	}
-	errs := []error{in.checkLink(link)}
+	errs := []error{in.checkLink(link, mac)}
 	for _, f := range []family{in.plan.IPv4, in.plan.IPv6} {
 		if f.enabled() {
 			errs = append(errs, in.checkAddresses(link, f), in.checkDefaultRoute(link, f))
@@ -64,14 +66,17 @@ func familyName(family int) string {
 	return "IPv6"
 }
 
-func (in *inside) checkLink(link netlink.Link) error {
+func (in *inside) checkLink(link netlink.Link, want string) error {
 	var errs []error
 	attrs := link.Attrs()
 	if attrs.Flags&net.FlagUp == 0 {
 		errs = append(errs, fmt.Errorf("interface %s is down", in.plan.IfName))
 	}
-	if mac := attrs.HardwareAddr.String(); mac != in.plan.MAC {
-		errs = append(errs, fmt.Errorf("interface %s has MAC address %s and not %s", in.plan.IfName, mac, in.plan.MAC))
+	if want == "" {
+		want = in.plan.MAC
+	}
+	if mac := attrs.HardwareAddr.String(); !strings.EqualFold(mac, want) {
+		errs = append(errs, fmt.Errorf("interface %s has MAC address %s and not %s", in.plan.IfName, mac, want))
 	}
 	if attrs.MTU != in.plan.MTU {
 		errs = append(errs, fmt.Errorf("interface %s has MTU %d and not %d", in.plan.IfName, attrs.MTU, in.plan.MTU))

@@ -37,6 +37,8 @@ const (
 type request struct {
 	Op   string            `json:"op"`
 	Port *conf.PortMapping `json:"port,omitempty"`
+	// MAC is the address that CHECK expects; empty for the supervisor's own.
+	MAC string `json:"mac,omitempty"`
 	// Families of the sockets that come along, AF_INET or AF_INET6.
 	Families []int `json:"families,omitempty"`
 }

@@ -148,11 +148,13 @@ type wants struct {
 	on      bool
 }
 
+// defaultCIDR is slirp4netns's own.
+var defaultCIDR = netip.MustParsePrefix("10.0.2.0/24")
+
 // arguments are the options for slirp4netns, without file descriptors and target.
 // r loses what was on by default and the binary does not have; what was asked
 // for and is missing is an error of code 2.
 func (d *driver) arguments(r *conf.Rootless) ([]string, error) {
-	defaultCIDR := netip.MustParsePrefix("10.0.2.0/24")
 	for _, w := range []wants{
 		{"cidr", "rootless.cidr", r.CIDR, r.CIDR != defaultCIDR},
 		{"enable-ipv6", "rootless.enableIPv6", true, r.EnableIPv6 && r.EnableIPv6Set},

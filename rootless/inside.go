@@ -122,8 +122,9 @@ func (in *inside) absent(ifName string) error {
 }
 
 // chooseAddresses makes sure that the namespace has no other interface in our
-// networks, before ours is there. The IPv6 network of slirp4netns is always the
-// same one, so there the next free address is taken, unless one was asked for.
+// networks, before ours is there. A default IPv4 network gives way to the next one.
+// The IPv6 network of slirp4netns is always the same one, so there the next free
+// address is taken. What was asked for stays, and is an error.
 func (in *inside) chooseAddresses() error {
 	for _, f := range []*family{&in.plan.IPv4, &in.plan.IPv6} {
 		if !f.enabled() {
@@ -144,6 +145,11 @@ func (in *inside) avoid(f *family, others []netlink.Addr) error {
 	taken := func(ip netip.Addr) int {
 		return slices.IndexFunc(others, func(a netlink.Addr) bool { return a.IP.Equal(ip.AsSlice()) })
 	}
+	if f.Movable && !f.move(func(n netip.Prefix) bool {
+		return slices.ContainsFunc(others, func(a netlink.Addr) bool { return overlap(a.IPNet, n) })
+	}) {
+		return conf.Errorf(conf.ErrNetwork, "every default network is in use in the namespace; set rootless.cidr to one that is not")
+	}
 	for !f.Asked && f.Gateway.Is6() && taken(f.first()) >= 0 {
 		if !f.next() {
 			return conf.Errorf(conf.ErrNetwork, "every default address of network %s is taken in the namespace; ask for one with ips", f.subnet())
@@ -160,6 +166,10 @@ func (in *inside) avoid(f *family, others []netlink.Addr) error {
 		return conf.Invalid("rootless.cidr", f.subnet(), fmt.Sprintf("interface %s of the namespace is in that network already; choose another one for this interface", in.nameOf(others[i])))
 	}
 	return nil
+}
+
+func overlap(n *net.IPNet, p netip.Prefix) bool {
+	return n.Contains(p.Addr().AsSlice()) || p.Contains(netip.AddrFrom4([4]byte(n.IP.To4())))
 }
 
 func sameNetwork(n *net.IPNet, p netip.Prefix) bool {

@@ -2,6 +2,7 @@ package rootless
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -77,6 +78,7 @@ func (n *Network) Add(ctx context.Context, a *conf.Attachment) (*types100.Result
 	if err != nil {
 		return nil, err
 	}
+	p.IPv4.Movable = !p.IPv4.Asked && r.CIDR == defaultCIDR && d.Features["cidr"]
 	if err := checkTun(); err != nil {
 		return nil, err
 	}
@@ -273,14 +275,55 @@ func dns(a *conf.Attachment, p *plan) types.DNS {
 	return d
 }
 
+// recordedMAC is the MAC address that prevResult has for the container's interface,
+// which a later plugin of the chain may have changed; empty when it has none. A
+// prevResult whose interface is in another namespace is an error. CHECK has to consult
+// it (specification section 2, "CHECK").
+func recordedMAC(a *conf.Attachment) (string, error) {
+	if a.NetConf.PrevResult == nil {
+		return "", nil // "ambi inspect" has none
+	}
+	var prev struct {
+		Interfaces []*struct {
+			Name    string `json:"name"`
+			MAC     string `json:"mac"`
+			Sandbox string `json:"sandbox"`
+		} `json:"interfaces"`
+	}
+	if err := json.Unmarshal(a.NetConf.PrevResult, &prev); err != nil {
+		return "", conf.Errorf(types.ErrDecodingFailure, "key \"prevResult\": %v", err)
+	}
+	elsewhere := ""
+	for _, i := range prev.Interfaces {
+		switch {
+		case i == nil || i.Name != a.IfName || i.Sandbox == "":
+		case i.Sandbox == a.NetnsPath:
+			return i.MAC, nil
+		default:
+			elsewhere = i.Sandbox
+		}
+	}
+	if elsewhere != "" {
+		return "", conf.Errorf(conf.ErrNetwork, "attachment %s: prevResult has its interface in %s, and CNI_NETNS is %s", a.Key, elsewhere, a.NetnsPath)
+	}
+	return "", nil
+}
+
 // Check asks the supervisor, which looks at the driver, at its ports and into the
 // namespace.
 func (n *Network) Check(_ context.Context, a *conf.Attachment) error {
 	if n.Record == nil || !alive(n.Record.Supervisor) {
 		return conf.Errorf(conf.ErrNetwork, "attachment %s: its supervisor is not running, so the container has no network; call DEL and ADD again", a.Key)
 	}
-	_, err := call(n.Store.Path(a.Key, "sock"), request{Op: opCheck})
+	mac, err := recordedMAC(a)
+	if err != nil {
+		return err
+	}
+	_, err = call(n.Store.Path(a.Key, "sock"), request{Op: opCheck, MAC: mac})
 	var e *types.Error
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return conf.Errorf(types.ErrTryAgainLater, "attachment %s: its supervisor (process %d) is there and does not answer in time; try again, and if it stays so call DEL and ADD", a.Key, n.Record.Supervisor.PID)
+	}
 	if err != nil && !errors.As(err, &e) {
 		return conf.Errorf(conf.ErrNetwork, "attachment %s: its supervisor (process %d) does not answer: %v", a.Key, n.Record.Supervisor.PID, err)
 	}

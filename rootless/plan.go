@@ -21,6 +21,7 @@ type plan struct {
 type family struct {
 	Addresses []netip.Prefix `json:"addresses,omitempty"` // the first is where ports go
 	Asked     bool           `json:"asked,omitempty"`     // the container asked for them
+	Movable   bool           `json:"movable,omitempty"`   // the network is nobody's choice, another would do
 	Gateway   netip.Addr     `json:"gateway"`
 	DNS       netip.Addr     `json:"dns"` // invalid when there is none
 }
@@ -52,6 +53,24 @@ func (f *family) next() bool {
 		return false
 	}
 	f.Addresses = []netip.Prefix{netip.PrefixFrom(f.first().Next(), f.subnet().Bits())}
+	return true
+}
+
+// move is the next network of the same size, in which no other interface of the
+// namespace is. Every second one is tried: 10.0.3.0/24 is LXC's on many hosts. A host
+// with a network of that kind is not reached over its addresses.
+func (f *family) move(inUse func(netip.Prefix) bool) bool {
+	network := f.subnet()
+	for inUse(network) {
+		b := network.Addr().As4()
+		if b[2] += 2; b[2] < 2 {
+			return false
+		}
+		network = netip.PrefixFrom(netip.AddrFrom4(b), network.Bits())
+	}
+	moved := newFamily(network, !f.DNS.IsValid())
+	moved.Movable = true
+	*f = moved
 	return true
 }
 

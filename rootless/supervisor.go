@@ -215,7 +215,7 @@ func (s *supervisor) start() error {
 	if err := s.inside.absent(s.config.Plan.IfName); err != nil {
 		return err
 	}
-	if err := s.inside.chooseAddresses(); err != nil {
+	if err := s.chooseAddresses(); err != nil {
 		return err
 	}
 	driver, err := startSlirp(&s.config.Driver)
@@ -526,7 +526,7 @@ func (s *supervisor) serve(r request, files []*os.File) error {
 	case opStatus:
 		return nil
 	case opCheck:
-		return s.check()
+		return s.check(r.MAC)
 	case opStop:
 		s.stop()
 		return nil
@@ -553,15 +553,28 @@ func (s *supervisor) addPort(r request, files []*os.File) error {
 	return s.ports.add(*r.Port, sockets)
 }
 
+// chooseAddresses settles the plan, and tells the driver which network it is now.
+func (s *supervisor) chooseAddresses() error {
+	if err := s.inside.chooseAddresses(); err != nil {
+		return err
+	}
+	for i, arg := range s.config.Driver.Args {
+		if strings.HasPrefix(arg, "--cidr=") {
+			s.config.Driver.Args[i] = "--cidr=" + s.config.Plan.IPv4.subnet().String()
+		}
+	}
+	return nil
+}
+
 // check is CHECK from the inside: the driver, the interface and the ports.
-func (s *supervisor) check() error {
+func (s *supervisor) check(mac string) error {
 	var problems []string
 	s.mu.Lock()
 	if s.driver == nil {
 		problems = append(problems, "slirp4netns is down and being restarted: "+s.lastErr)
 	}
 	s.mu.Unlock()
-	for _, err := range []error{s.inside.check(), s.ports.check()} {
+	for _, err := range []error{s.inside.check(mac), s.ports.check()} {
 		if err != nil {
 			problems = append(problems, strings.ReplaceAll(err.Error(), "\n", "; ")) // of errors.Join
 		}
