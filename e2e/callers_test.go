@@ -141,7 +141,12 @@ END
 		`mkdir -p ` + stage + `/rootfs/bin ` + stage + `/rootfs/tmp
 		cd ` + stage + `/rootfs && cp /bin/busybox ` + stage + `/plugins/peer bin
 		for p in cat echo grep ip ls nslookup sh sleep; do ln -s busybox bin/$p; done
-		tar -cf ` + stage + `/box.tar .`,
+		tar -cf ` + stage + `/box.tar .
+		cd ` + stage + ` && mkdir image && cd image && ln ../box.tar layer.tar
+		printf '{"architecture": "%s", "os": "linux", "config": {"Cmd": ["/bin/sleep", "infinity"]}, "rootfs": {"type": "layers", "diff_ids": ["sha256:%s"]}}' \
+			$(dpkg --print-architecture) $(sha256sum layer.tar | cut -d' ' -f1) >config.json
+		echo '[{"Config": "config.json", "RepoTags": ["localhost/box:latest"], "Layers": ["layer.tar"]}]' >manifest.json
+		tar -cf ../box-image.tar *`,
 	} {
 		if out, err := exec.Command("sh", "-e", "-c", script).CombinedOutput(); err != nil {
 			return fmt.Errorf("%s: %w: %s", script, err, out)
@@ -160,7 +165,7 @@ func setupForEngine(env *testscript.Env) error {
 	}
 	env.Setenv("ROOTFS", stage+"/rootfs")
 	env.Setenv("PATH", stage+"/bin:"+env.Getenv("PATH"))
-	return os.Symlink(stage+"/box.tar", "box.tar")
+	return errors.Join(os.Symlink(stage+"/box.tar", "box.tar"), os.Symlink(stage+"/box-image.tar", "box-image.tar"))
 }
 
 // inBackground is how testscript is told to go on with the next line.
