@@ -1,7 +1,7 @@
 // Command cri speaks the Container Runtime Interface to containerd, as a kubelet
 // does. It does what these scripts need and no more.
 //
-//	cri status                      whether the network is ready, and why not
+//	cri status                      whether the network is ready, and its conflists
 //	cri runp NAME [HOSTPORT:PORT]…  run a pod sandbox; prints its ID
 //	cri ip POD                      its state and addresses
 //	cri run POD NAME COMMAND…       run a container of image box in it; prints its ID
@@ -80,13 +80,14 @@ func run(args []string) error {
 }
 
 func (c client) status([]string) error {
-	s, err := c.Status(c.ctx, &cri.StatusRequest{})
+	s, err := c.Status(c.ctx, &cri.StatusRequest{Verbose: true})
 	if err != nil {
 		return err
 	}
 	for _, condition := range s.Status.Conditions {
 		fmt.Println(condition.Type, condition.Status, condition.Message)
 	}
+	fmt.Println(s.Info["cniconfig"])
 	return nil
 }
 
