@@ -484,7 +484,14 @@ func (n *rootNetwork) collectPorts(ctx context.Context, v *verbs) error {
 	}
 	var errs []error
 	for _, owner := range owners {
-		if _, r, err := v.find(owner); err == nil && r == nil {
+		if v.netConf.ValidAttachments != nil && !v.stale(owner, nil) {
+			continue // the record is lost, but not the container
+		}
+		damaged, r, err := v.find(owner)
+		if damaged != nil && v.netConf.ValidAttachments == nil {
+			continue // that is kept, and its ports with it
+		}
+		if err == nil && r == nil {
 			v.log.Warn("GC: removing ports without a record", "attachment", owner)
 			errs = append(errs, backend.Del(ctx, nat.Published{Owner: owner}))
 		}

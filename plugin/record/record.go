@@ -129,5 +129,8 @@ func decode(b []byte) (*Record, error) {
 	if r.ContainerID == "" || r.IfName == "" || r.Network == "" {
 		return nil, fmt.Errorf("the record names no attachment")
 	}
+	if r.Mode != conf.ModeRoot && r.Mode != conf.ModeRootless {
+		return nil, fmt.Errorf("mode %q of the record is none", r.Mode)
+	}
 	return &r, nil
 }
