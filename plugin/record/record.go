@@ -26,6 +26,7 @@ package record
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -55,8 +56,8 @@ type Record struct {
 
 	Netns   Netns           `json:"netns"`
 	CNIArgs string          `json:"cniArgs,omitempty"`
-	Path    []string        `json:"path,omitempty"` // CNI_PATH, split
-	Config  json.RawMessage `json:"config"`         // the plugin entry as received, runtimeConfig included
+	Path    []string        `json:"path,omitempty"`   // CNI_PATH, split
+	Config  json.RawMessage `json:"config,omitempty"` // the plugin entry as received, runtimeConfig included
 
 	Delegates    []json.RawMessage `json:"delegates,omitempty"`    // root: the chain that ran, built-in default and conflist spelled out
 	DisableCheck bool              `json:"disableCheck,omitempty"` // root: of the conflist that was wrapped
@@ -105,16 +106,43 @@ func (r *Record) Attachment() (*conf.Attachment, error) {
 	}, netConf)
 }
 
-// encode keeps the bytes of raw JSON as they are but for white space: numbers
-// beyond 2^53 and characters such as < stay what they were.
+// encode keeps the configurations as they are, to the byte: encoding/json would
+// take their blanks away, and delegates are to be handed the same at DEL as at ADD.
 func (r *Record) encode() ([]byte, error) {
-	var b bytes.Buffer
-	e := json.NewEncoder(&b)
+	rest := *r
+	rest.Config, rest.Delegates = nil, nil
+	var text bytes.Buffer
+	e := json.NewEncoder(&text)
 	e.SetEscapeHTML(false)
-	if err := e.Encode(r); err != nil {
+	if err := e.Encode(rest); err != nil {
 		return nil, err
 	}
+	var b bytes.Buffer
+	b.WriteString(`{"config":`)
+	b.Write(orNull(r.Config))
+	if len(r.Delegates) > 0 {
+		b.WriteString(`,"delegates":[`)
+		for i, raw := range r.Delegates {
+			if i > 0 {
+				b.WriteByte(',')
+			}
+			b.Write(orNull(raw))
+		}
+		b.WriteByte(']')
+	}
+	b.WriteByte(',')
+	b.Write(text.Bytes()[1:]) // the others, there is always one
+	if !json.Valid(b.Bytes()) {
+		return nil, errors.New("a configuration in it is not JSON")
+	}
 	return b.Bytes(), nil
+}
+
+func orNull(raw json.RawMessage) json.RawMessage {
+	if len(raw) == 0 {
+		return json.RawMessage("null")
+	}
+	return raw
 }
 
 func decode(b []byte) (*Record, error) {
@@ -131,6 +159,11 @@ func decode(b []byte) (*Record, error) {
 	}
 	if r.Mode != conf.ModeRoot && r.Mode != conf.ModeRootless {
 		return nil, fmt.Errorf("mode %q of the record is none", r.Mode)
+	}
+	for i, raw := range r.Delegates {
+		if _, err := conf.ParseDelegate(fmt.Sprintf("delegates[%d]", i), raw); err != nil {
+			return nil, fmt.Errorf("the record: %w", err)
+		}
 	}
 	return &r, nil
 }

@@ -134,6 +134,12 @@ var unreadable = map[string]func(t *testing.T, s *record.Store, path string){
 	"another layout": func(t *testing.T, _ *record.Store, path string) {
 		write(t, path, `{"version":2,"network":"web","containerID":"box","ifName":"eth0"}`)
 	},
+	"no mode": func(t *testing.T, _ *record.Store, path string) {
+		write(t, path, `{"version":1,"network":"web","containerID":"box","ifname":"eth0","mode":"bogus"}`)
+	},
+	"no delegate": func(t *testing.T, _ *record.Store, path string) {
+		write(t, path, `{"version":1,"network":"web","containerID":"box","ifname":"eth0","mode":"root","delegates":[17]}`)
+	},
 	"no key": func(t *testing.T, _ *record.Store, path string) { write(t, path, `{"version":1}`) },
 	"of another attachment": func(t *testing.T, s *record.Store, path string) {
 		other := conf.Key{Network: "web", ContainerID: "other", IfName: "eth0"}
@@ -462,4 +468,22 @@ func TestNetworks(t *testing.T) {
 	networks, err := s.Networks()
 	require.NoError(t, err)
 	require.ElementsMatch(t, []string{"web", "locked", "killed"}, networks)
+}
+
+func TestConfigurationsAreKeptToTheByte(t *testing.T) {
+	s := openStore(t)
+	delegate := "{ \"type\" : \"bridge\",\n\t\"n\": 9007199254740993, \"e\": 1.50e+3, \"t\": \"<&>\\u00e9\", \"null\": null, \"n\" : [ ] }"
+	r := newRecord(t, box, ", \"delegates\" :\n[ "+delegate+" ] ")
+	r.Delegates = []json.RawMessage{json.RawMessage(delegate), json.RawMessage(`{"type":"firewall"}`)}
+	require.NoError(t, s.Save(r))
+	back, err := s.Load(box)
+	require.NoError(t, err)
+	require.Equal(t, delegate, string(back.Delegates[0]))
+	require.Equal(t, string(r.Config), string(back.Config))
+	require.Len(t, back.Delegates, 2)
+	r.Config = json.RawMessage("{")
+	require.Error(t, s.Save(r))
+	again, err := s.Load(box)
+	require.NoError(t, err, "the old one is still there")
+	require.Equal(t, string(back.Config), string(again.Config))
 }
