@@ -30,6 +30,7 @@ type inside struct {
 	mu      sync.Mutex
 	rules   map[conf.Protocol]*portRanges
 	clients map[netip.Addr]bool
+	leaving bool // see leaveAtOnce
 }
 
 // enter starts the thread inside the namespace. It ends with the process: a

@@ -79,10 +79,22 @@ func (in *inside) AddPort(protocol conf.Protocol, port uint16) error {
 	return in.deleteRules(protocol, gone)
 }
 
+// leaveAtOnce has RemovePort and RemoveClient do nothing, as removeSourceRoutes is
+// about to take everything away. One by one, ten thousand ports would take seconds,
+// each splitting the rule that it has with its neighbours.
+func (in *inside) leaveAtOnce() {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.leaving = true
+}
+
 // RemovePort is the reverse of AddPort.
 func (in *inside) RemovePort(protocol conf.Protocol, port uint16) error {
 	in.mu.Lock()
 	defer in.mu.Unlock()
+	if in.leaving {
+		return nil
+	}
 	added, gone := in.rules[protocol].remove(port)
 	for _, r := range added {
 		if err := in.rule(protocol, r, in.link.RuleAdd); err != nil && !errors.Is(err, unix.EEXIST) {
@@ -141,6 +153,9 @@ func (in *inside) RemoveClient(client netip.Addr) error {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	delete(in.clients, client)
+	if in.leaving {
+		return nil
+	}
 	if err := in.link.RouteDel(in.clientRoute(client)); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("removing the route to client %s inside the container's namespace: %w", client, err)
 	}

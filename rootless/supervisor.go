@@ -441,6 +441,9 @@ func (s *supervisor) leave() (clean bool) {
 	s.stop()
 	s.control.Close()
 	driver := s.dismissDriver()
+	if s.inside != nil {
+		s.inside.leaveAtOnce()
+	}
 	if s.ports != nil {
 		if err := s.ports.close(); err != nil {
 			s.log.Warn("closing ports", "error", err)

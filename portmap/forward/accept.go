@@ -14,7 +14,8 @@ type listener struct {
 	fd       int32
 	watched  bool
 	port     *port
-	target   *target
+	target   *target       // for clients of the family that the last one had
+	other    *target       // for those of the other family; nil where there are none, or it is the same
 	resumeAt time.Duration // while paused
 	pacing   string        // congestion control of clients elsewhere, where it is not the listener's
 }
@@ -52,6 +53,26 @@ func (l *listener) close(w *worker) {
 
 func (l *listener) resume(*worker) {}
 
+// expect sets the targets of a listener for both families.
+func (l *listener) expect(target, other *target) {
+	l.target = target
+	if other.family != target.family {
+		l.other = other
+	}
+}
+
+// turn prepares for clients of the other family, as one has come.
+func (l *listener) turn(w *worker, inside int32) (int32, unix.Errno) {
+	w.keep(l.target, inside)
+	l.target, l.other = l.other, l.target
+	return w.spare(l.target)
+}
+
+// unexpected says that the client is not of the family the listener is prepared for.
+func (l *listener) unexpected(client *sockaddr) bool {
+	return l.other != nil && client.ip().Is4() != (l.target.family == unix.AF_INET)
+}
+
 // ready accepts one connection; epoll tells again when there are more. The socket
 // inside is made first, so that a client waits in the backlog, instead of being
 // accepted and dropped, while descriptors are short.
@@ -71,6 +92,14 @@ func (l *listener) ready(w *worker, _ int, _ uint32) {
 		setCongestion(outside, l.pacing)
 	}
 	l.port.total.Add(1)
+	if l.unexpected(&w.name) {
+		if inside, errno = l.turn(w, inside); errno != 0 {
+			l.port.dropped.Add(1)
+			sysReset(outside)
+			l.pause(w, errno)
+			return
+		}
+	}
 	l.hand(w, accepted{l.port, l.target, w.name, outside, inside})
 }
 

@@ -126,11 +126,7 @@ func (f *Forwarder) open(ports []*port) error {
 			return fmt.Errorf("port %s: %w", p.mapping, err)
 		}
 	}
-	byWorker := make(map[*worker][]*port)
-	for _, p := range ports {
-		byWorker[p.worker] = append(byWorker[p.worker], p)
-	}
-	for w, ports := range byWorker {
+	for w, ports := range byWorker(ports) {
 		var errno unix.Errno
 		w.do(func(w *worker) { errno = watchPorts(w, ports) })
 		if errno != 0 {
@@ -154,14 +150,28 @@ func watchPorts(w *worker, ports []*port) unix.Errno {
 
 // shut closes the listeners of ports, worker by worker.
 func (f *Forwarder) shut(ports []*port) {
-	for _, p := range ports {
-		p.worker.do(func(w *worker) {
-			for _, e := range p.entrances {
-				e.close(w)
+	for w, ports := range byWorker(ports) {
+		w.do(func(w *worker) {
+			for _, p := range ports {
+				for _, e := range p.entrances {
+					e.close(w)
+				}
 			}
 		})
+	}
+	for _, p := range ports {
 		p.release()
 	}
+}
+
+// byWorker groups ports: a worker is asked once for all of its own, as each
+// question waits for its turn.
+func byWorker(ports []*port) map[*worker][]*port {
+	groups := make(map[*worker][]*port)
+	for _, p := range ports {
+		groups[p.worker] = append(groups[p.worker], p)
+	}
+	return groups
 }
 
 // Remove stops forwarding a port. Its TCP connections go on until one of their

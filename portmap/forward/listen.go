@@ -18,17 +18,17 @@ import (
 // non-blocking.
 type Socket struct {
 	Mapping conf.PortMapping
-	Family  int // unix.AF_INET or unix.AF_INET6
+	Family  int // unix.AF_INET or unix.AF_INET6, which may be for both (ipv6(7), IPV6_V6ONLY)
 	File    *os.File
 }
 
 // backlog is cut to net.core.somaxconn by the kernel (listen(2)).
 const backlog = 65535
 
-// Listen binds one host socket per mapping and address family in the calling
-// process's network namespace, all or nothing. A mapping without an address gets
-// the IPv4 and the IPv6 wildcard; the latter is left out on a host that has no
-// IPv6. Errors are *types.Error with the codes [conf.ErrPortInUse],
+// Listen binds the host sockets of the mappings in the calling process's network
+// namespace, all or nothing. A mapping without an address gets the IPv4 and the IPv6
+// wildcard, as one socket for TCP and two for UDP; the latter is left out on a host
+// that has no IPv6. Errors are *types.Error with the codes [conf.ErrPortInUse],
 // [conf.ErrPortPermission], [conf.ErrNetwork], or 2 for sctp.
 func Listen(mappings []conf.PortMapping) ([]Socket, error) {
 	var sockets []Socket
@@ -55,7 +55,7 @@ func listenMapping(m conf.PortMapping) ([]Socket, error) {
 			fmt.Sprintf("port %s cannot be published without root, as rootlessport forwards tcp and udp only; start the container as root or leave the mapping out", m))
 	}
 	if m.HostIP.IsValid() {
-		s, err := listenAddr(m, m.HostIP)
+		s, err := listenAddr(m, m.HostIP, ownFamily)
 		if err != nil {
 			return nil, listenError(m, m.HostIP, err)
 		}
@@ -64,12 +64,27 @@ func listenMapping(m conf.PortMapping) ([]Socket, error) {
 	return listenWildcard(m)
 }
 
+// families is the value of IPV6_V6ONLY.
+type families int
+
+const (
+	bothFamilies families = iota
+	ownFamily
+)
+
+// listenWildcard takes one descriptor for a TCP port, as there may be thousands, and
+// two for a UDP port. Why a single one cannot be had, two attempts tell.
 func listenWildcard(m conf.PortMapping) ([]Socket, error) {
-	four, err := listenAddr(m, netip.IPv4Unspecified())
+	if m.Protocol == conf.TCP {
+		if both, err := listenAddr(m, netip.IPv6Unspecified(), bothFamilies); err == nil {
+			return []Socket{both}, nil
+		}
+	}
+	four, err := listenAddr(m, netip.IPv4Unspecified(), ownFamily)
 	if err != nil {
 		return nil, listenError(m, netip.IPv4Unspecified(), err)
 	}
-	six, err := listenAddr(m, netip.IPv6Unspecified())
+	six, err := listenAddr(m, netip.IPv6Unspecified(), ownFamily)
 	switch {
 	case err == nil:
 		return []Socket{four, six}, nil
@@ -80,7 +95,7 @@ func listenWildcard(m conf.PortMapping) ([]Socket, error) {
 	return nil, listenError(m, netip.IPv6Unspecified(), err)
 }
 
-func listenAddr(m conf.PortMapping, ip netip.Addr) (Socket, error) {
+func listenAddr(m conf.PortMapping, ip netip.Addr, only families) (Socket, error) {
 	family := familyOf(ip)
 	fd, err := unix.Socket(family, socketType(m.Protocol)|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -89,18 +104,18 @@ func listenAddr(m conf.PortMapping, ip netip.Addr) (Socket, error) {
 	// A descriptor that is still blocking here stays out of Go's own poller, which
 	// nobody would ask about it.
 	file := os.NewFile(uintptr(fd), m.String())
-	if err := bindListener(fd, family, m, ip); err != nil {
+	if err := bindListener(fd, family, m, ip, only); err != nil {
 		file.Close()
 		return Socket{}, err
 	}
 	return Socket{Mapping: m, Family: family, File: file}, nil
 }
 
-func bindListener(fd, family int, m conf.PortMapping, ip netip.Addr) error {
+func bindListener(fd, family int, m conf.PortMapping, ip netip.Addr, only families) error {
 	if err := unix.SetNonblock(fd, true); err != nil {
 		return err
 	}
-	for _, o := range listenerOptions(family, m.Protocol) {
+	for _, o := range listenerOptions(family, m.Protocol, only) {
 		if err := unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
 			return err
 		}
@@ -132,10 +147,10 @@ const (
 const datagramBuffer = 4 << 20
 
 // listenerOptions: what a TCP listener has, its accepted sockets inherit.
-func listenerOptions(family int, protocol conf.Protocol) []option {
+func listenerOptions(family int, protocol conf.Protocol, only families) []option {
 	var options []option
 	if family == unix.AF_INET6 {
-		options = append(options, option{unix.SOL_IPV6, unix.IPV6_V6ONLY, 1})
+		options = append(options, option{unix.SOL_IPV6, unix.IPV6_V6ONLY, int(only)})
 	}
 	switch {
 	case protocol == conf.TCP:
@@ -212,7 +227,7 @@ func listenError(m conf.PortMapping, ip netip.Addr, err error) error {
 	case errors.Is(err, unix.EAFNOSUPPORT):
 		return conf.Errorf(conf.ErrNetwork, "%s: this host has no IPv6; use an IPv4 hostIP or none", port)
 	case errors.Is(err, unix.EMFILE):
-		return conf.Errorf(conf.ErrNetwork, "%s: too many open files, as each port takes one descriptor per address family; raise the hard limit of open files (\"ulimit -Hn\")", port)
+		return conf.Errorf(conf.ErrNetwork, "%s: too many open files, as each TCP port takes a descriptor and each UDP port one per address family; raise the hard limit of open files (\"ulimit -Hn\")", port)
 	}
 	return conf.Errorf(conf.ErrNetwork, "%s cannot be bound: %v", port, err)
 }

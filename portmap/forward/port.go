@@ -53,7 +53,20 @@ func (p *port) newEntrance(f *Forwarder, family int, fd int32) entrance {
 	if p.mapping.Protocol == conf.UDP {
 		return newUDPPort(p, target, family, fd)
 	}
-	return &listener{fd: fd, port: p, target: target, pacing: unpace(fd)}
+	l := &listener{fd: fd, port: p, target: target, pacing: unpace(fd)}
+	if forBoth(family, fd) {
+		l.expect(f.config.targetFor(unix.AF_INET), target)
+	}
+	return l
+}
+
+// forBoth says whether a listener takes clients of both address families.
+func forBoth(family int, fd int32) bool {
+	if family != unix.AF_INET6 {
+		return false
+	}
+	only, err := unix.GetsockoptInt(int(fd), unix.SOL_IPV6, unix.IPV6_V6ONLY)
+	return err == nil && only == 0
 }
 
 func (p *port) closeUnwatched() {
