@@ -164,8 +164,8 @@ END
 		echo 'user:x:` + uid + `:' >>/etc/group
 		echo user:3000000000:65536 | tee /etc/subuid >/etc/subgid
 		install -d -o ` + uid + ` -g ` + uid + ` /home/user`,
-		`mkdir -p ` + stage + `/rootfs/bin ` + stage + `/rootfs/tmp
-		cd ` + stage + `/rootfs && cp /bin/busybox ` + stage + `/plugins/peer bin
+		`mkdir ` + stage + `/rootfs && cd ` + stage + `/rootfs && mkdir bin dev etc proc sys tmp && touch etc/resolv.conf
+		cp /bin/busybox ` + stage + `/plugins/peer bin
 		for p in cat echo grep ip ls nslookup sh sleep; do ln -s busybox bin/$p; done
 		tar -cf ` + stage + `/box.tar .
 		cd ` + stage + ` && mkdir image && cd image && ln ../box.tar layer.tar
@@ -189,7 +189,6 @@ func setupForEngine(env *testscript.Env) error {
 	if err := setup(env); err != nil {
 		return err
 	}
-	env.Setenv("ROOTFS", stage+"/rootfs")
 	env.Setenv("PATH", stage+"/bin:"+env.Getenv("PATH"))
 	return errors.Join(os.Symlink(stage+"/box.tar", "box.tar"), os.Symlink(stage+"/box-image.tar", "box-image.tar"))
 }

@@ -36,7 +36,8 @@
 // # Callers
 //
 // The scripts under callers have the engines that people run call ambi. Their
-// machines have the engines' folders empty, a user with subordinate ids, a root
-// folder for containers ($ROOTFS, and as box.tar) with busybox and peer in it, and
-// forgetdns (what a container itself asked a name server is no leftover).
+// machines have the engines' folders empty, ambi in /opt/cni/bin, a user with
+// subordinate ids, the root of a container with busybox and peer in it (as the
+// folder /run/e2e/rootfs, as box.tar, as the image box-image.tar), and forgetdns
+// (what a container itself asked a name server is no leftover).
 package e2e

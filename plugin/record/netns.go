@@ -4,6 +4,8 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"strconv"
+	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"golang.org/x/sys/unix"
@@ -25,17 +27,17 @@ type Netns struct {
 func OpenNetns(path string) (*os.File, Netns, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, Netns{}, NetnsError(path, reason(err), openHint(err))
+		return nil, Netns{}, NetnsError(path, reason(err), openHint(path, err))
 	}
 	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE) // Linux 4.11
 	if err != nil || kind != unix.CLONE_NEWNET {
 		f.Close()
-		return nil, Netns{}, NetnsError(path, "it is not a network namespace", openHint(nil))
+		return nil, Netns{}, NetnsError(path, "it is not a network namespace", openHint(path, nil))
 	}
 	n, err := identify(path, f)
 	if err != nil {
 		f.Close()
-		return nil, Netns{}, NetnsError(path, err.Error(), openHint(err))
+		return nil, Netns{}, NetnsError(path, err.Error(), openHint(path, err))
 	}
 	return f, n, nil
 }
@@ -71,11 +73,29 @@ func NetnsError(path, why, hint string) error {
 	return conf.Errorf(types.ErrInvalidEnvironmentVariables, "CNI_NETNS %q: %s; %s", path, why, hint)
 }
 
-func openHint(err error) string {
-	if errors.Is(err, fs.ErrPermission) {
+func openHint(path string, err error) string {
+	switch {
+	case errors.Is(err, fs.ErrPermission) && isClosed(path):
+		return "its process keeps itself closed to its own user, as crun's does until the container's program runs: call from a poststart hook, or give the path of a namespace made before"
+	case errors.Is(err, fs.ErrPermission):
 		return "run as the user who made the namespace"
 	}
 	return "give the path of a network namespace, such as /run/netns/NAME or /proc/PID/ns/net"
+}
+
+// isClosed says that the process of a path in /proc is the caller's and not
+// dumpable (PR_SET_DUMPABLE in prctl(2)): its files in /proc are root's then.
+func isClosed(path string) bool {
+	rest, ok := strings.CutPrefix(path, "/proc/")
+	pid, _, _ := strings.Cut(rest, "/")
+	status, err := os.ReadFile("/proc/" + pid + "/status")
+	var st unix.Stat_t
+	if !ok || err != nil || unix.Stat("/proc/"+pid+"/ns", &st) != nil {
+		return false
+	}
+	_, after, _ := strings.Cut(string(status), "\nUid:")
+	fields := strings.Fields(after)
+	return len(fields) > 0 && fields[0] == strconv.Itoa(os.Getuid()) && int(st.Uid) != os.Getuid()
 }
 
 // reason is the last cause of an error, without the operation and path that the
