@@ -90,8 +90,8 @@ func (w *world) once() error {
 	ports := `"runtimeConfig":{"portMappings":[{"hostPort":20000,"containerPort":80,"protocol":"tcp"}]}`
 	for i := range w.networks {
 		for _, verb := range []string{"ADD", "DEL"} {
-			if r, err := w.call(b, verb, i, ports, ""); err != nil || r.Exit != 0 {
-				return fmt.Errorf("%s in network %s: %v: %s%s", verb, w.networks[i].name, err, r.Out, r.Stderr)
+			if err := w.must(b, verb, i, ports, ""); err != nil {
+				return err
 			}
 		}
 	}
@@ -110,9 +110,17 @@ func (w *world) open() error {
 	}
 	w.veteran, w.boxes = w.boxes[boxes], w.boxes[:boxes]
 	ports := `"runtimeConfig":{"portMappings":[{"hostPort":19999,"containerPort":80,"protocol":"tcp"}]}`
-	r, err := w.call(w.veteran, "ADD", 0, ports, "")
-	if err != nil || r.Exit != 0 {
-		return fmt.Errorf("ADD of the veteran: %v: %s%s", err, r.Out, r.Stderr)
+	return w.must(w.veteran, "ADD", 0, ports, "")
+}
+
+// must is a call that has to succeed.
+func (w *world) must(b *box, verb string, network int, runtimeConfig, more string) error {
+	r, err := w.call(b, verb, network, runtimeConfig, more)
+	if err == nil && r.Exit != 0 {
+		err = fmt.Errorf("status %d: %s%s", r.Exit, r.Out, r.Stderr)
+	}
+	if err != nil {
+		return fmt.Errorf("%s of %s in network %s: %w", verb, b.id, w.networks[network].name, err)
 	}
 	return nil
 }
@@ -142,14 +150,14 @@ func (w *world) soak() {
 func (w *world) close() {
 	for _, b := range append(slices.Clone(w.boxes), w.veteran) {
 		for i := range w.networks {
-			if r, err := w.call(b, "DEL", i, "", ""); err != nil || r.Exit != 0 {
-				w.problem("the last DEL of %s in %s: %v: %s%s", b.id, w.networks[i].name, err, r.Out, r.Stderr)
+			if err := w.must(b, "DEL", i, "", ""); err != nil {
+				w.problem("in the end: %v", err)
 			}
 		}
 	}
 	for i := range w.networks {
-		if r, err := w.call(w.veteran, "GC", i, "", `"cni.dev/valid-attachments":[]`); err != nil || r.Exit != 0 {
-			w.problem("the last GC of %s: %v: %s%s", w.networks[i].name, err, r.Out, r.Stderr)
+		if err := w.must(w.veteran, "GC", i, "", `"cni.dev/valid-attachments":[]`); err != nil {
+			w.problem("in the end: %v", err)
 		}
 	}
 	for _, b := range append(slices.Clone(w.boxes), w.veteran) {
