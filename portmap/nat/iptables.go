@@ -92,7 +92,11 @@ func (b iptBackend) Add(ctx context.Context, p Published) error {
 	if err := errors.Join(validOwner(p.Owner), b.serves(fs), hostSocketsFree(fs, p.Owner.ContainerID)); err != nil {
 		return err
 	}
-	pl := plan{p, fs, hostInterface(p)}
+	hostIf, err := hostInterface(p)
+	if err != nil {
+		return err
+	}
+	pl := plan{p, fs, hostIf}
 	var done []forward
 	err = b.locked(ctx, func(b iptBackend) (err error) {
 		done, err = b.publish(ctx, pl)
@@ -169,7 +173,11 @@ func (b iptBackend) Check(ctx context.Context, p Published) error {
 	if err != nil {
 		return err
 	}
-	pl := plan{p, fs, hostInterface(p)}
+	hostIf, err := hostInterface(p)
+	if err != nil {
+		return err
+	}
+	pl := plan{p, fs, hostIf}
 	var missing []string
 	for _, r := range now {
 		missing = append(missing, r.missing(pl)...)

@@ -1,10 +1,13 @@
 package nat
 
 import (
+	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -15,27 +18,55 @@ import (
 // hostInterface is the interface that the host reaches the container by: the one
 // given, else that of the route to the container. Empty when there is none, or
 // when the route has a gateway: an interface of the wider network is not the
-// attachment's.
-func hostInterface(p Published) string {
+// attachment's. That it cannot be found out is an error: the ports would work
+// from everywhere but from the container itself and the host's 127.0.0.1.
+func hostInterface(p Published) (string, error) {
 	if p.HostIf != "" {
-		return p.HostIf
+		return p.HostIf, nil
 	}
 	for _, f := range families() {
 		ip := p.target(f)
 		if !ip.IsValid() {
 			continue
 		}
-		routes, err := netlink.RouteGet(net.IP(ip.AsSlice()))
-		if err != nil || len(routes) == 0 || routes[0].Gw != nil || routes[0].Type != unix.RTN_UNICAST {
-			continue
+		name, err := directLink(ip)
+		if err != nil {
+			return "", conf.Errorf(conf.ErrNetwork, "looking for the host's interface towards container address %s: %v", ip, err)
 		}
-		link, err := netlink.LinkByIndex(routes[0].LinkIndex)
-		if err == nil && link.Attrs().Flags&net.FlagLoopback == 0 {
-			return link.Attrs().Name
+		if name != "" {
+			return name, nil
 		}
 	}
-	return ""
+	return "", nil
 }
+
+// directLink is the interface of the route to an address, without a gateway; empty
+// when there is none.
+func directLink(ip netip.Addr) (string, error) {
+	routes, err := netlink.RouteGet(net.IP(ip.AsSlice()))
+	if err != nil && !slices.ContainsFunc(noRoute, func(e unix.Errno) bool { return errors.Is(err, e) }) {
+		return "", err
+	}
+	if len(routes) == 0 || routes[0].Gw != nil || routes[0].Type != unix.RTN_UNICAST {
+		return "", nil
+	}
+	link, err := netlink.LinkByIndex(routes[0].LinkIndex)
+	var gone netlink.LinkNotFoundError
+	switch {
+	case errors.As(err, &gone):
+		return "", nil
+	case err != nil:
+		return "", err
+	case link.Attrs().Flags&net.FlagLoopback != 0:
+		return "", nil
+	}
+	return link.Attrs().Name, nil
+}
+
+// noRoute is how the kernel says that it has no route, and how each type of route
+// says that nothing goes there (ip-route(8): unreachable, prohibit, blackhole), and
+// that it lacks the address family.
+var noRoute = []unix.Errno{unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EACCES, unix.EINVAL, unix.ESRCH, unix.ENOENT, unix.ENODEV, unix.EAFNOSUPPORT, unix.EOPNOTSUPP}
 
 // needsLocalnet says whether a mapping can be reached over 127.0.0.1. Without
 // SNAT it cannot: the container would answer to itself.

@@ -90,7 +90,10 @@ func (b nftBackend) Add(ctx context.Context, p Published) error {
 	if err := errors.Join(validOwner(p.Owner), hostSocketsFree(fs, p.Owner.ContainerID)); err != nil {
 		return err
 	}
-	hostIf := hostInterface(p)
+	hostIf, err := hostInterface(p)
+	if err != nil {
+		return err
+	}
 	var done []forward
 	err = retry(ctx, func() (err error) {
 		done, err = nftAdd(p, fs, hostIf)

@@ -20,7 +20,10 @@ func (nftBackend) Check(ctx context.Context, p Published) error {
 	if err != nil {
 		return err
 	}
-	hostIf := hostInterface(p)
+	hostIf, err := hostInterface(p)
+	if err != nil {
+		return err
+	}
 	var missing []string
 	err = retry(ctx, func() (err error) {
 		missing, err = nftMissing(p, fs, hostIf)

@@ -27,11 +27,15 @@ func plans(all []Published) ([]plan, error) {
 		if err == nil {
 			err = validOwner(p.Owner)
 		}
+		var hostIf string
+		if err == nil {
+			hostIf, err = hostInterface(p)
+		}
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		ready = append(ready, plan{p, fs, hostInterface(p)})
+		ready = append(ready, plan{p, fs, hostIf})
 	}
 	return ready, errors.Join(errs...)
 }
