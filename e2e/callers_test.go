@@ -229,7 +229,7 @@ func TestCallersDocs(t *testing.T) {
 			continue
 		}
 		for line := range strings.Lines(block[2]) {
-			if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
+			if line = inBackground.ReplaceAllString(strings.TrimSpace(line), ""); line != "" && !strings.HasPrefix(line, "#") {
 				commands++
 				require.True(t, known[line], "no script runs %q", line)
 			}
