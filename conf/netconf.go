@@ -219,6 +219,8 @@ func (n *NetConf) fields() fields {
 		"delegateTimeout":           duration(&n.DelegateTimeout),
 		"bridge":                    object(n.Bridge.fields()),
 		"portmap":                   object(n.Portmap.fields()),
+		"snat":                      boolean(&n.Portmap.SNAT), // as the portmap plugin has it
+		"backend":                   oneOf(&n.Portmap.Backend, BackendAuto, BackendNFTables, BackendIPTables, BackendNone),
 		"rootless":                  object(n.Rootless.fields()),
 		"stateDir":                  absolutePath(&n.StateDir),
 		"logLevel":                  n.setLogLevel,
