@@ -16,6 +16,7 @@ type costPlan struct {
 	only  string
 	out   string
 
+	haveBox     bool
 	comparisons []*comparison
 }
 

@@ -36,7 +36,7 @@ var conflists = []conflist{
 	}},
 }
 
-// writeConflists writes them where cnitool looks, and makes the container.
+// writeConflists writes them where cnitool looks.
 func writeConflists() error {
 	if err := os.MkdirAll(stage+"/networks", 0o755); err != nil {
 		return err
@@ -121,16 +121,28 @@ func (p *costPlan) pair(times int, key, title, subject, other string, target flo
 }
 
 func (p *costPlan) delegation() error {
-	if err := writeConflists(); err != nil {
-		return err
-	}
-	if err := step("ip", "netns", "add", "box"); err != nil {
+	if err := p.makeBox(); err != nil {
 		return err
 	}
 	return p.pair(p.times, "delegates", "bridge and firewall, no ports", "as delegates of ambi", "run by cnitool", 1.10, life{"delegated", 0}, life{"direct", 0})
 }
 
+// makeBox makes the conflists and the container, once for all parts that need them.
+func (p *costPlan) makeBox() error {
+	if p.haveBox {
+		return nil
+	}
+	p.haveBox = true
+	if err := writeConflists(); err != nil {
+		return err
+	}
+	return step("ip", "netns", "add", "box")
+}
+
 func (p *costPlan) ports() error {
+	if err := p.makeBox(); err != nil {
+		return err
+	}
 	for _, c := range []struct {
 		times         int
 		key, title    string
