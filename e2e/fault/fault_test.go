@@ -72,6 +72,8 @@ var onceFound = map[string][]*planned{
 		{Verb: "GC", After: "DEL", Fault: &inject.Fault{Role: "supervisor", Call: "recvfrom", N: 12, Errno: "EIO"}},
 		// GC took a state folder that it could not look at for one that is not there.
 		{Verb: "GC", After: "GC", Fault: &inject.Fault{Role: "ambi", Call: "newfstatat", N: 2, Errno: "EIO"}},
+		// The record went although the socket stayed, so that GC knew no more of it.
+		{Verb: "GC", After: "GC", Fault: &inject.Fault{Role: "ambi", Call: "unlinkat", N: 1, Errno: "EPERM"}},
 		// The lock file stayed, and DEL did not say so.
 		{Verb: "DEL", After: "DEL", Fault: &inject.Fault{Role: "ambi", Call: "unlinkat", N: 9, Errno: "EIO"}},
 		// ADD waited for ever for a driver that could not say that it was ready.

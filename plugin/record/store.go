@@ -275,7 +275,7 @@ func (s *Store) Remove(k conf.Key) error {
 		return err
 	}
 	var errs []error
-	for _, ext := range []string{"sock", "api", "log", "alive", "busy", "json"} {
+	for _, ext := range []string{"sock", "api", "log", "alive", "busy"} {
 		files = append(files, s.Path(k, ext))
 	}
 	for _, f := range files {
@@ -283,7 +283,13 @@ func (s *Store) Remove(k conf.Key) error {
 			errs = append(errs, err)
 		}
 	}
-	return errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil {
+		return err // and the record stays, or GC would not know that something is left
+	}
+	if err := os.Remove(s.Path(k, "json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // Lock waits until no other verb is at work on the attachment and no GC on the
