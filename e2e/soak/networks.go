@@ -84,6 +84,9 @@ var invalid = []string{
 func damaged(r *rand.Rand, config string) string {
 	b := []byte(config)
 	for range 1 + r.IntN(4) {
+		if len(b) == 0 {
+			break
+		}
 		switch i := r.IntN(len(b)); r.IntN(3) {
 		case 0:
 			b[i] = byte(r.IntN(256))

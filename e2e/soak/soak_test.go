@@ -64,6 +64,16 @@ func requireXML(t *testing.T, picture string) {
 	}
 }
 
+// TestDamaged: a configuration of any length can be damaged.
+func TestDamaged(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	for _, config := range []string{"", "x", "{}"} {
+		for range 100 {
+			require.LessOrEqual(t, len(damaged(r, config)), len(config))
+		}
+	}
+}
+
 // TestSeedDecides: the same seed makes the same choices.
 func TestSeedDecides(t *testing.T) {
 	choices := func(seed uint64) (all []string) {
