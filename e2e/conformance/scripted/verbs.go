@@ -33,7 +33,7 @@ func (p *plugin) prepare(args *skel.CmdArgs) (unlock func(), err error) {
 	if p.broken("strict-args") && strings.Contains(string(args.StdinData), `"args"`) {
 		return nil, types.NewError(types.ErrUnsupportedField, "key args", "")
 	}
-	if err := p.conf.checkPorts(); err != nil && p.verb == "ADD" && !p.broken("any-port") {
+	if err := p.conf.checkPorts(); err != nil && p.verb == "ADD" && !p.isIPAM() && !p.broken("any-port") {
 		return nil, err
 	}
 	return p.lock()
@@ -41,7 +41,7 @@ func (p *plugin) prepare(args *skel.CmdArgs) (unlock func(), err error) {
 
 // chained says whether the interface is another plugin's.
 func (p *plugin) chained(prev *types100.Result) bool {
-	return prev != nil && (p.name != Name || p.conf.Script.Chained)
+	return prev != nil && (!strings.HasPrefix(p.name, Name) || p.conf.Script.Chained)
 }
 
 func (p *plugin) add(args *skel.CmdArgs) (err error) {

@@ -104,6 +104,9 @@ func (a *attachment) call(verb string, edits ...edit) outcome {
 func (a *attachment) add(edits ...edit) outcome {
 	o := a.call("ADD", edits...)
 	if o.ok() {
+		if !json.Valid(o.stdout) {
+			a.l.fail("standard output of ADD is not JSON: %s", short(o.stdout))
+		}
 		a.result = o.stdout
 	}
 	return o

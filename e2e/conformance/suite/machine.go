@@ -27,7 +27,7 @@ const userID = 40001
 const patience = 10 * time.Second
 
 // machine is what a point runs in: network, mount and process namespaces of its
-// own, with /run, /tmp and /var/lib/cni empty. The host is 192.0.2.1 and
+// own, with /run, /tmp and /var/lib/cni empty. The host is 192.0.2.1, 192.0.2.7 and
 // 2001:db8::1, with default routes.
 type machine struct {
 	rootless bool
@@ -163,7 +163,7 @@ func furnishNetwork() error {
 			return err
 		}
 	}
-	for _, text := range []string{"192.0.2.1/24", "2001:db8::1/64"} {
+	for _, text := range []string{hostIPv4 + "/24", otherIPv4 + "/24", hostIPv6 + "/64"} {
 		addr, err := netlink.ParseAddr(text)
 		if err != nil {
 			return err
@@ -171,6 +171,9 @@ func furnishNetwork() error {
 		addr.Flags = unix.IFA_F_NODAD // it is usable at once
 		if err := netlink.AddrAdd(uplink, addr); err != nil {
 			return fmt.Errorf("address %s: %w", text, err)
+		}
+		if text == otherIPv4+"/24" {
+			continue // the route is there
 		}
 		gateway := addr.IP
 		gateway[len(gateway)-1] = 2

@@ -43,7 +43,8 @@ func reached(host string, port int) bool {
 	return line == greeting
 }
 
-const hostIPv4, hostIPv6 = "192.0.2.1", "2001:db8::1"
+// The addresses of the host.
+const hostIPv4, otherIPv4, hostIPv6 = "192.0.2.1", "192.0.2.7", "2001:db8::1"
 
 // reachable fails unless the service is reached at this address of the host and at
 // none of the others.
@@ -77,7 +78,7 @@ func point51(l *lab) {
 	a, o, port = l.publish(hostIPv4)
 	l.succeeds(o)
 	hasIPv6 := slices.ContainsFunc(a.own(), func(ip *ipConfig100) bool { return ip.Address.IP.To4() == nil })
-	l.reachable(hostIPv4, port, "127.0.0.1", hostIPv6)
+	l.reachable(hostIPv4, port, otherIPv4, "127.0.0.1", hostIPv6)
 	a.takeDown()
 
 	a, o, port = l.publish(hostIPv6)
