@@ -20,6 +20,7 @@ help:
 	@echo 'make test-race  the packages that have concurrency, under the race detector (root)'
 	@echo 'make e2e-callers  Podman, containerd, go-cni, RootlessKit and others call ambi (root)'
 	@echo 'make bench      measure against the peers; tables, JSON and pictures into docs/bench (root)'
+	@echo 'make conformance  ambi and others against the specification; writes docs/conformance.md (root)'
 	@echo 'make fault      fail and kill verbs at every step, see that nothing is left; writes docs/faults.md (root)'
 	@echo 'make soak       random verbs and kills for MINUTES, 10 by default, in each mode; draws docs/soak.svg (root)'
 	@echo 'make fuzz       every fuzz test for FUZZTIME, 60s by default'
@@ -63,6 +64,12 @@ bench: build setup
 	@$(GO) build -trimpath -tags ambi_nocli -ldflags '-s -w -X main.version=$(VERSION)' -o $(TOOLS)/ambi-nocli .
 	@$(TOOLS)/bench run $(BENCH_FLAGS)
 	@$(TOOLS)/bench run-cost $(BENCH_FLAGS)
+
+# About five minutes.
+.PHONY: conformance
+conformance: build setup
+	@$(GO) build -trimpath -o $(TOOLS)/conformance ./e2e/conformance
+	@hack/conformance
 
 # Some minutes for each mode; FAULT_FLAGS='-mode root -faults 1000 -seed 7' for others.
 .PHONY: fault

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -77,10 +78,13 @@ type broken struct {
 	own     bool // it has no IPAM plugin, but addresses of its own
 }
 
-// span are the points of a letter.
+// span are the points of a letter, without those that take long: the plugin that does
+// everything right is tried with them.
 func span(first, last int) (numbers []int) {
 	for n := first; n <= last; n++ {
-		numbers = append(numbers, n)
+		if !slices.Contains([]int{17, 46, 47, 71}, n) {
+			numbers = append(numbers, n)
+		}
 	}
 	return numbers
 }

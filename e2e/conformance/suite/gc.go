@@ -54,6 +54,7 @@ func (l *lab) stale(options ...option) *attachment {
 }
 
 func point84(l *lab) {
+	l.needs("1.1.0", "GC")
 	a := l.attach()
 	l.expect(l.call("GC", a.request("ADD").with("cniVersion", "1.0.0").with(gcKey, []any{})), types.ErrIncompatibleCNIVersion)
 }

@@ -204,13 +204,9 @@ func (l *lab) innerOfOne() {
 }
 
 func point105(l *lab) {
-	l.warm()
 	for _, text := range []string{"null", "", "{", `{"cniVersion":"1.0.0","ips":[`, "[]", "7", "nonsense"} {
 		a := l.delegate(script{script: scripted.Script{Print: &text}}).attachment()
-		before := l.snapshot(a.container)
-		o := a.add()
-		l.fails(o, "the delegate printed "+short([]byte(text))+":")
-		l.unchanged(before, "after a delegate that printed "+short([]byte(text)), a.container)
+		l.fails(a.add(), "the delegate printed "+short([]byte(text))+":")
 	}
 }
 
