@@ -59,12 +59,31 @@ type app struct {
 	stateDir string
 }
 
+// output remembers that something could not be written, so that no table has to look.
+type output struct {
+	to  io.Writer
+	err error
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	n, err := o.to.Write(b)
+	if o.err == nil {
+		o.err = err
+	}
+	return n, err
+}
+
 func (a *app) run(ctx context.Context, args []string) int {
+	out := &output{to: a.out}
+	a.out = out
 	root := a.root()
 	root.SetArgs(args)
 	root.SetOut(a.out)
 	root.SetErr(a.errOut)
 	command, err := root.ExecuteContextC(ctx)
+	if err == nil && out.err != nil {
+		err = hinted(fmt.Errorf("writing what was found: %w", out.err), "see that there is room where standard output goes")
+	}
 	if err == nil {
 		return ok
 	}

@@ -210,7 +210,7 @@ func status(ctx context.Context, entry map[string]json.RawMessage) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }() // in /tmp, and empty but for what was learnt
 	config := map[string]any{}
 	for key, value := range entry {
 		config[key] = value
