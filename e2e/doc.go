@@ -25,8 +25,8 @@
 //	unchanged [SECONDS]   the machine is as remembered, now or within that time
 //	                      (a namespace made since has to be gone, too)
 //
-// and these programs: asuser CMD… (run as an unprivileged user), onneighbour CMD…
-// (run on the neighbour host), fakeroot CMD… (unshare -Ur as the user), verb VERB
+// and these programs: asuser CMD… (run as an unprivileged user), stranger CMD… (run as another one),
+// onneighbour CMD… (run on the neighbour host), fakeroot CMD… (unshare -Ur as the user), verb VERB
 // NETNS FILE (one call of the plugin, whose output must be one JSON document or
 // nothing), try VERB NETNS MEMBERS (the same with a configuration of these members
 // beside version, name and type), makeslirp FILE OPTION… (a slirp4netns of before

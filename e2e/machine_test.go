@@ -133,6 +133,8 @@ case $CNI_COMMAND in
 ADD) echo '{"cniVersion":"1.1.0"}' ;;
 VERSION) echo '{"cniVersion":"1.1.0","supportedVersions":["1.0.0","1.1.0"]}' ;;
 esac`,
+		// Another user of the host.
+		"stranger":    `exec setpriv --reuid 40002 --regid 40002 --clear-groups env HOME=/tmp "$@"`,
 		"fakeroot":    `exec asuser unshare -Ur "$@"`,
 		"onneighbour": `exec ip netns exec neighbour "$@"`,
 	}
