@@ -308,6 +308,7 @@ func (s *supervisor) settle() {
 // The pace of the watch over the namespace and of restarting the driver.
 const (
 	watchInterval = time.Second
+	trimAfter     = 200 * time.Millisecond
 	firstBackOff  = 50 * time.Millisecond
 	longestPause  = 10 * time.Second
 	stableAfter   = time.Minute // a driver that lived this long starts from firstBackOff again
@@ -321,7 +322,7 @@ func (s *supervisor) run() {
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
 	// Give memory back, and not before ADD has returned: it would take ADD's time.
-	trim := time.AfterFunc(watchInterval, debug.FreeOSMemory)
+	trim := time.AfterFunc(trimAfter, giveMemoryBack)
 	defer trim.Stop()
 	for {
 		select {
