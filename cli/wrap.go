@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/utils"
@@ -81,6 +82,13 @@ type ambiEntry struct {
 	Type         string          `json:"type"`
 	Capabilities map[string]bool `json:"capabilities"`
 	Delegates    any             `json:"delegates"`
+	Portmap      *portmapKeys    `json:"portmap,omitempty"`
+}
+
+// portmapKeys are the keys of the standard plugin portmap that ambi has, too.
+type portmapKeys struct {
+	Backend json.RawMessage `json:"backend,omitempty"`
+	SNAT    json.RawMessage `json:"snat,omitempty"`
 }
 
 func (a *app) wrap(from string, o wrapOptions) error {
@@ -183,47 +191,74 @@ func (a *app) wrapIt(w *wrapping, o wrapOptions) (*wrapped, error) {
 	if o.reference && list.Name == w.Name {
 		return nil, hinted(fmt.Errorf("two networks of the name %q would be side by side", w.Name), "give the new one another name with --name")
 	}
-	delegates, capabilities, err := a.delegatesOf(w, o)
+	entry, err := a.entryFor(w, o)
 	if err != nil {
 		return nil, err
 	}
-	entry := ambiEntry{Type: "ambi", Capabilities: capabilities, Delegates: delegates}
-	if o.reference {
-		entry.Delegates = w.path
-	}
-	list.Plugins = []ambiEntry{entry}
+	list.Plugins = []ambiEntry{*entry}
 	return list, nil
 }
 
-// delegatesOf are the plugins that stay, and what ambi may be asked for: what they
-// could, and what ambi itself can.
-func (a *app) delegatesOf(w *wrapping, o wrapOptions) ([]json.RawMessage, map[string]bool, error) {
-	capabilities := map[string]bool{"portMappings": true, "ips": true, "mac": true, "dns": true}
+// entryFor has the plugins that stay as delegates, and may be asked for what they
+// could and for what ambi itself can.
+func (a *app) entryFor(w *wrapping, o wrapOptions) (*ambiEntry, error) {
+	entry := &ambiEntry{Type: "ambi", Capabilities: map[string]bool{"portMappings": true, "ips": true, "mac": true, "dns": true}}
 	var kept []json.RawMessage
 	for i, raw := range w.Plugins {
 		d, err := conf.ParseDelegate(fmt.Sprintf("plugins[%d]", i), raw)
 		if err != nil {
-			return nil, nil, hinted(errors.New(message(err)), wrapHint)
+			return nil, hinted(errors.New(message(err)), wrapHint)
 		}
 		switch {
 		case d.Type == "ambi":
-			return nil, nil, hinted(fmt.Errorf("network %s is one of ambi already", w.Name), "edit it as it is; docs/configuration.md has the keys")
+			return nil, hinted(fmt.Errorf("network %s is one of ambi already", w.Name), "edit it as it is; docs/configuration.md has the keys")
 		case d.Type == "portmap" && !o.keepPortmap && !o.reference:
-			fmt.Fprintln(a.errOut, "left out: portmap, since ambi publishes ports itself (--keep-portmap keeps it)")
+			entry.Portmap = a.instead(raw)
 			continue
 		}
 		for name, on := range d.Capabilities {
 			if on {
-				capabilities[name] = true
+				entry.Capabilities[name] = true
 			}
 		}
 		kept = append(kept, raw)
 	}
 	if len(kept) == 0 {
-		return nil, nil, hinted(fmt.Errorf("network %s has no plugin but portmap", w.Name),
+		return nil, hinted(fmt.Errorf("network %s has no plugin but portmap", w.Name),
 			"it publishes ports behind another plugin; put {\"type\": \"ambi\"} in its place in the conflist that it is in")
 	}
-	return kept, capabilities, nil
+	entry.Delegates = kept
+	if o.reference {
+		entry.Delegates = w.path
+	}
+	return entry, nil
+}
+
+// instead is what ambi takes over from the plugin portmap when it is left out; nil
+// for nothing. What it cannot take over is told.
+func (a *app) instead(raw json.RawMessage) *portmapKeys {
+	fmt.Fprintln(a.errOut, "left out: portmap, since ambi publishes ports itself (--keep-portmap keeps it)")
+	given := map[string]json.RawMessage{}
+	_ = json.Unmarshal(raw, &given) // it was parsed
+	var lost []string
+	for key, value := range given {
+		switch key {
+		case "type", "capabilities", "snat", "backend":
+		default:
+			if string(value) != "null" && !strings.Contains(key, "/") {
+				lost = append(lost, key)
+			}
+		}
+	}
+	if len(lost) > 0 {
+		slices.Sort(lost)
+		fmt.Fprintf(a.errOut, "its keys that ambi does not have: %s\n", strings.Join(lost, ", "))
+	}
+	keys := &portmapKeys{Backend: given["backend"], SNAT: given["snat"]}
+	if keys.Backend == nil && keys.SNAT == nil {
+		return nil
+	}
+	return keys
 }
 
 // understood makes sure that ambi takes what we wrote.
