@@ -256,8 +256,8 @@ func (d *doctor) lookAtLeftovers(ctx context.Context) {
 		return
 	}
 	before := len(d.Checks)
+	lookAll(ctx, all, (*attachment).look)
 	for _, t := range all {
-		t.look(ctx)
 		for _, p := range t.problems {
 			c := check{Name: name, Status: fail, Seen: t.String() + ": " + p.Text, Mend: p.Remedy}
 			if p.Code == recordUnreadable || p.Code == unfinished || p.Code == namespaceGone {

@@ -69,8 +69,9 @@ func (a *app) gc(ctx context.Context, networks []string, ports bool) error {
 			out.Collected = append(out.Collected, t.Key)
 		}
 	}
+	lookAll(ctx, after, (*attachment).look)
 	for _, t := range after {
-		if t.look(ctx); t.state == stateBroken && slices.Contains(networks, t.Network) {
+		if t.state == stateBroken && slices.Contains(networks, t.Network) {
 			out.Remaining = append(out.Remaining, problems{t.Key, t.problems})
 		}
 	}

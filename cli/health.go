@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 
 	"github.com/containernetworking/cni/pkg/types"
 
@@ -112,6 +113,21 @@ func (t *attachment) look(ctx context.Context) {
 	}
 }
 
+// lookAll looks at many at a time: a supervisor that does not answer is waited for.
+func lookAll(ctx context.Context, all []*attachment, look func(*attachment, context.Context)) {
+	const atATime = 16
+	var wg sync.WaitGroup
+	turns := make(chan struct{}, atATime)
+	for _, t := range all {
+		turns <- struct{}{}
+		wg.Go(func() {
+			look(t, ctx)
+			<-turns
+		})
+	}
+	wg.Wait()
+}
+
 func (t *attachment) network() *rootless.Network {
 	return &rootless.Network{Store: t.store, Record: t.record}
 }
@@ -125,7 +141,7 @@ func (t *attachment) lookAtSupervisor() {
 	}
 	var err error
 	if t.status, err = t.network().Status(); err != nil {
-		t.wrong(supervisorMute, fmt.Sprintf("kill %d", t.record.Supervisor.PID), "its supervisor does not answer: %v", err)
+		t.wrong(supervisorMute, fmt.Sprintf("kill -9 %d && %s", t.record.Supervisor.PID, t.app.command("gc")), "%s", t.trimmed(err))
 		return
 	}
 	if t.status.Driver.PID == 0 {
@@ -175,8 +191,13 @@ func (t *attachment) askSupervisor(ctx context.Context) {
 		return
 	}
 	if err := t.network().Check(ctx, a); err != nil {
-		t.wrong(checkFailed, "", "%s", strings.TrimPrefix(message(err), "attachment "+t.String()+": "))
+		t.wrong(checkFailed, "", "%s", t.trimmed(err))
 	}
+}
+
+// trimmed is the text of an error without the name that everybody sees already.
+func (t *attachment) trimmed(err error) string {
+	return strings.TrimPrefix(message(err), "attachment "+t.String()+": ")
 }
 
 // message is the text of an error without its CNI code.

@@ -98,13 +98,15 @@ func (a *app) inspect(ctx context.Context, args []string) error {
 		return err
 	}
 	done := a.progress("looking into %d attachments", len(all))
-	infos := make([]inspected, len(all))
-	for i, t := range all {
+	lookAll(ctx, all, func(t *attachment, ctx context.Context) {
 		t.look(ctx)
 		t.lookInside(ctx)
+	})
+	done()
+	infos := make([]inspected, len(all))
+	for i, t := range all {
 		infos[i] = inspectedOf(t)
 	}
-	done()
 	if a.json {
 		return printJSON(a.out, infos)
 	}

@@ -48,9 +48,7 @@ func (a *app) list(ctx context.Context) error {
 		return err
 	}
 	done := a.progress("looking at %d attachments", len(all))
-	for _, t := range all {
-		t.look(ctx)
-	}
+	lookAll(ctx, all, (*attachment).look)
 	done()
 	if a.json {
 		return printJSON(a.out, listedAll(all))

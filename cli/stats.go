@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -75,7 +76,7 @@ type sample struct {
 
 func (a *app) stats(ctx context.Context, args []string, o statsOptions) error {
 	if !o.watch {
-		s, err := a.sample(args)
+		s, err := a.sample(ctx, args)
 		if err != nil {
 			return err
 		}
@@ -95,7 +96,7 @@ func (a *app) watch(ctx context.Context, args []string, o statsOptions) error {
 	defer tick.Stop()
 	var last *sample
 	for n := 1; ; n++ {
-		s, err := a.sample(args)
+		s, err := a.sample(ctx, args)
 		if err != nil {
 			return err
 		}
@@ -121,17 +122,15 @@ func (a *app) watch(ctx context.Context, args []string, o statsOptions) error {
 	}
 }
 
-func (a *app) sample(args []string) (*sample, error) {
+func (a *app) sample(ctx context.Context, args []string) (*sample, error) {
 	all, err := a.attachments(args)
 	if err != nil {
 		return nil, err
 	}
-	s := &sample{Time: time.Now().UTC(), Attachments: []counted{}}
-	for _, t := range all {
-		if t.record != nil {
-			s.Attachments = append(s.Attachments, count(t))
-		}
-	}
+	s := &sample{Time: time.Now().UTC()}
+	all = selected(all, func(t *attachment) bool { return t.record != nil })
+	s.Attachments = make([]counted, len(all))
+	lookAll(ctx, all, func(t *attachment, _ context.Context) { s.Attachments[slices.Index(all, t)] = count(t) })
 	return s, nil
 }
 
