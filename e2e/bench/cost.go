@@ -43,6 +43,7 @@ const (
 	asRoot      = "As root, by cnitool"
 	onFullHost  = "As root, on a full host"
 	onProcesses = "As root, processes"
+	byPodman    = "As root, by Podman"
 )
 
 func runCost(args []string) error {
@@ -67,7 +68,7 @@ func (p *costPlan) run() error {
 		run  func() error
 	}{
 		{"start-up", p.startUp}, {"command line", p.commandLine}, {"rootless", p.rootless}, {"delegation", p.delegation}, {"ports", p.ports},
-		{"processes", p.processes}, {"full host", p.fullHost},
+		{"processes", p.processes}, {"full host", p.fullHost}, {"podman", p.engine},
 	} {
 		if p.only != "" && part.name != p.only {
 			continue

@@ -23,7 +23,7 @@ func (p *costPlan) publication() *publication {
 		t.add(c.Title, c.Subject, figure(&c.A), c.Other, figure(&c.B), c.Unit, c.ratioText(), c.target())
 		pub.panels = append(pub.panels, c.panel())
 	}
-	pub.outro = []string{"### Versions", "", "- " + known["ambi"], "- " + known["slirp4netns"], "- standard plugins 1.9.1, cnitool 1.3.0"}
+	pub.outro = []string{"### Versions", "", "- " + known["ambi"], "- " + known["slirp4netns"], "- standard plugins 1.9.1, cnitool 1.3.0", "- podman " + packaged("podman")}
 	return pub
 }
 
