@@ -4,9 +4,9 @@ import (
 	"errors"
 	"io/fs"
 	"os"
-	"syscall"
 
 	"github.com/containernetworking/cni/pkg/types"
+	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
 )
@@ -22,9 +22,8 @@ func coded(err error) error {
 	}
 	var path *fs.PathError
 	var link *os.LinkError
-	var errno syscall.Errno
-	ofRecord := errors.Is(err, fs.ErrPermission) && !errors.As(err, &errno) // somebody else's folder
-	if errors.As(err, &path) || errors.As(err, &link) || ofRecord {
+	// EACCES is what a folder of somebody else's gives; netlink(7) says EPERM.
+	if errors.As(err, &path) || errors.As(err, &link) || errors.Is(err, unix.EACCES) {
 		return conf.Errorf(types.ErrIOFailure, "%v", err)
 	}
 	return conf.Errorf(conf.ErrNetwork, "%v", err)
