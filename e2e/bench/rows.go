@@ -45,6 +45,18 @@ func loadRows() []row {
 	}
 }
 
+// optionalRows are measured when asked for by key only: whether many streams share
+// what few have.
+func optionalRows() []row {
+	var rows []row
+	for _, n := range []string{"16", "64"} {
+		rows = append(rows,
+			row{key: "tcp_many_up_" + n, title: "TCP, " + n + " streams up", unit: "Gbit/s", kind: "up", args: []string{"-streams", n}, figure: "gbit_s", scale: 1},
+			row{key: "tcp_many_down_" + n, title: "TCP, " + n + " streams down", unit: "Gbit/s", kind: "down", args: []string{"-streams", n}, figure: "gbit_s", scale: 1})
+	}
+	return rows
+}
+
 // Memory rows come from an instance that has seen nothing else.
 func idleRow() row {
 	return row{key: "memory_idle", title: "resident memory, idle", unit: "MB", lower: true}

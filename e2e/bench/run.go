@@ -39,7 +39,10 @@ func runForwarders(args []string) error {
 	if p.forwarders = chosen(*only); len(p.forwarders) == 0 {
 		return fmt.Errorf("no forwarder is called %q", *only)
 	}
-	p.rows = matching(loadRows(), *rows, func(r row) string { return r.key })
+	p.rows = loadRows()
+	if *rows != "" {
+		p.rows = matching(append(p.rows, optionalRows()...), *rows, func(r row) string { return r.key })
+	}
 	p.clients = matching(clients(), *from, func(c client) string { return c.key })
 	if len(p.clients) == 0 {
 		return fmt.Errorf("no client is called %q", *from)
