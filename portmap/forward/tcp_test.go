@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -304,11 +305,58 @@ func openPipes(t *testing.T) (n int) {
 	return n
 }
 
+// As many bulk flows as there may be leave the user's other programs their pipes:
+// after 64 MiB of one user the kernel makes only small ones (pipe(7)).
+func TestPipesOfManyBulkFlowsAreAPartOfTheUsersBudget(t *testing.T) {
+	const flows = 64
+	l := newLab(t)
+	l.serveTCP(":80", func(c *net.TCPConn) {
+		buffer := make([]byte, 256<<10)
+		for {
+			if _, err := c.Write(buffer); err != nil {
+				return
+			}
+		}
+	})
+	l.publish(mapping(conf.TCP, 8080, 80))
+	before := pipeRoom(t)
+	for range flows {
+		c := l.dial(l.client, "tcp", hostFour, 8080)
+		// Some is read, for the flow to become a bulk one, and then none: what is under
+		// way stays in the pipe.
+		_, err := io.CopyN(io.Discard, c, 2<<20)
+		require.NoError(t, err)
+	}
+	l.eventually("pipes are in use", func() bool { return pipeRoom(t) > before })
+	require.LessOrEqual(t, pipeRoom(t)-before, 16<<20)
+}
+
+// pipeRoom is what this process's pipes have room for, in bytes.
+func pipeRoom(t *testing.T) (room int) {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	require.NoError(t, err)
+	seen := make(map[string]bool)
+	for _, e := range entries {
+		target, _ := os.Readlink("/proc/self/fd/" + e.Name())
+		if !strings.HasPrefix(target, "pipe:") || seen[target] {
+			continue
+		}
+		seen[target] = true
+		fd, err := strconv.Atoi(e.Name())
+		require.NoError(t, err)
+		if size, err := unix.FcntlInt(uintptr(fd), unix.F_GETPIPE_SZ, 0); err == nil {
+			room += size
+		}
+	}
+	return room
+}
+
 func TestShortConnectionsLeaveNothing(t *testing.T) {
 	l := newLab(t)
 	l.serveTCP(":80", echo)
 	l.publish(mapping(conf.TCP, 8080, 80))
-	total := 10000
+	total := 100000
 	if testing.Short() || raceEnabled {
 		total = 2000
 	}
