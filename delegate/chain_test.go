@@ -324,6 +324,27 @@ func TestBinarySwappedForAnotherVersion(t *testing.T) {
 	require.Equal(t, "a DEL, a VERSION, a DEL", s.verbs())
 }
 
+// A package manager may put another binary of the same size and time in the place.
+func TestBinaryOfTheSameLooksIsAskedAgain(t *testing.T) {
+	s := newStage(t)
+	s.CacheDir = t.TempDir()
+	path := filepath.Join(t.TempDir(), "plugin")
+	then := time.Unix(1700000000, 0)
+	for _, v := range []string{"1.0.0", "1.1.0"} {
+		text := `#!/bin/sh
+echo '{"cniVersion":"1.0.0","supportedVersions":["` + v + `"]}'
+`
+		require.NoError(t, os.WriteFile(path+".new", []byte(text), 0o755))
+		require.NoError(t, os.Chtimes(path+".new", then, then))
+		require.NoError(t, os.Rename(path+".new", path))
+		require.Nil(t, s.remembered(path), v)
+		asked, err := s.probe(context.Background(), path)
+		require.NoError(t, err)
+		require.Equal(t, []string{v}, asked)
+		require.Equal(t, asked, s.remembered(path))
+	}
+}
+
 func TestOnlyNewerVersions(t *testing.T) {
 	s := newStage(t, script{Versions: []string{"1.0.0", "1.1.0"}})
 	s.Attachment.NetConf.CNIVersion = "0.3.1"

@@ -13,17 +13,34 @@ import (
 	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
+	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
 )
 
-// answer is what a binary said to VERSION, as it is remembered. The size and the
-// time of modification tell whether it is still the same binary.
+// answer is what a binary said to VERSION, as it is remembered.
 type answer struct {
-	Path     string   `json:"path"`
-	Size     int64    `json:"size"`
-	ModTime  int64    `json:"modTime"` // nanoseconds
+	Binary   binary   `json:"binary"`
 	Versions []string `json:"versions"`
+}
+
+// binary tells a file from whatever was or will be at its path. Packages set the
+// time of modification as they like; the time of the change of the inode is the
+// kernel's.
+type binary struct {
+	Path    string `json:"path"`
+	Inode   uint64 `json:"inode"`
+	Size    int64  `json:"size"`
+	ModTime int64  `json:"modTime"` // nanoseconds
+	Changed int64  `json:"changed"` // nanoseconds
+}
+
+func identify(path string) (binary, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return binary{}, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return binary{path, st.Ino, st.Size, st.Mtim.Nano(), st.Ctim.Nano()}, nil
 }
 
 // remembered returns the versions that the binary at path is known to speak, or
@@ -37,11 +54,8 @@ func (c *Chain) remembered(path string) []string {
 		return nil
 	}
 	var known answer
-	now, err := os.Stat(path)
-	if err != nil || json.Unmarshal(raw, &known) != nil {
-		return nil
-	}
-	if known.Path != path || known.Size != now.Size() || known.ModTime != now.ModTime().UnixNano() {
+	now, err := identify(path)
+	if err != nil || json.Unmarshal(raw, &known) != nil || known.Binary != now {
 		return nil
 	}
 	return known.Versions
@@ -50,7 +64,7 @@ func (c *Chain) remembered(path string) []string {
 // probe asks the binary for the versions it speaks (verb VERSION) and remembers
 // the answer.
 func (c *Chain) probe(ctx context.Context, path string) ([]string, error) {
-	before, err := os.Stat(path)
+	before, err := identify(path)
 	if err != nil {
 		return nil, err
 	}
@@ -59,7 +73,7 @@ func (c *Chain) probe(ctx context.Context, path string) ([]string, error) {
 		return nil, fmt.Errorf("asking %s for its versions: %w", path, err)
 	}
 	versions := info.SupportedVersions()
-	if err := c.remember(answer{path, before.Size(), before.ModTime().UnixNano(), versions}); err != nil {
+	if err := c.remember(answer{before, versions}); err != nil {
 		c.log().Warn("versions of a delegate not remembered", "path", path, "error", err)
 	}
 	return versions, nil
@@ -87,7 +101,7 @@ func (c *Chain) remember(a answer) error {
 		err = cerr
 	}
 	if err == nil {
-		err = os.Rename(f.Name(), c.answerFile(a.Path))
+		err = os.Rename(f.Name(), c.answerFile(a.Binary.Path))
 	}
 	if err != nil {
 		os.Remove(f.Name())
