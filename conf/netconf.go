@@ -99,6 +99,10 @@ type Delegate struct {
 	Raw          json.RawMessage // passed on byte for byte
 }
 
+// BridgePrefix begins the names of the bridges that the built-in chain makes, unless
+// the key bridge.name says otherwise. No other program names its bridges so.
+const BridgePrefix = "ambi-"
+
 // Bridge has the keys of the built-in default chain, used as root when there are
 // no delegates and no prevResult.
 type Bridge struct {

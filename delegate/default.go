@@ -103,11 +103,11 @@ func masqBackend() string {
 // name may be. The hash has 40 bits, so that two networks do not meet.
 func bridgeName(network string) string {
 	const longest = 15
-	if name := "ambi-" + network; len(name) <= longest {
+	if name := conf.BridgePrefix + network; len(name) <= longest {
 		return name
 	}
 	sum := sha256.Sum256([]byte(network))
-	return "ambi-" + hex.EncodeToString(sum[:5])
+	return conf.BridgePrefix + hex.EncodeToString(sum[:5])
 }
 
 // defaultSubnet is one of the 256 networks of 10.89.0.0/16, which Podman's range

@@ -195,13 +195,21 @@ func (b iptBackend) Del(ctx context.Context, p Published) error {
 		if err != nil {
 			return err
 		}
+		allowAgain := func() {}
+		if isLastOwner(now, p.Owner) {
+			allowAgain = forbidLocalnets()
+		}
 		var errs []error
 		for _, r := range now {
 			gone = append(gone, r.forwards[tag(p.Owner)]...)
 			gone = append(gone, r.unowned(p)...)
 			errs = append(errs, r.apply(ctx, r.unpublication(tag(p.Owner))))
 		}
-		return errors.Join(errs...)
+		if err := errors.Join(errs...); err != nil {
+			allowAgain()
+			return err
+		}
+		return nil
 	})
 	return errors.Join(err, forgetForwards(gone))
 }
@@ -252,4 +260,15 @@ func (b iptBackend) Owners(ctx context.Context, network string) ([]conf.Key, err
 // iptError is an error of a program: its arguments and what it said.
 func iptError(argv []string, output []byte, err error) error {
 	return conf.Errorf(conf.ErrNetwork, "running %q: %s", argv, fmt.Sprintf("%v: %s", err, firstLines(output)))
+}
+
+// isLastOwner says whether the rule that keeps packets away from the host's loopback
+// addresses goes with this owner.
+func isLastOwner(all []ruleset, owner conf.Key) bool {
+	for _, r := range all {
+		if r.family == ipv4 {
+			return r.has(tag(owner)) && !r.hasOthers(tag(owner))
+		}
+	}
+	return false
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -124,4 +125,44 @@ func settle(p Published, fs, done []forward, hostIf string) error {
 		return err
 	}
 	return forgetElsewhere(done)
+}
+
+// localnetIsOurs says whether route_localnet of the interface is on and ours to take
+// back: on a bridge that the built-in chain has made nobody else sets it. On any
+// other, the previous value cannot be told apart from ours.
+func localnetIsOurs(hostIf string) bool {
+	if !strings.HasPrefix(hostIf, conf.BridgePrefix) {
+		return false
+	}
+	now, err := os.ReadFile(localnetPath(hostIf))
+	return err == nil && len(now) > 0 && now[0] == '1'
+}
+
+// forbidLocalnet takes back what allowLocalnet did for the last owner on the
+// interface, and returns what undoes that. While it is on, containers that are left
+// on the bridge would reach the host's services on 127.0.0.1 (CVE-2020-8558) as soon
+// as the guard is gone.
+func forbidLocalnet(hostIf string) (undo func()) {
+	if !localnetIsOurs(hostIf) || os.WriteFile(localnetPath(hostIf), []byte("0"), 0o644) != nil {
+		return func() {}
+	}
+	return func() { _ = os.WriteFile(localnetPath(hostIf), []byte("1"), 0o644) }
+}
+
+// forbidLocalnets is forbidLocalnet for every bridge of the built-in chain, unless
+// somebody publishes by nftables, whose guard is for all interfaces.
+func forbidLocalnets() (undo func()) {
+	var undone []func()
+	if others, _, err := ownersBut(conf.Key{}, ""); err == nil && others {
+		return func() {}
+	}
+	bridges, _ := filepath.Glob(localnetPath(conf.BridgePrefix + "*"))
+	for _, path := range bridges {
+		undone = append(undone, forbidLocalnet(filepath.Base(filepath.Dir(path))))
+	}
+	return func() {
+		for _, undo := range undone {
+			undo()
+		}
+	}
 }

@@ -226,45 +226,76 @@ func nftDel(p Published) ([]forward, error) {
 			fs = append(fs, parseForward(e))
 		}
 	}
-	msgs, err := r.unpublish(p.Owner, mine, fs)
+	msgs, last, err := r.unpublish(p.Owner, mine, fs)
 	if err != nil {
 		return nil, err
 	}
-	return append(fs, unowned...), commit(generation, msgs)
+	// Before the rule that makes it harmless goes. An Add that comes meanwhile changes
+	// the generation.
+	allowAgain := forbidLocalnet(last)
+	if err := commit(generation, msgs); err != nil {
+		allowAgain()
+		return nil, err
+	}
+	return append(fs, unowned...), nil
 }
 
 // unpublish removes the elements, or the whole table when no other owner is
-// there, so that nothing is left behind.
-func (r reader) unpublish(owner conf.Key, mine []placed, fs []forward) ([]message, error) {
-	others, err := hasOwnersBut(owner)
+// there, so that nothing is left behind. last is the interface of the host when no
+// other owner has the same.
+func (r reader) unpublish(owner conf.Key, mine []placed, fs []forward) (msgs []message, last string, err error) {
+	hostIf, err := hostIfOf(mine)
 	if err != nil {
-		return nil, err
+		return nil, "", err
+	}
+	others, sharing, err := ownersBut(owner, hostIf)
+	if err != nil {
+		return nil, "", err
+	}
+	if !sharing {
+		last = hostIf
 	}
 	if !others {
-		return []message{nftMessage(unix.NFT_MSG_DELTABLE, 0, attrs(nil).text(unix.NFTA_TABLE_NAME, tableName))}, nil
+		return []message{nftMessage(unix.NFT_MSG_DELTABLE, 0, attrs(nil).text(unix.NFTA_TABLE_NAME, tableName))}, last, nil
 	}
 	taken, err := r.released(fs, tag(owner))
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	return removals(append(mine, taken...)), nil
+	return removals(append(mine, taken...)), last, nil
 }
 
-// hasOwnersBut reads no more of the list of owners than it takes to find another
-// one. It has its own socket, since a list that is not read to its end leaves
-// answers behind.
-func hasOwnersBut(owner conf.Key) (bool, error) {
+// ownersBut says whether there is another owner, and whether one has the same
+// interface of the host. It reads no more of the list of owners than that takes. It
+// has its own socket, since a list that is not read to its end leaves answers behind.
+func ownersBut(owner conf.Key, hostIf string) (others, sharing bool, err error) {
 	r, err := newReader()
 	if err != nil {
-		return false, err
+		return false, false, err
 	}
 	defer r.close()
-	own, others := string(ifnameBytes(tag(owner))), false
+	own, shareable := string(ifnameBytes(tag(owner))), localnetIsOurs(hostIf)
 	err = r.list(ownersMap, func(e element) bool {
-		others = others || string(e.key) != own
-		return !others
+		if string(e.key) == own {
+			return true
+		}
+		others = true
+		o, err := parseOwned(e.data)
+		sharing = sharing || err != nil || o.hostIf == hostIf
+		return shareable && !sharing
 	})
-	return others, err
+	return others, sharing || !shareable, err
+}
+
+// hostIfOf is the interface that an owner's own element among these tells.
+func hostIfOf(mine []placed) (string, error) {
+	for _, e := range mine {
+		if e.set == ownersMap {
+			o, err := parseOwned(e.data)
+			return o.hostIf, err
+		}
+	}
+	return "", nil
 }
 
 // ownedBy finds what the owner has in the kernel: by key when p tells it all, else
