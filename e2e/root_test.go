@@ -28,10 +28,11 @@ func rootCases() map[string]func(*testing.T) {
 		"delegates behave": misbehave,
 		"signals":          signalVerbs,
 		"killed DEL again": killDEL,
-		"killed iptables":  func(t *testing.T) { killADD(t, "DEL", `"portmap":{"backend":"iptables"},`) },
+	}
+	for name, k := range killings {
+		cases["killed "+name] = func(t *testing.T) { killADD(t, k) }
 	}
 	for _, verb := range []string{"DEL", "GC"} {
-		cases["killed "+verb] = func(t *testing.T) { killADD(t, verb, "") }
 		for _, plugins := range []string{"1.9.1", "1.1.1"} {
 			for chain := range chains {
 				cases[strings.Join([]string{"faults", chain, plugins, verb}, " ")] = func(t *testing.T) { suffer(t, chain, plugins, verb) }

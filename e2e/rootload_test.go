@@ -11,15 +11,33 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// killing is an ADD that is killed, and what takes away what it left.
+type killing struct {
+	chain, path, verb string
+	more              string // keys of the configuration
+	lost              bool   // the record, too
+}
+
+var killings = map[string]killing{
+	"bridge DEL":             {chain: "bridge", verb: "DEL"},
+	"bridge GC":              {chain: "bridge", verb: "GC"},
+	"bridge 1.1.1 GC":        {chain: "bridge", verb: "GC", path: "/usr/lib/cni"},
+	"bridge iptables DEL":    {chain: "bridge", verb: "DEL", more: `"portmap":{"backend":"iptables"},`},
+	"bridge record lost DEL": {chain: "bridge", verb: "DEL", lost: true},
+	"ptp GC":                 {chain: "ptp", verb: "GC"},
+	"ptp 1.1.1 DEL":          {chain: "ptp", verb: "DEL", path: "/usr/lib/cni"},
+	"ptp record lost DEL":    {chain: "ptp", verb: "DEL", lost: true},
+}
+
 // killADD kills ADD at moments evenly spread over its life, then calls DEL, or GC
 // for a container whose runtime knows nothing of it; then the machine is as
 // before.
-func killADD(t *testing.T, verb, more string) {
-	config := rootConfig(chains["bridge"], more+published)
-	add := call{verb: "ADD", container: "box", netns: "/run/netns/box", config: config}
-	clean := call{verb: verb, container: "box", netns: "/run/netns/box", config: config}
-	if verb == "GC" {
-		clean.config = rootConfig(chains["bridge"], `"cni.dev/valid-attachments":[]`)
+func killADD(t *testing.T, k killing) {
+	config := rootConfig(chains[k.chain], k.more+published)
+	add := call{verb: "ADD", container: "box", netns: "/run/netns/box", config: config, path: k.path}
+	clean := call{verb: k.verb, container: "box", netns: "/run/netns/box", config: config, path: k.path}
+	if k.verb == "GC" {
+		clean.config = rootConfig(chains[k.chain], `"cni.dev/valid-attachments":[]`)
 	}
 	sh(t, "ip netns add box")
 	var life time.Duration
@@ -34,6 +52,9 @@ func killADD(t *testing.T, verb, more string) {
 	for i := range moments {
 		if killed(t, add, life*time.Duration(i)/moments) {
 			finished++
+		}
+		if k.lost {
+			sh(t, "rm -f /run/ambi/own@box@eth0.json")
 		}
 		clean.must(t)
 		requireSame(t, before)
