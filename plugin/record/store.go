@@ -50,7 +50,7 @@ func OpenExisting(dir string) (*Store, error) {
 	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
 		return nil, conf.Errorf(types.ErrIOFailure, "state folder %s is not a folder (a link is not followed); remove it or set the key stateDir", dir)
 	case int(st.Uid) != os.Geteuid():
-		return nil, fmt.Errorf("state folder %s belongs to uid %d and not to uid %d: %w; set the key stateDir or XDG_RUNTIME_DIR", dir, st.Uid, os.Geteuid(), unix.EACCES)
+		return nil, fmt.Errorf("state folder %s belongs to uid %d and not to uid %d: %w; set the key stateDir or XDG_RUNTIME_DIR", dir, st.Uid, os.Geteuid(), fs.ErrPermission)
 	case st.Mode&0o077 != 0:
 		if err := os.Chmod(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("closing state folder %s to others: %w", dir, err)
@@ -64,7 +64,8 @@ func OpenExisting(dir string) (*Store, error) {
 // there may be.
 func Elsewhere(err error) bool {
 	var notAFolder *types.Error
-	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EACCES) || errors.As(err, &notAFolder)
+	closed := errors.Is(err, fs.ErrPermission) && !errors.Is(err, unix.EPERM) // EPERM: ours, and could not be closed to others
+	return errors.Is(err, fs.ErrNotExist) || closed || errors.As(err, &notAFolder)
 }
 
 // Dir is the absolute path of the state folder.
