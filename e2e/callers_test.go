@@ -30,6 +30,7 @@ func TestCallers(t *testing.T) {
 	scripts, err := filepath.Glob("callers/*.txtar")
 	require.NoError(t, err)
 	require.NotEmpty(t, scripts)
+	t.Cleanup(removeCgroups(t)) // when the last script has ended
 	ran := make([]bool, len(scripts))
 	t.Cleanup(func() {
 		if !t.Failed() && !slices.Contains(ran, true) {
@@ -45,7 +46,6 @@ func TestCallers(t *testing.T) {
 				}
 			}
 			ran[i] = true
-			t.Cleanup(removeCgroups(t))
 			out, err := inMachine("^TestCallerInside$", callerVariable+"="+script).CombinedOutput()
 			require.NoError(t, err, "%s", out)
 		})
@@ -67,8 +67,18 @@ func removeCgroups(t *testing.T) func() {
 	before := left()
 	return func() {
 		for _, dir := range left() {
-			if !slices.Contains(before, dir) {
-				if err := os.Remove(dir); err != nil {
+			if slices.Contains(before, dir) {
+				continue
+			}
+			var all []string
+			_ = filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+				if err == nil && d.IsDir() {
+					all = append(all, path)
+				}
+				return nil
+			})
+			for _, path := range slices.Backward(all) {
+				if err := os.Remove(path); err != nil {
 					t.Logf("a cgroup is left: %v", err)
 				}
 			}
