@@ -23,6 +23,8 @@ type Forwarder struct {
 	routes  routes
 	flows   atomic.Int64 // of all workers
 
+	spinning atomic.Bool // one worker at a time, see poller.wait
+
 	mu     sync.Mutex // ports, order, udp, closed
 	ports  map[conf.PortMapping]*port
 	order  []*port // as added

@@ -3,6 +3,7 @@ package forward
 import (
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -35,6 +36,9 @@ type poller struct {
 	fd    int
 	slots []slot
 	free  []uint32
+
+	spinning *atomic.Bool // a worker of the forwarder spins
+	credit   int          // see wait
 }
 
 type slot struct {
@@ -48,12 +52,12 @@ type ticket struct{ slot, generation uint32 }
 // tagBits of an event tell the handler's descriptors apart.
 const tagBits = 2
 
-func newPoller() (poller, error) {
+func newPoller(spinning *atomic.Bool) (poller, error) {
 	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return poller{}, fmt.Errorf("epoll instance: %w", err)
 	}
-	return poller{fd: fd}, nil
+	return poller{fd: fd, spinning: spinning}, nil
 }
 
 // place gives a handler a slot; its descriptors are watched afterwards.
@@ -113,9 +117,49 @@ func (p *poller) find(event *unix.EpollEvent) (h handler, tag int) {
 // their turn at once in a process that has a P more than workers (GOMAXPROCS).
 const brief = time.Millisecond
 
+// spin is how long a worker asks again and again before it sleeps, as long as that
+// pays: to wake a sleeping thread, maybe on a processor that sleeps too, takes a
+// virtual machine about 30 µs, which is most of a round trip. In between it yields
+// to whoever waits for the processor. One worker of a forwarder at a time does so.
+const spin = 100 * time.Microsecond
+
+// mostCredit is how many times in a row spinning may be in vain.
+const mostCredit = 16
+
 // wait fills events; a negative time-out waits for ever. An interrupted wait
 // counts as one without events.
 func (p *poller) wait(events []unix.EpollEvent, timeout time.Duration) int {
+	if timeout == 0 {
+		return p.sleep(events, 0)
+	}
+	if p.credit > 0 && p.spinning.CompareAndSwap(false, true) {
+		n := p.spin(events)
+		p.spinning.Store(false)
+		if n > 0 {
+			p.credit = min(p.credit+1, mostCredit)
+			return n
+		}
+		p.credit--
+	}
+	begin := time.Now()
+	n := p.sleep(events, timeout)
+	if n > 0 && time.Since(begin) < spin {
+		p.credit = min(p.credit+1, mostCredit) // spinning would have found it
+	}
+	return n
+}
+
+func (p *poller) spin(events []unix.EpollEvent) int {
+	for begin := time.Now(); time.Since(begin) < spin; {
+		if n, errno := sysEpollWait(p.fd, events, 0); n > 0 && errno == 0 {
+			return n
+		}
+		sysYield()
+	}
+	return 0
+}
+
+func (p *poller) sleep(events []unix.EpollEvent, timeout time.Duration) int {
 	first := timeout
 	if timeout < 0 || timeout > brief {
 		first = brief

@@ -115,6 +115,9 @@ func sysEpollWait(epfd int, events []unix.EpollEvent, milliseconds int) (int, un
 	return int(n), errno
 }
 
+// sysYield lets whoever waits for this processor have it (sched_yield(2)).
+func sysYield() { unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) }
+
 // mmsghdr is struct mmsghdr of recvmmsg(2).
 type mmsghdr struct {
 	header unix.Msghdr

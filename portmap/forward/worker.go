@@ -65,7 +65,7 @@ func startWorker(f *Forwarder) (*worker, error) {
 }
 
 func newWorker(f *Forwarder) (*worker, error) {
-	p, err := newPoller()
+	p, err := newPoller(&f.spinning)
 	if err != nil {
 		return nil, err
 	}
