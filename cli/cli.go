@@ -160,7 +160,7 @@ var errUsage = errors.New("bad command line")
 
 // usageError is a bad command line, with the way to its help.
 func usageError(c *cobra.Command, format string, args ...any) error {
-	return usageHint(fmt.Errorf(format, args...), fmt.Sprintf("%q tells how it is used: %s", c.CommandPath()+" --help", c.UseLine()))
+	return usageHint(fmt.Errorf(format, args...), fmt.Sprintf("%q tells how it is used: %s", c.CommandPath()+" --help", useLine(c)))
 }
 
 func usageHint(err error, text string) error {

@@ -52,11 +52,7 @@ func capitalized(s string) string { return strings.ToUpper(s[:1]) + s[1:] }
 
 func (a *app) usage(c *cobra.Command) error {
 	a.heading("Usage:")
-	if c.HasAvailableSubCommands() {
-		fmt.Fprintf(a.out, "  %s COMMAND [FLAGS]\n", c.CommandPath())
-	} else {
-		fmt.Fprintf(a.out, "  %s\n", strings.Replace(c.UseLine(), "[flags]", "[FLAGS]", 1))
-	}
+	fmt.Fprintf(a.out, "  %s\n", useLine(c))
 	if len(c.Aliases) > 0 {
 		fmt.Fprintf(a.out, "  (%s will do as well)\n", strings.Join(c.Aliases, ", "))
 	}
@@ -71,6 +67,14 @@ func (a *app) usage(c *cobra.Command) error {
 		fmt.Fprintf(a.out, "\n\"%s COMMAND --help\" tells more about a command.\n", c.CommandPath())
 	}
 	return nil
+}
+
+// useLine is how a command is used, in a line.
+func useLine(c *cobra.Command) string {
+	if c.HasAvailableSubCommands() {
+		return c.CommandPath() + " COMMAND [FLAGS]"
+	}
+	return strings.Replace(c.UseLine(), "[flags]", "[FLAGS]", 1)
 }
 
 func (a *app) heading(text string) { fmt.Fprintln(a.out, a.screen.paint(bold, text)) }
