@@ -154,7 +154,8 @@ func (o outcome) String() string {
 	case o.signal != 0:
 		return fmt.Sprintf("%s was ended by %v", o.verb, o.signal)
 	}
-	return fmt.Sprintf("%s ended with status %d and printed %s, on standard error %s", o.verb, o.status, short(o.stdout), short(o.stderr))
+	line, _, _ := bytes.Cut(o.stderr, []byte("\n")) // of a panic, what it was
+	return fmt.Sprintf("%s ended with status %d and printed %s, on standard error %s", o.verb, o.status, short(o.stdout), short(line))
 }
 
 // short is a text on one line that fits into a report.
