@@ -32,7 +32,7 @@ func Main() {
 	if text == "" {
 		return
 	}
-	os.Unsetenv(jobVariable)
+	_ = os.Unsetenv(jobVariable) // it is there
 	unix.Umask(0o022)
 	var j job
 	if err := json.Unmarshal([]byte(text), &j); err != nil {
