@@ -14,6 +14,7 @@
 //	                      operation, or to a whole request in JSON
 //	peer unlisten PID PORT  shut down a listening socket of another process
 //	peer json             print standard input if it is one JSON document
+//	peer without nftables CMD…  run CMD as on a kernel without nf_tables
 //	peer snapshot FILE [IGNORED…]   remember the machine, without what is in these
 //	                      files and folders
 //	peer unchanged SECONDS FILE [IGNORED…]  fail, and show what is different, unless
@@ -71,6 +72,7 @@ func run(args []string) error {
 	variadic := map[string]command{
 		"snapshot":  {1, func(a []string) error { return snapshot.Options{Ignore: a[1:]}.Take().Save(a[0]) }},
 		"unchanged": {2, unchanged},
+		"without":   {2, without},
 	}
 	if len(args) == 0 {
 		return errors.New("no command; see its source")
