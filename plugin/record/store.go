@@ -219,16 +219,17 @@ func (s *Store) Siblings(k conf.Key) ([]conf.Key, error) {
 	names, err := dir.Readdirnames(-1)
 	var keys []conf.Key
 	for _, name := range names {
-		if !strings.HasSuffix(name, ".json") {
-			continue
+		cut := strings.Contains(name, "@@")
+		if !cut && !strings.Contains(name, "@"+k.ContainerID+"@") || !strings.HasSuffix(name, ".json") || name[0] == '.' {
+			continue // most of a full host
 		}
-		key, whole := keyOf(name)
-		if !whole && strings.Contains(name, "@@") {
+		key, _ := keyOf(name)
+		if cut {
 			if r, err := load(filepath.Join(s.dir, name)); err == nil {
 				key = r.Key
 			}
 		}
-		if key.ContainerID == k.ContainerID && key != k && !strings.HasPrefix(name, ".") {
+		if key.ContainerID == k.ContainerID && key != k {
 			keys = append(keys, key)
 		}
 	}
