@@ -381,8 +381,8 @@ func misbehave(t *testing.T) {
 		says string
 	}{
 		"fail":    {42, "scripted: no luck today"},
-		"hang":    {11, "did not finish within 3s and was killed"},
-		"ignore":  {11, "did not finish within 3s and was killed"},
+		"hang":    {11, "did not finish within 8s and was killed"},
+		"ignore":  {11, "did not finish within 8s and was killed"},
 		"garbage": {6, "printed no result"},
 		"null":    {6, "printed no result"},
 		"array":   {6, "printed no result"},
@@ -394,7 +394,7 @@ func misbehave(t *testing.T) {
 	} {
 		add.config = patiently
 		if want.code == 11 {
-			add.config = strings.Replace(patiently, `"delegates"`, `"delegateTimeout":"3s","delegates"`, 1)
+			add.config = strings.Replace(patiently, `"delegates"`, `"delegateTimeout":"8s","delegates"`, 1)
 		}
 		t.Run("ADD "+what, func(t *testing.T) {
 			how(t, "ADD", what)

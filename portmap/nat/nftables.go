@@ -62,6 +62,11 @@ func nftFree(p Published, fs []forward) error {
 		return err
 	}
 	defer r.close()
+	// Most often nothing is published yet, and a question for each port takes longer
+	// than publishing them all.
+	if there, err := r.hasTable(); err != nil || !there {
+		return err
+	}
 	asked := []placed{{ownersMap, element{key: ifnameBytes(tag(p.Owner))}}}
 	for _, f := range fs {
 		asked = append(asked, f.taken(""))
