@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -181,6 +182,19 @@ func furnishNetwork() error {
 			return fmt.Errorf("route via %s: %w", gateway, err)
 		}
 	}
+	return settled(hostIPv6)
+}
+
+// settled waits for the kernel's own route to an IPv6 address, which comes some time
+// after the address.
+func settled(address string) error {
+	local := &netlink.Route{Table: unix.RT_TABLE_LOCAL}
+	if !waitUntil(func() bool {
+		routes, err := netlink.RouteListFiltered(netlink.FAMILY_V6, local, netlink.RT_FILTER_TABLE)
+		return err == nil && slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.Dst != nil && r.Dst.String() == address+"/128" })
+	}) {
+		return fmt.Errorf("the kernel has no route to its own address %s", address)
+	}
 	return nil
 }
 
@@ -244,7 +258,10 @@ func loopbackUp() error {
 	if err != nil {
 		return err
 	}
-	return netlink.LinkSetUp(lo)
+	if err := netlink.LinkSetUp(lo); err != nil {
+		return err
+	}
+	return settled("::1")
 }
 
 func newUserContainer() (*container, error) {
