@@ -171,10 +171,10 @@ func chosen(only []string) ([]int, error) {
 	}
 	for _, part := range only {
 		from, to, isRange := strings.Cut(part, "-")
-		first, err := strconv.Atoi(from)
+		first, err := number(from)
 		last := first
 		if err == nil && isRange {
-			last, err = strconv.Atoi(to)
+			last, err = number(to)
 		}
 		known := false
 		for _, p := range points {
@@ -188,6 +188,11 @@ func chosen(only []string) ([]int, error) {
 	}
 	slices.Sort(numbers)
 	return slices.Compact(numbers), nil
+}
+
+// number is that of a point, with or without its letter before it.
+func number(text string) (int, error) {
+	return strconv.Atoi(strings.TrimLeft(strings.ToUpper(text), "ABCDEFG"))
 }
 
 // inMachine tries one point in a process of its own, in namespaces of its own.
