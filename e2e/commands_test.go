@@ -24,7 +24,7 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 }
 
 // patience bounds every wait for a condition.
-const patience = 10 * time.Second
+const patience = 30 * time.Second
 
 func need(ts *testscript.TestScript, neg bool, args []string, least int) {
 	if neg || len(args) < least {

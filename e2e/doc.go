@@ -20,7 +20,7 @@
 //	                      path, $NAME_PID its pid
 //	stopns NAME           end that process
 //	inside NAME CMD…      run CMD in the namespace (& as usual)
-//	poll CMD…             run CMD until it succeeds, for ten seconds at most
+//	poll CMD…             run CMD until it succeeds, for half a minute at most
 //	snapshot              remember the machine
 //	unchanged [SECONDS]   the machine is as remembered, now or within that time
 //	                      (a namespace made since has to be gone, too)
@@ -30,7 +30,7 @@
 // NETNS FILE (one call of the plugin, whose output must be one JSON document or
 // nothing), try VERB NETNS MEMBERS (the same with a configuration of these members
 // beside version, name and type), makeslirp FILE OPTION… (a slirp4netns of before
-// these options), slay NAME [WORD] (kill -9 and the wait for the end), descriptors
+// these options), slay NAME [WORD] (kill -9 and the wait for the end), freeze NAME (kill -STOP and the wait for it), descriptors
 // PID (what a process has open), peer (see its source). The machine is 192.0.2.1 and 2001:db8::1, its neighbour .2 and ::2.
 //
 // # Callers
