@@ -22,8 +22,9 @@ func coded(err error) error {
 	}
 	var path *fs.PathError
 	var link *os.LinkError
-	// EACCES is what a folder of somebody else's gives; netlink(7) says EPERM.
-	if errors.As(err, &path) || errors.As(err, &link) || errors.Is(err, unix.EACCES) {
+	// Somebody else's folder; what netlink(7) refuses is EPERM.
+	foreign := errors.Is(err, fs.ErrPermission) && !errors.Is(err, unix.EPERM)
+	if errors.As(err, &path) || errors.As(err, &link) || foreign {
 		return conf.Errorf(types.ErrIOFailure, "%v", err)
 	}
 	return conf.Errorf(conf.ErrNetwork, "%v", err)

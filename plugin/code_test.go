@@ -3,6 +3,7 @@ package plugin
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"testing"
 
@@ -23,6 +24,7 @@ func TestEveryErrorGetsACode(t *testing.T) {
 		{missing, types.ErrIOFailure},
 		{fmt.Errorf("state folder: %w", missing), types.ErrIOFailure},
 		{fmt.Errorf("state folder belongs to uid 1: %w", unix.EACCES), types.ErrIOFailure},
+		{fmt.Errorf("state folder belongs to uid 1: %w", fs.ErrPermission), types.ErrIOFailure},
 		{fmt.Errorf("adding a rule: %w", unix.EPERM), conf.ErrNetwork},
 		{errors.New("anything"), conf.ErrNetwork},
 		{fmt.Errorf("wrapped: %w", own), types.ErrTryAgainLater},
