@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"strings"
 	"syscall"
@@ -24,6 +23,10 @@ type Verb struct {
 // Patience bounds a verb. One that takes longer hangs.
 const Patience = time.Minute
 
+// searchPath is that of an ordinary host: a report names what was looked for, and not
+// where the one who made it keeps programs.
+const searchPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
 // ErrHangs is what Run returns, wrapped, for a verb that does not end.
 var ErrHangs = errors.New("hangs")
 
@@ -32,7 +35,7 @@ func (v Verb) Command() *exec.Cmd {
 	cmd := exec.Command(Stage + "/bin/ambi")
 	cmd.Env = []string{
 		"CNI_COMMAND=" + v.Name, "CNI_CONTAINERID=" + v.ContainerID, "CNI_IFNAME=" + v.IfName, "CNI_NETNS=" + v.Netns,
-		"CNI_PATH=" + Stage + "/plugins", "PATH=" + os.Getenv("PATH"),
+		"CNI_PATH=" + Stage + "/plugins", "PATH=" + searchPath,
 	}
 	if v.UID != 0 {
 		cmd.Env = append(cmd.Env, "XDG_RUNTIME_DIR="+RuntimeDir)
