@@ -173,7 +173,11 @@ func deleteHostLink(name string) error {
 	if err != nil {
 		return err
 	}
-	return netlink.LinkDel(link)
+	// The kernel may be taking it away itself, with the namespace of its other end.
+	if err := netlink.LinkDel(link); !errors.Is(err, unix.ENODEV) {
+		return err
+	}
+	return nil
 }
 
 func deleteInside(path, name string) error {
