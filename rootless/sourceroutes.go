@@ -22,7 +22,8 @@ import (
 //
 //	local default dev lo src CONTAINER congctl reno
 //
-// (what does not leave the kernel need not be paced, as bbr would) and for UDP, where the container itself may send from a published port to
+// (what does not leave the kernel need not be paced, as bbr would) and for UDP,
+// where the container itself may send from a published port to
 // somebody else, only the clients of the moment:
 //
 //	local CLIENT/32 dev lo src CONTAINER

@@ -238,7 +238,7 @@ func (s *supervisor) start() error {
 // whileDriverStarts does what needs no driver. A client that is this early finds
 // no container yet, and ADD has not returned.
 func (s *supervisor) whileDriverStarts() error {
-	// A supervisor that was killed may have left rules for ports that are not ours.
+	// A killed supervisor of this attachment may have left rules for other ports.
 	if err := removeSourceRoutes(s.inside.link, s.inside.table); err != nil {
 		return fmt.Errorf("cleaning the routing rules inside the namespace: %w", err)
 	}
