@@ -76,11 +76,13 @@ func (f *forwarder) launch() (*instance, error) {
 
 func (i *instance) stop() { i.undo.stop() }
 
+// memory is what the forwarder's processes hold when it does not fall any more: right
+// after their start, programs have pages that they are about to give back.
 func (i *instance) memory() (memory, error) {
 	if len(i.programs) == 0 {
 		return memory{}, errors.New("no process")
 	}
-	return memoryOf(i.programs...)
+	return settled(func() (memory, error) { return memoryOf(i.programs...) })
 }
 
 // direct is the server itself on the host.

@@ -69,6 +69,7 @@ func load(args []string) error {
 		return err
 	}
 	raiseLimit()
+	keepProcessors()
 	if args[0] == "address" {
 		return printAddress(r.to)
 	}

@@ -129,10 +129,10 @@ func pingPong(r request) (figures, error) {
 	message := make([]byte, pingSize)
 	trips, err := roundTrips(r.window, func() error {
 		message[0] = opPing
-		if _, err := s.write(message); err != nil {
+		if _, err := s.tell(message); err != nil {
 			return err
 		}
-		return s.readFull(message)
+		return s.hearFull(message)
 	})
 	if err != nil {
 		return nil, err

@@ -18,11 +18,11 @@ const silence = 200 * time.Millisecond
 func ask(s socket, message, answer []byte) (int, error) {
 	var err error
 	for range 3 {
-		if _, err = s.write(message); err != nil {
+		if _, err = s.tell(message); err != nil {
 			continue // an ICMP error of before
 		}
 		var n int
-		if n, err = s.read(answer); err == nil {
+		if n, err = s.hear(answer); err == nil {
 			return n, nil
 		}
 	}
@@ -101,7 +101,7 @@ func windowedEcho(r request) (figures, error) {
 
 func (e *echoes) send() error {
 	binary.BigEndian.PutUint64(e.message[1:], e.sent)
-	if _, err := e.s.write(e.message); err != nil && !errors.Is(err, unix.ECONNREFUSED) {
+	if _, err := e.s.tell(e.message); err != nil && !errors.Is(err, unix.ECONNREFUSED) {
 		return err
 	}
 	e.sent++
@@ -113,7 +113,7 @@ func (e *echoes) send() error {
 // silence everything under way is taken for lost, unless it comes later.
 func (e *echoes) take() bool {
 	buffer := e.message[:cap(e.message)]
-	n, err := e.s.read(buffer)
+	n, err := e.s.hear(buffer)
 	if err != nil {
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			e.flight = 0
@@ -143,9 +143,9 @@ func firstDatagrams(r request) (figures, error) {
 			return nil, err
 		}
 		begin := time.Now()
-		_, err = s.write(message)
+		_, err = s.tell(message)
 		if err == nil {
-			_, err = s.read(answer)
+			_, err = s.hear(answer)
 		}
 		times = append(times, time.Since(begin))
 		s.close()

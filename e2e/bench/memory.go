@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // memory is what processes hold, in MB: resident is what counts everything mapped,
@@ -38,6 +39,32 @@ func memoryOf(programs ...string) (memory, error) {
 		return sum, fmt.Errorf("no process runs %s", strings.Join(programs, " or "))
 	}
 	return sum, nil
+}
+
+const (
+	settledFor  = 500 * time.Millisecond
+	settledMost = 5 * time.Second
+)
+
+// settled reads until the resident memory has not fallen for a moment.
+func settled(read func() (memory, error)) (memory, error) {
+	var least memory
+	begin := time.Now()
+	last := begin // when it fell
+	for {
+		m, err := read()
+		if err != nil {
+			return m, err
+		}
+		now := time.Now()
+		if least.Processes == 0 || m.Resident < least.Resident {
+			least, last = m, now
+		}
+		if now.Sub(last) > settledFor || now.Sub(begin) > settledMost {
+			return m, nil
+		}
+		time.Sleep(settledFor / 10)
+	}
 }
 
 // isOneOf takes passt.avx2 for passt, which chooses among its variants at the start.

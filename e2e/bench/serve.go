@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,6 +19,7 @@ func serve(args []string) error {
 	address := flags.String("listen", ":5000", "address and `port` to serve TCP and UDP on")
 	_ = flags.Parse(args)
 	raiseLimit()
+	keepProcessors()
 	var config net.ListenConfig
 	config.SetMultipathTCP(false)
 	listener, err := config.Listen(context.Background(), "tcp", *address)
@@ -88,11 +90,12 @@ func serveConnection(c *net.TCPConn) {
 }
 
 func servePing(s socket, message []byte, have int) {
+	s.setPatience(patience)
 	for {
-		if s.readFull(message[have:]) != nil {
+		if s.hearFull(message[have:]) != nil {
 			return
 		}
-		if _, err := s.write(message); err != nil {
+		if _, err := s.tell(message); err != nil {
 			return
 		}
 		have = 0
@@ -128,12 +131,13 @@ func flood(s socket) {
 
 func serveDatagrams(s socket) error {
 	_ = unix.SetsockoptInt(int(s), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20)
+	s.setPatience(patience)
 	buffer := make([]byte, 1<<16)
 	var name unix.RawSockaddrAny
 	for {
 		n, err := s.receive(buffer, &name)
-		if errors.Is(err, unix.ECONNREFUSED) || n == 0 && err == nil {
-			continue // an earlier answer came too late for its client
+		if errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, os.ErrDeadlineExceeded) || n == 0 && err == nil {
+			continue // an earlier answer came too late for its client, or nobody asks
 		}
 		if err != nil {
 			return err

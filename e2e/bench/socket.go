@@ -3,9 +3,9 @@ package main
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"syscall"
 	"time"
 	"unsafe"
@@ -47,8 +47,13 @@ func connect(kind int, to netip.AddrPort) (socket, error) {
 	}
 }
 
-// blocking takes over a connection of package net.
-func blocking(c interface{ File() (*os.File, error) }) (socket, error) {
+// blocking takes over a connection of package net, and closes it: the poller of the
+// runtime would be woken by everything that comes, as long as it is registered there.
+func blocking(c interface {
+	File() (*os.File, error)
+	Close() error
+}) (socket, error) {
+	defer c.Close()
 	f, err := c.File()
 	if err != nil {
 		return -1, err
@@ -57,8 +62,6 @@ func blocking(c interface{ File() (*os.File, error) }) (socket, error) {
 	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0) // Fd makes it blocking
 	return socket(fd), err
 }
-
-var _ interface{ File() (*os.File, error) } = (*net.TCPConn)(nil)
 
 func (s socket) setPatience(d time.Duration) {
 	t := unix.NsecToTimeval(d.Nanoseconds())
@@ -92,10 +95,41 @@ func (s socket) write(b []byte) (int, error) {
 	return again("write", func() (int, error) { return unix.Write(int(s), b) })
 }
 
+// spareProcessors is how many goroutines of a program may be in one of the calls below
+// at a time.
+const spareProcessors = 4
+
+// keepProcessors allows for them.
+func keepProcessors() { runtime.GOMAXPROCS(runtime.NumCPU() + spareProcessors) }
+
+// tell and hear are write and read for who waits for an answer again and again. They
+// keep the runtime's processor (keepProcessors) while they wait: it would be handed to
+// another thread after 20 µs, which wakes two threads for every slow answer, on the
+// processor that the forwarder needs. The socket has a time-out (setPatience): only then
+// does the runtime's signal end the call, when a collection waits for it (signal(7)).
+func (s socket) tell(b []byte) (int, error) {
+	return again("write", func() (int, error) {
+		n, _, errno := unix.RawSyscall(unix.SYS_WRITE, uintptr(s), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
+		return int(n), orNil(errno)
+	})
+}
+
+func (s socket) hear(b []byte) (int, error) {
+	return again("read", func() (int, error) {
+		n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(s), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
+		return int(n), orNil(errno)
+	})
+}
+
 // readFull fills b, or fails.
-func (s socket) readFull(b []byte) error {
+func (s socket) readFull(b []byte) error { return fill(b, s.read) }
+
+// hearFull is readFull by hear.
+func (s socket) hearFull(b []byte) error { return fill(b, s.hear) }
+
+func fill(b []byte, read func([]byte) (int, error)) error {
 	for len(b) > 0 {
-		n, err := s.read(b)
+		n, err := read(b)
 		if err != nil {
 			return err
 		}
@@ -108,11 +142,11 @@ func (s socket) readFull(b []byte) error {
 }
 
 // receive and answer are recvfrom(2) and sendto(2) without any allocation; the name
-// is kept as the kernel wrote it.
+// is kept as the kernel wrote it. They wait like tell and hear.
 func (s socket) receive(b []byte, name *unix.RawSockaddrAny) (int, error) {
 	return again("recvfrom", func() (int, error) {
 		size := uint32(unsafe.Sizeof(*name))
-		n, _, errno := unix.Syscall6(unix.SYS_RECVFROM, uintptr(s), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), 0,
+		n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(s), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), 0,
 			uintptr(unsafe.Pointer(name)), uintptr(unsafe.Pointer(&size)))
 		return int(n), orNil(errno)
 	})
@@ -124,7 +158,7 @@ func (s socket) answer(b []byte, name *unix.RawSockaddrAny) (int, error) {
 		size = unsafe.Sizeof(unix.RawSockaddrInet6{})
 	}
 	return again("sendto", func() (int, error) {
-		n, _, errno := unix.Syscall6(unix.SYS_SENDTO, uintptr(s), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), 0,
+		n, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(s), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), 0,
 			uintptr(unsafe.Pointer(name)), size)
 		return int(n), orNil(errno)
 	})
