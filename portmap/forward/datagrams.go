@@ -17,13 +17,13 @@ const (
 // structures point into it, and it is as large in memory as the largest
 // datagrams that came.
 type datagrams struct {
-	in, out       [datagramBatch]mmsghdr
-	inVec, outVec [datagramBatch]unix.Iovec
-	names         [datagramBatch]sockaddr
-	controls      [datagramBatch]control
-	sendControl   control
-	buffers       []byte
-	used          int // of in by the last receive
+	in       [datagramBatch]mmsghdr
+	vectors  [datagramBatch]unix.Iovec
+	names    [datagramBatch]sockaddr
+	controls [datagramBatch]control
+	buffers  []byte
+	used     int // of in by the last receive
+	out      outgoing
 }
 
 // localAddr is the address of the host that a client sent to; the interface only
@@ -46,12 +46,10 @@ func newDatagrams() *datagrams {
 	d := &datagrams{buffers: make([]byte, datagramBatch*datagramMost), used: datagramBatch}
 	for i := range d.in {
 		h := &d.in[i].header
-		h.Iov, h.Name, h.Control = &d.inVec[i], (*byte)(unsafe.Pointer(&d.names[i].raw)), (*byte)(unsafe.Pointer(&d.controls[i]))
+		h.Iov, h.Name, h.Control = &d.vectors[i], (*byte)(unsafe.Pointer(&d.names[i].raw)), (*byte)(unsafe.Pointer(&d.controls[i]))
 		h.SetIovlen(1)
-		d.out[i].header.Iov = &d.outVec[i]
-		d.out[i].header.SetIovlen(1)
-		d.inVec[i].Base = &d.buffers[i*datagramMost]
-		d.inVec[i].SetLen(datagramMost)
+		d.vectors[i].Base = &d.buffers[i*datagramMost]
+		d.vectors[i].SetLen(datagramMost)
 	}
 	return d
 }
@@ -95,90 +93,4 @@ func (d *datagrams) local(i int) (l localAddr) {
 		}
 	}
 	return l
-}
-
-// setLocal writes the control message that makes a reply leave from an address.
-func (d *datagrams) setLocal(family int, l *localAddr) int {
-	c := &d.sendControl
-	if !l.available {
-		return 0
-	}
-	if family == unix.AF_INET {
-		c.header.Level, c.header.Type = unix.SOL_IP, unix.IP_PKTINFO
-		c.header.SetLen(unix.CmsgLen(unix.SizeofInet4Pktinfo))
-		info := (*unix.Inet4Pktinfo)(unsafe.Pointer(&c.info))
-		*info = unix.Inet4Pktinfo{Spec_dst: [4]byte(l.ip[:4])}
-		return unix.CmsgSpace(unix.SizeofInet4Pktinfo)
-	}
-	c.header.Level, c.header.Type = unix.SOL_IPV6, unix.IPV6_PKTINFO
-	c.header.SetLen(unix.CmsgLen(unix.SizeofInet6Pktinfo))
-	info := (*unix.Inet6Pktinfo)(unsafe.Pointer(&c.info))
-	*info = unix.Inet6Pktinfo{Addr: l.ip, Ifindex: l.iface}
-	return unix.CmsgSpace(unix.SizeofInet6Pktinfo)
-}
-
-// sendConnected sends the received datagrams [i, end) on through a connected
-// socket. An error of the socket is an earlier datagram's (udp(7)): the datagram
-// is tried once more.
-func (d *datagrams) sendConnected(fd int32, i, end int) (bytes, lost int, refused bool) {
-	for k := i; k < end; k++ {
-		h := &d.out[k].header
-		h.Name, h.Namelen, h.Control = nil, 0, nil
-		h.SetControllen(0)
-		d.outVec[k].Base = d.inVec[k].Base
-		d.outVec[k].SetLen(d.bytes(k))
-	}
-	retried := false
-	for i < end {
-		n, errno := sysSendMany(fd, d.out[i:end])
-		if errno != 0 || n <= 0 {
-			refused = refused || errno == unix.ECONNREFUSED
-			if errno == unix.ECONNREFUSED && !retried {
-				retried = true
-				continue
-			}
-			lost++
-			i++
-			continue
-		}
-		bytes += d.sum(i, i+n)
-		i += n
-		retried = false
-	}
-	return bytes, lost, refused
-}
-
-func (d *datagrams) sum(i, end int) (bytes int) {
-	for ; i < end; i++ {
-		bytes += d.bytes(i)
-	}
-	return bytes
-}
-
-// sendTo sends the n received datagrams to a client, from the address that it
-// used.
-func (d *datagrams) sendTo(u *udpPort, to *flowKey, n int) (bytes, lost int) {
-	size := d.setLocal(u.family, &to.local)
-	for i := range n {
-		h := &d.out[i].header
-		h.Name, h.Namelen = (*byte)(unsafe.Pointer(&to.client.raw)), to.client.length
-		h.Control = (*byte)(unsafe.Pointer(&d.sendControl))
-		h.SetControllen(size)
-		d.outVec[i].Base = d.inVec[i].Base
-		d.outVec[i].SetLen(d.bytes(i))
-	}
-	for i := 0; i < n; {
-		sent, errno := sysSendMany(u.fd, d.out[i:n])
-		if errno == unix.EAGAIN && u.waitForRoom() {
-			continue
-		}
-		if errno != 0 || sent <= 0 {
-			lost++
-			i++
-			continue
-		}
-		bytes += d.sum(i, i+sent)
-		i += sent
-	}
-	return bytes, lost
 }

@@ -16,7 +16,8 @@ type flow struct {
 	udp     *udpPort
 	key     flowKey
 	fd      int32
-	kept    bool // the client's own address is the source
+	unequal [2]bool // by way: datagrams go one by one
+	kept    bool    // the client's own address is the source
 	replied bool
 	queued  bool
 	closed  bool
@@ -175,19 +176,17 @@ func (f *flow) close(w *worker) {
 
 // toService sends the received datagrams [i, end) on.
 func (f *flow) toService(w *worker, i, end int) {
-	d := w.datagram
-	bytes, lost, refused := d.sendConnected(f.fd, i, end)
-	f.account(up, bytes, lost, refused)
+	f.account(up, w.datagram.send(&destination{fd: f.fd, unequal: &f.unequal[up]}, i, end))
 	f.touch(w)
 }
 
-func (f *flow) account(d int, bytes, lost int, refused bool) {
+func (f *flow) account(d int, s sent) {
 	p := f.udp.port
-	p.bytes[d].Add(uint64(bytes))
-	if lost > 0 {
-		p.dropped.Add(uint64(lost))
+	p.bytes[d].Add(uint64(s.bytes))
+	if s.lost > 0 {
+		p.dropped.Add(uint64(s.lost))
 	}
-	if refused {
+	if s.refused {
 		p.refused.Add(1)
 	}
 }
@@ -204,8 +203,7 @@ func (f *flow) ready(w *worker, _ int, _ uint32) {
 		f.again(w)                // datagrams may be behind the error
 		return
 	}
-	bytes, lost := d.sendTo(f.udp, &f.key, n)
-	f.account(down, bytes, lost, false)
+	f.account(down, d.send(&destination{f.udp.fd, &f.key, f.udp.family, &f.unequal[down], f.udp.waitForRoom}, 0, n))
 	if f.replied {
 		f.touch(w)
 	} else {

@@ -69,6 +69,42 @@ func TestBurstOfDatagramsIsComplete(t *testing.T) {
 	require.Zero(t, l.stats().Dropped)
 }
 
+// Datagrams keep their borders and their order, however their lengths lie for the
+// kernel to cut them: equal ones, a shorter last one, empty ones, and some that are
+// longer than the network's packets.
+func TestBurstOfMixedLengthsKeepsItsBorders(t *testing.T) {
+	l := newLab(t)
+	l.serveUDP("[::]:53", echoDatagrams)
+	l.publish(mapping(conf.UDP, 5353, 53))
+	lengths := map[string][]int{
+		"equal":                {1200, 1200, 1200, 1200, 1200, 1200, 1200, 1200},
+		"last is shorter":      {1200, 1200, 1200, 7, 1200, 1200, 1199},
+		"growing":              {1, 2, 3, 500, 501, 1400, 1472},
+		"empty between":        {0, 100, 100, 0, 0, 100, 100, 0},
+		"longer than a packet": {3000, 3000, 3000, 3000, 100, 3000, 3000},
+		"large together":       {25000, 25000, 25000}, // what a default receive buffer holds
+	}
+	for _, to := range []netip.Addr{hostFour, hostSix} {
+		for name, lengths := range lengths {
+			c := l.dial(l.client, "udp", to, 5353)
+			for round := range 20 {
+				for i, length := range lengths {
+					_, err := c.Write(bytes.Repeat([]byte{byte(round + i)}, length))
+					require.NoError(t, err)
+				}
+				buffer := make([]byte, 1<<16)
+				for i, length := range lengths {
+					n, err := c.Read(buffer)
+					require.NoError(t, err, "%s to %s: datagram %d of round %d", name, to, i, round)
+					require.True(t, bytes.Equal(bytes.Repeat([]byte{byte(round + i)}, length), buffer[:n]),
+						"%s to %s: datagram %d of %d bytes came back with %d", name, to, i, length, n)
+				}
+			}
+		}
+	}
+	require.Zero(t, l.stats().Dropped)
+}
+
 // An answer leaves from the address that the client sent to, also where the host
 // would choose another one.
 func TestAnswerComesFromTheAddressUsed(t *testing.T) {
