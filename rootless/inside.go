@@ -29,7 +29,7 @@ type inside struct {
 
 	mu      sync.Mutex
 	rules   map[conf.Protocol]*portRanges
-	clients map[netip.Addr]bool
+	clients map[source]bool
 	leaving bool // see leaveAtOnce
 }
 
@@ -39,7 +39,7 @@ func enter(netns *os.File, key conf.Key, p *plan) (*inside, error) {
 	in := &inside{
 		netns: netns, calls: make(chan func()), plan: p, table: tablesOf(key),
 		rules:   map[conf.Protocol]*portRanges{conf.TCP: {}, conf.UDP: {}},
-		clients: make(map[netip.Addr]bool),
+		clients: make(map[source]bool),
 	}
 	entered := make(chan error)
 	go in.thread(netns, entered)

@@ -18,16 +18,13 @@ import (
 //
 //	ip rule add iif lo ipproto X sport P lookup T
 //
-// where T holds for TCP
-//
-//	local default dev lo src CONTAINER congctl reno
-//
-// (what does not leave the kernel need not be paced, as bbr would) and for UDP,
-// where the container itself may send from a published port to
-// somebody else, only the clients of the moment:
+// where T holds only the clients of the moment, as the container itself may send from
+// a published port to somebody else:
 //
 //	local CLIENT/32 dev lo src CONTAINER
 //
+// TCP's say "congctl reno": what does not leave the kernel need not be paced, as bbr
+// would.
 // Without "src" an unconnected UDP socket would answer from the client's own
 // address, the default of a local route. Needs Linux 4.17 (FRA_SPORT_RANGE).
 
@@ -138,62 +135,57 @@ func (in *inside) families() []int {
 	return families
 }
 
-// AddClient brings replies to a UDP client back to rootlessport.
-func (in *inside) AddClient(client netip.Addr) error {
+// AddClient brings replies to a client back to rootlessport.
+func (in *inside) AddClient(protocol conf.Protocol, client netip.Addr) error {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	in.clients[client] = true
-	if err := in.link.RouteReplace(in.clientRoute(client)); err != nil {
+	in.clients[source{protocol, client}] = true
+	if err := in.link.RouteReplace(in.clientRoute(source{protocol, client})); err != nil {
 		return fmt.Errorf("route to client %s inside the container's namespace: %w", client, err)
 	}
 	return nil
 }
 
 // RemoveClient is the reverse of AddClient; a route that is gone is success.
-func (in *inside) RemoveClient(client netip.Addr) error {
+func (in *inside) RemoveClient(protocol conf.Protocol, client netip.Addr) error {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	delete(in.clients, client)
+	delete(in.clients, source{protocol, client})
 	if in.leaving {
 		return nil
 	}
-	if err := in.link.RouteDel(in.clientRoute(client)); err != nil && !errors.Is(err, unix.ESRCH) {
+	if err := in.link.RouteDel(in.clientRoute(source{protocol, client})); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("removing the route to client %s inside the container's namespace: %w", client, err)
 	}
 	return nil
 }
 
-func (in *inside) clientRoute(client netip.Addr) *netlink.Route {
-	return in.localRoute(netip.PrefixFrom(client, client.BitLen()), in.table.udp)
+// source is an address that a service sees, in one protocol.
+type source struct {
+	protocol conf.Protocol
+	ip       netip.Addr
 }
 
-func (in *inside) localRoute(to netip.Prefix, table int) *netlink.Route {
+func (in *inside) clientRoute(client source) *netlink.Route {
 	src := in.plan.IPv4.first()
-	if to.Addr().Is6() {
+	if client.ip.Is6() {
 		src = in.plan.IPv6.first()
 	}
-	return &netlink.Route{
-		LinkIndex: loopbackIndex, Dst: ipNet(to), Src: src.AsSlice(), Table: table,
-		Type: unix.RTN_LOCAL, Scope: netlink.SCOPE_HOST,
+	route := &netlink.Route{
+		LinkIndex: loopbackIndex, Dst: ipNet(netip.PrefixFrom(client.ip, client.ip.BitLen())), Src: src.AsSlice(),
+		Table: in.table.of(client.protocol), Type: unix.RTN_LOCAL, Scope: netlink.SCOPE_HOST,
 	}
+	if client.protocol == conf.TCP {
+		route.Congctl = "reno"
+	}
+	return route
 }
 
-// restoreRoutes puts the routes in place, at first and after the driver came
-// back: the kernel drops them with the address they name.
+// restoreRoutes puts the routes in place after the driver came back: the kernel drops
+// them with the address they name.
 func (in *inside) restoreRoutes(netlink.Link) error {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	for _, f := range []family{in.plan.IPv4, in.plan.IPv6} {
-		if !f.enabled() {
-			continue
-		}
-		all := netip.PrefixFrom(f.first(), 0).Masked()
-		route := in.localRoute(all, in.table.tcp)
-		route.Congctl = "reno"
-		if err := in.link.RouteReplace(route); err != nil {
-			return err
-		}
-	}
 	for client := range in.clients {
 		if err := in.link.RouteReplace(in.clientRoute(client)); err != nil {
 			return err

@@ -28,6 +28,7 @@ type accepted struct {
 	port    *port
 	target  *target
 	client  sockaddr
+	source  address // that the service sees
 	outside int32
 	inside  int32
 }
@@ -100,7 +101,7 @@ func (l *listener) ready(w *worker, _ int, _ uint32) {
 			return
 		}
 	}
-	l.hand(w, accepted{l.port, l.target, w.name, outside, inside})
+	l.hand(w, accepted{port: l.port, target: l.target, client: w.name, outside: outside, inside: inside})
 }
 
 // hand gives the connection to the worker that has least to do.

@@ -2,6 +2,9 @@ package forward
 
 import (
 	"net/netip"
+	"time"
+
+	"github.com/ambi-cni/ambi/conf"
 )
 
 // address is an IP address, IPv4 in its mapped form, without the pointer that a
@@ -35,29 +38,111 @@ func (r *routes) disclaim(p pair) {
 	delete(r.pairs, p)
 }
 
-// addClient is called with the source address of each flow. The lock is held
-// during the system call, as a second flow of the same client must not send before
-// the route is there.
-func (r *routes) addClient(client netip.Addr) error {
+// source is an address that a service sees, in one protocol.
+type source struct {
+	protocol conf.Protocol
+	ip       address
+}
+
+// sourceUse counts who needs the route to a source.
+type sourceUse struct {
+	flows int
+	since time.Duration // that flows is 0
+}
+
+// sourceKept is how long the route to a TCP client stays after its last connection:
+// one that connects again and again needs it made once.
+const sourceKept = time.Second
+
+// addClient is called with the source address of each flow and connection. The lock
+// is held during the system call, as a second one of the same client must not send
+// before the route is there.
+func (r *routes) addClient(protocol conf.Protocol, client netip.Addr) error {
+	key := source{protocol, client.As16()}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	key := address(client.As16())
-	if r.clients[key] == 0 {
-		if err := r.namespace.AddClient(client); err != nil {
+	use := r.clients[key]
+	if use == nil {
+		if err := r.namespace.AddClient(protocol, client); err != nil {
 			return err
 		}
+		use = &sourceUse{}
+		r.clients[key] = use
 	}
-	r.clients[key]++
+	use.flows++
 	return nil
 }
 
-func (r *routes) removeClient(client netip.Addr) {
+// removeClient ends a use. What a container sends by itself to a client that has no
+// flow any more must leave by the tap, so UDP's route goes at once.
+func (r *routes) removeClient(protocol conf.Protocol, client netip.Addr, now time.Duration) {
+	key := source{protocol, client.As16()}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	key := address(client.As16())
-	r.clients[key]--
-	if r.clients[key] == 0 {
-		delete(r.clients, key)
-		r.note(r.namespace.RemoveClient(client))
+	use := r.clients[key]
+	use.flows--
+	switch {
+	case use.flows > 0:
+	case protocol == conf.TCP:
+		use.since = now
+		if len(r.idle) == 0 {
+			r.idleUntil.Store(int64(now + sourceKept))
+		}
+		r.idle = append(r.idle, idleSource{key, now})
+	default:
+		r.drop(key)
 	}
+}
+
+// drop is called with the lock held.
+func (r *routes) drop(key source) {
+	delete(r.clients, key)
+	r.note(r.namespace.RemoveClient(key.protocol, netip.AddrFrom16(key.ip).Unmap()))
+}
+
+// idleSource is a source that nobody needed from a time on; it may be needed again.
+type idleSource struct {
+	source
+	since time.Duration
+}
+
+// idleEnd is when trim has something to do; false while it has not.
+func (r *routes) idleEnd() (time.Duration, bool) {
+	end := time.Duration(r.idleUntil.Load())
+	return end, end != 0
+}
+
+// trim takes away the routes that nobody has needed for a while.
+func (r *routes) trim(now time.Duration) {
+	if end, ok := r.idleEnd(); !ok || end > now {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.dropIdle(now - sourceKept)
+}
+
+// dropIdle takes away what is idle since a time or longer; with the lock held.
+func (r *routes) dropIdle(until time.Duration) {
+	for len(r.idle) > 0 && r.idle[0].since <= until {
+		first := r.idle[0]
+		r.idle = r.idle[1:]
+		if use := r.clients[first.source]; use != nil && use.flows == 0 && use.since == first.since {
+			r.drop(first.source)
+		}
+	}
+	if len(r.idle) == 0 {
+		r.idle = nil
+		r.idleUntil.Store(0)
+		return
+	}
+	r.idleUntil.Store(int64(r.idle[0].since + sourceKept))
+}
+
+// close takes away what is left when no worker is.
+func (r *routes) close() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.dropIdle(1<<63 - 1)
+	return r.err
 }

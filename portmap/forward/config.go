@@ -15,19 +15,19 @@ type Namespace interface {
 	// Socket is socket(2) inside the container's namespace.
 	Socket(domain, typ, proto int) (int, error)
 
-	// AddClient routes what is sent to the client from a published UDP port back
-	// into the namespace: "local CLIENT/32 dev lo src CONTAINER". It is called
-	// once per address, before the first datagram of its first flow.
-	AddClient(client netip.Addr) error
+	// AddClient routes what is sent to the client from a published port of the
+	// protocol back into the namespace: "local CLIENT/32 dev lo src CONTAINER". For
+	// TCP the route says "congctl reno" (see congestion.go). It is called once per
+	// (protocol, address), before the first packet of its first flow or connection.
+	AddClient(protocol conf.Protocol, client netip.Addr) error
 
-	// RemoveClient is the reverse of AddClient, called after the address's last
-	// flow has expired.
-	RemoveClient(client netip.Addr) error
+	// RemoveClient is the reverse of AddClient, called after the address's last flow
+	// has expired, or a moment after its last connection has ended.
+	RemoveClient(protocol conf.Protocol, client netip.Addr) error
 
-	// AddPort has what is sent from this port routed by the table of its protocol:
-	// "ip rule add iif lo ipproto X sport P lookup T". For TCP that table holds
-	// "local default dev lo src CONTAINER congctl reno" (see congestion.go), for UDP
-	// the clients of AddClient. It is called once per (protocol, containerPort).
+	// AddPort has what is sent from this port routed by the table of its protocol,
+	// which holds the clients of AddClient: "ip rule add iif lo ipproto X sport P
+	// lookup T". It is called once per (protocol, containerPort).
 	AddPort(protocol conf.Protocol, containerPort uint16) error
 
 	// RemovePort is the reverse of AddPort, called after the port's last listener

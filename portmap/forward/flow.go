@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/conf"
 )
 
 // flow is one UDP client's conversation: a socket inside the namespace, connected
@@ -114,7 +116,7 @@ func (f *flow) dial(w *worker, ip netip.Addr, port uint16) (errno unix.Errno) {
 	}
 	from := newSockaddr(ip, port)
 	if errno = t.connectDatagram(f.fd, &from, f.udp.port.mapping.ContainerPort); errno == 0 {
-		err := routes.addClient(ip)
+		err := routes.addClient(conf.UDP, ip)
 		if err == nil {
 			return 0
 		}
@@ -157,7 +159,7 @@ func (t *target) connectDatagram(fd int32, from *sockaddr, port uint16) unix.Err
 func (f *flow) hangUp() {
 	sysClose(f.fd)
 	routes := f.udp.port.routes
-	routes.removeClient(f.source())
+	routes.removeClient(conf.UDP, f.source(), 0)
 	if f.kept {
 		routes.disclaim(f.pair())
 	}

@@ -46,7 +46,7 @@ func New(c Config) (*Forwarder, error) {
 	}
 	f := &Forwarder{config: c.withDefaults(), started: time.Now(), ports: make(map[conf.PortMapping]*port)}
 	f.pipes.most = max(f.config.MaxPipes, 0)
-	f.routes = newRoutes(c.Namespace)
+	f.routes.init(c.Namespace)
 	f.workers.Store(&[]*worker{})
 	return f, nil
 }
@@ -222,7 +222,7 @@ func (f *Forwarder) Close() error {
 		w.stop()
 	}
 	f.pipes.release()
-	return f.routes.failures()
+	return f.routes.close()
 }
 
 // workerAt starts workers up to the number wanted.

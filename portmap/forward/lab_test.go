@@ -148,18 +148,25 @@ func mapping(protocol conf.Protocol, hostPort, containerPort uint16) conf.PortMa
 	return conf.PortMapping{HostPort: hostPort, ContainerPort: containerPort, Protocol: protocol}
 }
 
-// serveTCP runs a service in the container until the test ends.
-func (l *lab) serveTCP(at string, serve func(*net.TCPConn)) {
+// listener is a TCP listener in a namespace until the test ends.
+func (l *lab) listener(name, at string) net.Listener {
 	l.t.Helper()
 	var (
 		listener net.Listener
 		err      error
 	)
-	var config net.ListenConfig
+	config := net.ListenConfig{Control: reusePort}
 	config.SetMultipathTCP(false)
-	l.in(l.container, func() { listener, err = config.Listen(context.Background(), "tcp", at) })
+	l.in(name, func() { listener, err = config.Listen(context.Background(), "tcp", at) })
 	require.NoError(l.t, err)
 	l.t.Cleanup(func() { listener.Close() })
+	return listener
+}
+
+// serveTCP runs a service in the container until the test ends.
+func (l *lab) serveTCP(at string, serve func(*net.TCPConn)) {
+	l.t.Helper()
+	listener := l.listener(l.container, at)
 	go func() {
 		for {
 			c, err := listener.Accept()
@@ -235,12 +242,19 @@ func (l *lab) stats() forward.PortStats {
 	return stats[0]
 }
 
+// reusePort lets others have the same port, among them what the container dials from
+// the port that it serves on.
+func reusePort(_, _ string, raw syscall.RawConn) (err error) {
+	controlErr := raw.Control(func(fd uintptr) {
+		err = errors.Join(unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
+			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1))
+	})
+	return errors.Join(err, controlErr)
+}
+
 // dialFrom connects from a given port, which other connections may have as well.
 func dialFrom(protocol conf.Protocol, port uint16, to netip.AddrPort) (net.Conn, error) {
-	dialer := net.Dialer{Timeout: deadline, Control: func(_, _ string, raw syscall.RawConn) (err error) {
-		controlErr := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
-		return errors.Join(err, controlErr)
-	}}
+	dialer := net.Dialer{Timeout: deadline, Control: reusePort}
 	dialer.SetMultipathTCP(false)
 	if protocol == conf.TCP {
 		dialer.LocalAddr = &net.TCPAddr{Port: int(port)}

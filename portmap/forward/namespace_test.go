@@ -21,6 +21,12 @@ const (
 	rulePriority = 100
 )
 
+// source is a client that replies are brought back to.
+type source struct {
+	protocol conf.Protocol
+	ip       netip.Addr
+}
+
 // namespace is a container's network namespace as the supervisor has it.
 type namespace struct {
 	netns      *os.File
@@ -29,7 +35,7 @@ type namespace struct {
 	four, six  netip.Addr // of the container, invalid without one
 	mu         sync.Mutex
 	ports      map[string]bool
-	clients    map[netip.Addr]bool
+	clients    map[source]bool
 	failClient error // what AddClient answers
 }
 
@@ -45,7 +51,7 @@ func enterNamespace(path string, four, six netip.Addr) (*namespace, error) {
 	}
 	n := &namespace{
 		netns: netns, calls: make(chan func()), four: four, six: six,
-		ports: make(map[string]bool), clients: make(map[netip.Addr]bool),
+		ports: make(map[string]bool), clients: make(map[source]bool),
 	}
 	entered := make(chan error)
 	go n.thread(entered)
@@ -56,7 +62,7 @@ func enterNamespace(path string, four, six netip.Addr) (*namespace, error) {
 	if err != nil {
 		return nil, err
 	}
-	return n, n.localDefault()
+	return n, nil
 }
 
 func (n *namespace) thread(entered chan<- error) {
@@ -92,19 +98,6 @@ func (n *namespace) Socket(domain, typ, proto int) (fd int, err error) {
 	return fd, err
 }
 
-// localDefault has everything that leaves a published TCP port come back.
-func (n *namespace) localDefault() error {
-	for _, ip := range n.addresses() {
-		all := netip.PrefixFrom(ip, 0).Masked()
-		route := n.local(all, ip, tcpTable)
-		route.Congctl = "reno"
-		if err := n.link.RouteReplace(route); err != nil {
-			return fmt.Errorf("local default for %s: %w", ip, err)
-		}
-	}
-	return nil
-}
-
 func (n *namespace) addresses() (all []netip.Addr) {
 	for _, ip := range []netip.Addr{n.four, n.six} {
 		if ip.IsValid() {
@@ -122,36 +115,42 @@ func (n *namespace) local(to netip.Prefix, src netip.Addr, table int) *netlink.R
 }
 
 // AddClient implements forward.Namespace.
-func (n *namespace) AddClient(client netip.Addr) error {
+func (n *namespace) AddClient(protocol conf.Protocol, client netip.Addr) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.failClient != nil {
 		return n.failClient
 	}
-	if n.clients[client] {
+	if n.clients[source{protocol, client}] {
 		return fmt.Errorf("client %s was added twice", client)
 	}
-	n.clients[client] = true
-	return n.link.RouteAdd(n.clientRoute(client))
+	n.clients[source{protocol, client}] = true
+	return n.link.RouteAdd(n.clientRoute(protocol, client))
 }
 
 // RemoveClient implements forward.Namespace.
-func (n *namespace) RemoveClient(client netip.Addr) error {
+func (n *namespace) RemoveClient(protocol conf.Protocol, client netip.Addr) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if !n.clients[client] {
+	if !n.clients[source{protocol, client}] {
 		return fmt.Errorf("client %s was removed twice", client)
 	}
-	delete(n.clients, client)
-	return n.link.RouteDel(n.clientRoute(client))
+	delete(n.clients, source{protocol, client})
+	return n.link.RouteDel(n.clientRoute(protocol, client))
 }
 
-func (n *namespace) clientRoute(client netip.Addr) *netlink.Route {
+func (n *namespace) clientRoute(protocol conf.Protocol, client netip.Addr) *netlink.Route {
 	src := n.six
 	if client.Is4() {
 		src = n.four
 	}
-	return n.local(netip.PrefixFrom(client, client.BitLen()), src, udpTable)
+	to := netip.PrefixFrom(client, client.BitLen())
+	if protocol == conf.UDP {
+		return n.local(to, src, udpTable)
+	}
+	route := n.local(to, src, tcpTable)
+	route.Congctl = "reno"
+	return route
 }
 
 // AddPort implements forward.Namespace.

@@ -112,9 +112,12 @@ type routes struct {
 
 	mu      sync.Mutex
 	ports   map[containerPort]int
-	clients map[address]int
+	clients map[source]*sourceUse
+	idle    []idleSource // in the order of their times; some are in use again
 	pairs   map[pair]struct{}
 	err     error // the first failure to take something back
+
+	idleUntil atomic.Int64 // when idle[0] goes, to be read without the lock; 0 without one
 }
 
 type containerPort struct {
@@ -122,11 +125,9 @@ type containerPort struct {
 	port     uint16
 }
 
-func newRoutes(n Namespace) routes {
-	return routes{
-		namespace: n, ports: make(map[containerPort]int),
-		clients: make(map[address]int), pairs: make(map[pair]struct{}),
-	}
+func (r *routes) init(n Namespace) {
+	r.namespace, r.ports = n, make(map[containerPort]int)
+	r.clients, r.pairs = make(map[source]*sourceUse), make(map[pair]struct{})
 }
 
 func (r *routes) addPort(protocol conf.Protocol, number uint16) error {
@@ -157,11 +158,4 @@ func (r *routes) note(err error) {
 	if r.err == nil {
 		r.err = err
 	}
-}
-
-// failures is the first thing that could not be taken back.
-func (r *routes) failures() error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.err
 }

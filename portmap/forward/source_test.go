@@ -1,6 +1,7 @@
 package forward_test
 
 import (
+	"errors"
 	"io"
 	"net"
 	"net/netip"
@@ -144,4 +145,41 @@ func (l *lab) seenFrom(protocol conf.Protocol, clientPort, hostPort uint16) stri
 	n, err := c.Read(buffer)
 	require.NoError(l.t, err)
 	return string(buffer[:n])
+}
+
+// What the container itself sends from a published TCP port leaves by the tap, also
+// while the port has clients.
+func TestContainersOwnConnectionsAreNotCaptured(t *testing.T) {
+	l := newLab(t)
+	l.serveTCP("[::]:80", echo)
+	l.publish(mapping(conf.TCP, 8080, 80))
+	client := l.dial(l.client, "tcp", hostFour, 8080)
+	require.NoError(t, echoed(client))
+	outside := l.listener(l.client, netip.AddrPortFrom(elsewhere, 123).String())
+	var (
+		own net.Conn
+		err error
+	)
+	l.in(l.container, func() { own, err = dialFrom(conf.TCP, 80, netip.AddrPortFrom(elsewhere, 123)) })
+	require.NoError(t, err)
+	defer own.Close()
+	arrived, err := outside.Accept()
+	require.NoError(t, err)
+	defer arrived.Close()
+	require.Equal(t, netip.AddrPortFrom(containerFour, 80).String(), arrived.RemoteAddr().String())
+	require.NoError(t, echoed(client))
+}
+
+// A client that nobody can route back is served from the gateway's address.
+func TestTCPRouteThatCannotBeAddedMeansGateway(t *testing.T) {
+	l := newLab(t)
+	l.serveReport(conf.TCP, "[::]:80")
+	l.publish(mapping(conf.TCP, 8080, 80))
+	// The gateway's own route is there before routes begin to fail.
+	require.Equal(t, gatewayFour.String(), l.seen(conf.TCP, l.host, loopbackFour, 8080))
+	l.namespace.mu.Lock()
+	l.namespace.failClient = errors.New("no")
+	l.namespace.mu.Unlock()
+	require.Equal(t, gatewayFour.String(), l.seen(conf.TCP, l.client, hostFour, 8080))
+	require.EqualValues(t, 2, l.stats().GatewayFallbacks)
 }

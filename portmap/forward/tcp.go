@@ -1,9 +1,12 @@
 package forward
 
 import (
+	"net/netip"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/conf"
 )
 
 // The two sides of a connection, and its two ways: way up reads from the client
@@ -23,6 +26,7 @@ type conn struct {
 	since    time.Duration
 	port     *port
 	target   *target
+	source   address // that the service sees
 	sides    [2]side
 	ways     [2]way
 	awaiting bool // the service has not answered yet
@@ -50,7 +54,7 @@ func (w *worker) connect(a accepted) {
 		w.refuse(a, errno)
 		return
 	}
-	c := &conn{port: a.port, target: a.target, since: w.now, awaiting: true}
+	c := &conn{port: a.port, target: a.target, source: a.source, since: w.now, awaiting: true}
 	c.sides[client].fd, c.sides[service].fd = a.outside, a.inside
 	c.sides[client].writable = true
 	c.ticket = w.place(c)
@@ -68,8 +72,7 @@ func (w *worker) connect(a accepted) {
 // not possible, from the gateway's.
 func (w *worker) reach(a *accepted) unix.Errno {
 	if ip := a.client.ip(); a.target.preserves(ip) {
-		from := newSockaddr(ip, a.client.port())
-		if a.target.connect(a.inside, &from, a.port.mapping.ContainerPort, w.paced) == 0 {
+		if w.reachFrom(a, ip, a.client.port()) == 0 {
 			return 0
 		}
 		// The 4-tuple is taken, or is not to be had. A bound socket stays bound.
@@ -82,8 +85,23 @@ func (w *worker) reach(a *accepted) unix.Errno {
 	if a.target.preserve {
 		a.port.gatewayFallbacks.Add(1)
 	}
-	from := newSockaddr(a.target.gateway, 0)
-	return a.target.connect(a.inside, &from, a.port.mapping.ContainerPort, w.paced)
+	return w.reachFrom(a, a.target.gateway, 0)
+}
+
+// reachFrom connects from an address; the route for the answers must be there before.
+func (w *worker) reachFrom(a *accepted, ip netip.Addr, port uint16) unix.Errno {
+	if err := a.port.routes.addClient(conf.TCP, ip); err != nil {
+		w.forwarder.config.Logger.Debug("no route to a TCP client", "client", ip, "error", err)
+		return unix.ENETUNREACH
+	}
+	from := newSockaddr(ip, port)
+	errno := a.target.connect(a.inside, &from, a.port.mapping.ContainerPort, w.paced)
+	if errno != 0 {
+		a.port.routes.removeClient(conf.TCP, ip, w.now)
+		return errno
+	}
+	a.source = ip.As16()
+	return 0
 }
 
 // connect binds a TCP socket inside to an address that the container does not
@@ -206,6 +224,7 @@ func (c *conn) end(w *worker, closeSocket func(int32)) {
 		w.awaiting.remove(c)
 	}
 	c.closed = true
+	c.port.routes.removeClient(conf.TCP, netip.AddrFrom16(c.source).Unmap(), w.now)
 	w.leave(c.ticket)
 	w.forget(c.port)
 }

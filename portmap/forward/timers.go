@@ -37,6 +37,9 @@ func (w *worker) patience() time.Duration {
 	if w.forwarder.pipes.wantsTrim() {
 		sooner(w.now + pipeIdle)
 	}
+	if end, ok := w.forwarder.routes.idleEnd(); ok {
+		sooner(end)
+	}
 	return next
 }
 
@@ -50,6 +53,7 @@ func (w *worker) expire() {
 	w.expireFlows(&w.flows.replied, config.RepliedTimeout)
 	w.resumePaused()
 	w.forwarder.pipes.trim(w.now)
+	w.forwarder.routes.trim(w.now)
 }
 
 func (w *worker) expireFlows(flows *list[*flow], timeout time.Duration) {
