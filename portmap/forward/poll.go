@@ -39,6 +39,7 @@ type poller struct {
 
 	spinning *atomic.Bool // a worker of the forwarder spins
 	credit   int          // see wait
+	moved    int          // bytes since the last wait
 }
 
 type slot struct {
@@ -123,6 +124,10 @@ const brief = time.Millisecond
 // to whoever waits for the processor. One worker of a forwarder at a time does so.
 const spin = 100 * time.Microsecond
 
+// mostBriefly is how many bytes a round may move that a worker spins after. Who moves
+// more is not waiting for a round trip, and needs the processor.
+const mostBriefly = 4 << 10
+
 // mostCredit is how many times in a row spinning may be in vain.
 const mostCredit = 16
 
@@ -131,6 +136,11 @@ const mostCredit = 16
 func (p *poller) wait(events []unix.EpollEvent, timeout time.Duration) int {
 	if timeout == 0 {
 		return p.sleep(events, 0)
+	}
+	bulk := p.moved > mostBriefly
+	p.moved = 0
+	if bulk {
+		return p.sleep(events, timeout)
 	}
 	if p.credit > 0 && p.spinning.CompareAndSwap(false, true) {
 		n := p.spin(events)

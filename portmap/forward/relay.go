@@ -94,9 +94,9 @@ func (c *conn) step(w *worker, d int) outcome {
 	case t.done, !to.writable:
 		return waiting
 	case t.inPipe > 0:
-		return c.flushPipe(d)
+		return c.flushPipe(w, d)
 	case len(t.held) > 0:
-		return c.flushHeld(d)
+		return c.flushHeld(w, d)
 	case t.ended:
 		return c.finish(d)
 	case !from.readable:
@@ -138,6 +138,7 @@ func (c *conn) copy(w *worker, d int) outcome {
 	}
 	written = max(written, 0)
 	c.port.bytes[d].Add(uint64(written))
+	w.moved += written
 	if written < n {
 		to.writable = false
 		t.held = append([]byte(nil), w.buffer[written:n]...)
@@ -168,7 +169,7 @@ func (c *conn) notWritten(d int) outcome {
 }
 
 // wrote is what a write from memory or a pipe means.
-func (c *conn) wrote(d, n int, errno unix.Errno) outcome {
+func (c *conn) wrote(w *worker, d, n int, errno unix.Errno) outcome {
 	switch {
 	case errno == unix.EAGAIN:
 		c.sides[1-d].writable = false
@@ -177,13 +178,14 @@ func (c *conn) wrote(d, n int, errno unix.Errno) outcome {
 		return c.notWritten(d)
 	}
 	c.port.bytes[d].Add(uint64(n))
+	w.moved += n
 	return progress
 }
 
-func (c *conn) flushHeld(d int) outcome {
+func (c *conn) flushHeld(w *worker, d int) outcome {
 	t := &c.ways[d]
 	n, errno := sysSend(c.sides[1-d].fd, t.held)
-	o := c.wrote(d, n, errno)
+	o := c.wrote(w, d, n, errno)
 	if o == progress {
 		t.held = t.held[n:]
 		if len(t.held) == 0 {
@@ -216,10 +218,10 @@ func (c *conn) fillPipe(d int) outcome {
 	return progress
 }
 
-func (c *conn) flushPipe(d int) outcome {
+func (c *conn) flushPipe(w *worker, d int) outcome {
 	t := &c.ways[d]
 	n, errno := sysSplice(t.pipe.read, c.sides[1-d].fd, t.inPipe)
-	o := c.wrote(d, n, errno)
+	o := c.wrote(w, d, n, errno)
 	if o == progress {
 		t.inPipe -= n
 	}
