@@ -178,13 +178,14 @@ func (f *flow) close(w *worker) {
 
 // toService sends the received datagrams [i, end) on.
 func (f *flow) toService(w *worker, i, end int) {
-	f.account(up, w.datagram.send(&destination{fd: f.fd, unequal: &f.unequal[up]}, i, end))
+	f.account(w, up, w.datagram.send(&destination{fd: f.fd, unequal: &f.unequal[up]}, i, end))
 	f.touch(w)
 }
 
-func (f *flow) account(d int, s sent) {
+func (f *flow) account(w *worker, d int, s sent) {
 	p := f.udp.port
 	p.bytes[d].Add(uint64(s.bytes))
+	w.moved += s.bytes
 	if s.lost > 0 {
 		p.dropped.Add(uint64(s.lost))
 	}
@@ -205,7 +206,7 @@ func (f *flow) ready(w *worker, _ int, _ uint32) {
 		f.again(w)                // datagrams may be behind the error
 		return
 	}
-	f.account(down, d.send(&destination{f.udp.fd, &f.key, f.udp.family, &f.unequal[down], f.udp.waitForRoom}, 0, n))
+	f.account(w, down, d.send(&destination{f.udp.fd, &f.key, f.udp.family, &f.unequal[down], f.udp.waitForRoom}, 0, n))
 	if f.replied {
 		f.touch(w)
 	} else {
