@@ -178,13 +178,15 @@ func defaults() NetConf {
 func Parse(stdin []byte) (*NetConf, error) {
 	n := defaults()
 	n.Raw = stdin
-	if !json.Valid(stdin) {
+	object, err := openObject("", stdin)
+	switch {
+	case err == nil:
+	case json.Valid(stdin):
+		return nil, Errorf(types.ErrDecodingFailure, "the network configuration is not a JSON object")
+	default:
 		return nil, Errorf(types.ErrDecodingFailure, "the network configuration is not JSON")
 	}
-	if _, err := openObject("", stdin); err != nil {
-		return nil, Errorf(types.ErrDecodingFailure, "the network configuration is not a JSON object")
-	}
-	if err := decodeObjectTolerant("", stdin, n.fields(), isForeign); err != nil {
+	if err := object.decode("", n.fields(), isForeign); err != nil {
 		return nil, err
 	}
 	if n.Name == "" {

@@ -36,9 +36,24 @@ func decodeFolded(path string, raw json.RawMessage, f fields, foreign func(key s
 	if err != nil {
 		return err
 	}
+	return object.decodeFolded(path, f, foreign)
+}
+
+// members are the values of a JSON object by their keys.
+type members map[string]json.RawMessage
+
+// MarshalJSON is for error messages.
+func (object members) MarshalJSON() ([]byte, error) {
+	return json.Marshal(map[string]json.RawMessage(object))
+}
+
+func (object members) decodeFolded(path string, f fields, foreign func(key string) bool) error {
 	for _, key := range slices.Sorted(maps.Keys(object)) {
+		if f[key] != nil {
+			continue
+		}
 		for ours := range f {
-			if key == ours || !strings.EqualFold(key, ours) {
+			if !strings.EqualFold(key, ours) {
 				continue
 			}
 			if _, twice := object[ours]; twice {
@@ -50,9 +65,6 @@ func decodeFolded(path string, raw json.RawMessage, f fields, foreign func(key s
 	}
 	return object.decode(path, f, foreign)
 }
-
-// members are the values of a JSON object by their keys.
-type members map[string]json.RawMessage
 
 func openObject(path string, raw json.RawMessage) (members, error) {
 	var object members

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -101,15 +102,17 @@ const portRange = "a port is a number from 1 to 65535"
 // parsePortMappings reads runtimeConfig.portMappings. A mapping with hostPort 0
 // is not published (Kubernetes sends it) and is left out.
 func parsePortMappings(path string, raw json.RawMessage) ([]PortMapping, error) {
-	var items []json.RawMessage
-	if err := json.Unmarshal(raw, &items); err != nil {
-		return nil, Invalid(path, raw, "it is an array of {hostPort, containerPort, protocol, hostIP}")
+	items, err := openMappings(path, raw)
+	if err != nil {
+		return nil, err
 	}
 	mappings := make([]PortMapping, 0, len(items))
 	seen := make(map[PortMapping]bool, len(items))
+	var m PortMapping
+	f := m.fields()
 	for i, item := range items {
-		m, err := parsePortMapping(fmt.Sprintf("%s[%d]", path, i), item)
-		if err != nil {
+		m = PortMapping{Protocol: TCP}
+		if err := m.parse(fmt.Sprintf("%s[%d]", path, i), item, f); err != nil {
 			return nil, err
 		}
 		if m.HostPort == 0 {
@@ -124,6 +127,26 @@ func parsePortMappings(path string, raw json.RawMessage) ([]PortMapping, error) 
 		mappings = append(mappings, m)
 	}
 	return mappings, overlapping(path, mappings)
+}
+
+// openMappings reads an array of mappings in one go, as there may be thousands.
+func openMappings(path string, raw json.RawMessage) ([]members, error) {
+	var objects []members
+	if err := json.Unmarshal(raw, &objects); err == nil && !slices.ContainsFunc(objects, func(o members) bool { return o == nil }) {
+		return objects, nil
+	}
+	var items []json.RawMessage
+	if err := json.Unmarshal(raw, &items); err != nil {
+		return nil, Invalid(path, raw, "it is an array of {hostPort, containerPort, protocol, hostIP}")
+	}
+	objects = make([]members, len(items))
+	for i, item := range items {
+		var err error
+		if objects[i], err = openObject(fmt.Sprintf("%s[%d]", path, i), item); err != nil {
+			return nil, err
+		}
+	}
+	return objects, nil
 }
 
 // overlapping refuses a mapping of every address beside another one of the same
@@ -151,15 +174,15 @@ func overlapping(path string, mappings []PortMapping) error {
 	return nil
 }
 
-func parsePortMapping(path string, raw json.RawMessage) (PortMapping, error) {
-	m := PortMapping{Protocol: TCP}
-	if err := decodeFolded(path, raw, m.fields(), noKey); err != nil {
-		return PortMapping{}, err
+// parse reads one mapping by its own fields, which are the same for all.
+func (m *PortMapping) parse(path string, object members, own fields) error {
+	if err := object.decodeFolded(path, own, noKey); err != nil {
+		return err
 	}
 	if m.ContainerPort == 0 {
-		return PortMapping{}, Invalid(path, raw, "containerPort is missing; "+portRange)
+		return Invalid(path, object, "containerPort is missing; "+portRange)
 	}
-	return m, nil
+	return nil
 }
 
 func (m *PortMapping) fields() fields {

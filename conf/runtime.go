@@ -13,11 +13,12 @@ import (
 // parseRuntimeConfig reads the capabilities that ambi serves itself and keeps all
 // of them as received for delegates.
 func (n *NetConf) parseRuntimeConfig(path string, raw json.RawMessage) error {
-	rc := &n.RuntimeConfig
-	if err := into(&rc.Raw, "an object")(path, raw); err != nil {
+	object, err := openObject(path, raw)
+	if err != nil {
 		return err
 	}
-	return decodeObjectTolerant(path, raw, rc.fields(), anyKey)
+	n.RuntimeConfig.Raw = object
+	return object.decode(path, n.RuntimeConfig.fields(), anyKey)
 }
 
 func (rc *RuntimeConfig) fields() fields {
