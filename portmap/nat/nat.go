@@ -49,8 +49,8 @@ type Backend interface {
 	Owners(ctx context.Context, network string) ([]conf.Key, error)
 }
 
-// Open picks the backend. Auto is nftables when the kernel answers to it, else
-// iptables when its programs are installed. The error says what to install.
+// Open picks the backend. Auto is nftables, or iptables on a kernel without it when its
+// programs are installed. The error says what to install.
 func Open(backend conf.Backend) (Backend, error) {
 	switch backend {
 	case conf.BackendNFTables:
@@ -64,13 +64,18 @@ func Open(backend conf.Backend) (Backend, error) {
 }
 
 func openAny() (Backend, error) {
-	nft, nftErr := openNFTables()
-	if nftErr == nil {
-		return nft, nil
+	nftErr := askNFTables()
+	switch {
+	case nftErr == nil:
+		return nftBackend{}, nil
+	case !notThere(nftErr):
+		// Not a kernel without it, but a moment: with the ports of one container here
+		// and those of the next in iptables, neither would see the other's.
+		return nil, noAnswer(nftErr)
 	}
 	ipt, iptErr := openIPTables()
 	if iptErr == nil {
 		return ipt, nil
 	}
-	return nil, conf.Errorf(conf.ErrNetwork, "publishing host ports: %v", errors.Join(nftErr, iptErr))
+	return nil, conf.Errorf(conf.ErrNetwork, "publishing host ports: %v", errors.Join(noAnswer(nftErr), iptErr))
 }

@@ -23,15 +23,33 @@ type nftBackend struct{}
 var _ Backend = nftBackend{}
 
 func openNFTables() (Backend, error) {
-	r, err := newReader()
-	if err == nil {
-		_, err = r.generation()
-		r.close()
-	}
-	if err != nil {
-		return nil, conf.Errorf(conf.ErrNetwork, "nftables does not answer (%v); it takes CAP_NET_ADMIN and the kernel module nf_tables (modprobe nf_tables)", err)
+	if err := askNFTables(); err != nil {
+		return nil, noAnswer(err)
 	}
 	return nftBackend{}, nil
+}
+
+func noAnswer(err error) error {
+	return conf.Errorf(conf.ErrNetwork, "nftables does not answer (%v); it takes CAP_NET_ADMIN and the kernel module nf_tables (modprobe nf_tables)", err)
+}
+
+// askNFTables is not nil when nftables does not answer.
+func askNFTables() error {
+	r, err := newReader()
+	if err != nil {
+		return err
+	}
+	defer r.close()
+	_, err = r.generation()
+	return err
+}
+
+// notThere says that the kernel has no nftables, which will be so the next time, too:
+// no netlink protocol (socket(2)), or nobody in it for nf_tables (EINVAL of
+// nfnetlink).
+func notThere(err error) bool {
+	return errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EAFNOSUPPORT) ||
+		errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL)
 }
 
 func (nftBackend) Name() string { return string(conf.BackendNFTables) }
