@@ -185,7 +185,7 @@ func (f *flow) toService(w *worker, i, end int) {
 func (f *flow) account(w *worker, d int, s sent) {
 	p := f.udp.port
 	p.bytes[d].Add(uint64(s.bytes))
-	w.moved += s.bytes
+	w.pace.moved += s.bytes
 	if s.lost > 0 {
 		p.dropped.Add(uint64(s.lost))
 	}

@@ -39,8 +39,7 @@ type poller struct {
 
 	spinning *atomic.Bool // a worker of the forwarder spins
 	credit   int          // see wait
-	moved    int          // bytes since the last wait
-	briefly  int          // see brief
+	pace     pace
 }
 
 type slot struct {
@@ -125,13 +124,6 @@ const brief = time.Millisecond
 // to whoever waits for the processor. One worker of a forwarder at a time does so.
 const spin = 100 * time.Microsecond
 
-// A worker spins after leastBriefly rounds that moved mostBriefly bytes at most. Who
-// moves more is not waiting for a round trip, and needs the processor.
-const (
-	mostBriefly  = 4 << 10
-	leastBriefly = 4
-)
-
 // mostCredit is how many times in a row spinning may be in vain.
 const mostCredit = 16
 
@@ -141,7 +133,7 @@ func (p *poller) wait(events []unix.EpollEvent, timeout time.Duration) int {
 	if timeout == 0 {
 		return p.sleep(events, 0)
 	}
-	if !p.brief() {
+	if !p.pace.brief() {
 		return p.sleep(events, timeout)
 	}
 	if p.credit > 0 && p.spinning.CompareAndSwap(false, true) {
@@ -159,19 +151,6 @@ func (p *poller) wait(events []unix.EpollEvent, timeout time.Duration) int {
 		p.credit = min(p.credit+1, mostCredit) // spinning would have found it
 	}
 	return n
-}
-
-// brief says that nothing but short messages was moved for some rounds. Rounds that
-// move nothing, but learn that a socket takes more, belong to either.
-func (p *poller) brief() bool {
-	switch {
-	case p.moved > mostBriefly:
-		p.briefly = 0
-	case p.moved > 0:
-		p.briefly = min(p.briefly+1, leastBriefly)
-	}
-	p.moved = 0
-	return p.briefly == leastBriefly
 }
 
 func (p *poller) spin(events []unix.EpollEvent) int {

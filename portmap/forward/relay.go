@@ -138,7 +138,7 @@ func (c *conn) copy(w *worker, d int) outcome {
 	}
 	written = max(written, 0)
 	c.port.bytes[d].Add(uint64(written))
-	w.moved += written
+	w.pace.moved += written
 	if written < n {
 		to.writable = false
 		t.held = append([]byte(nil), w.buffer[written:n]...)
@@ -178,7 +178,7 @@ func (c *conn) wrote(w *worker, d, n int, errno unix.Errno) outcome {
 		return c.notWritten(d)
 	}
 	c.port.bytes[d].Add(uint64(n))
-	w.moved += n
+	w.pace.moved += n
 	return progress
 }
 

@@ -119,6 +119,7 @@ func (w *worker) start(started chan<- error) {
 		w.sockets = namespaceSockets{w.forwarder.config.Namespace}
 	} else {
 		w.sockets = ownSockets{}
+		w.pace.ownThread()
 	}
 	w.begin(started)
 }
