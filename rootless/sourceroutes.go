@@ -139,10 +139,11 @@ func (in *inside) families() []int {
 func (in *inside) AddClient(protocol conf.Protocol, client netip.Addr) error {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	in.clients[source{protocol, client}] = true
-	if err := in.link.RouteReplace(in.clientRoute(source{protocol, client})); err != nil {
+	key := source{protocol, client}
+	if err := in.link.RouteReplace(in.clientRoute(key)); err != nil {
 		return fmt.Errorf("route to client %s inside the container's namespace: %w", client, err)
 	}
+	in.clients[key] = true
 	return nil
 }
 
