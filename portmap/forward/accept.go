@@ -89,7 +89,7 @@ func (l *listener) ready(w *worker, _ int, _ uint32) {
 		l.notAccepted(w, errno)
 		return
 	}
-	if l.pacing != "" && !w.name.ip().IsLoopback() {
+	if l.pacing != "" && !w.name.ip().IsLoopback() && !near(outside) {
 		setCongestion(outside, l.pacing)
 	}
 	l.port.total.Add(1)

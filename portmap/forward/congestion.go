@@ -2,6 +2,7 @@ package forward
 
 import (
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -11,8 +12,9 @@ import (
 // two sockets of one kernel, where nothing is lost and nobody competes, halves the
 // throughput. Where such an algorithm is the default, the sockets inside use Reno,
 // the only one that every kernel has; the service's own do by the "congctl" of
-// their route, see [Namespace]. Connections to clients elsewhere keep the host's
-// choice.
+// their route, see [Namespace]. Clients that are near, be it on the loopback, in
+// another namespace or next to this host, have Reno, too; connections to all others
+// keep the host's choice.
 
 // unpaced is Reno (net.ipv4.tcp_available_congestion_control).
 const unpaced = "reno"
@@ -43,6 +45,18 @@ func unpace(listener int32) (forOthers string) {
 		return ""
 	}
 	return algorithm
+}
+
+// nearest is the most that the handshake of a client takes who is near: 10 to 30 µs
+// between two namespaces of one kernel, as it all happens in one go. Cables and cards
+// take more.
+const nearest = 50 * time.Microsecond
+
+// near says that there is nothing on the way to a client that pacing would be for. An
+// accepted socket knows the time of its handshake.
+func near(accepted int32) bool {
+	trip := sysRoundTrip(accepted)
+	return trip > 0 && trip < nearest
 }
 
 // probePacing finds out whether new sockets inside would pace.

@@ -1,6 +1,8 @@
 package forward_test
 
 import (
+	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"strings"
@@ -12,7 +14,7 @@ import (
 )
 
 // On a host that paces by default nothing that stays in the kernel is paced, and
-// clients elsewhere are, as the host's administrator has it.
+// clients farther away are, as the host's administrator has it.
 func TestPacingIsForClientsElsewhereOnly(t *testing.T) {
 	l := newLab(t)
 	for _, name := range []string{l.host, l.container} {
@@ -25,13 +27,31 @@ func TestPacingIsForClientsElsewhereOnly(t *testing.T) {
 	l.serveTCP("[::]:80", echo)
 	l.publish(mapping(conf.TCP, 8080, 80))
 	require.NoError(t, echoed(l.dial(l.host, "tcp", loopbackFour, 8080)))
+	l.eventually("a client in another namespace is near, unless the processor was taken away in its handshake", func() bool {
+		c := l.dial(l.client, "tcp", hostSix, 8080)
+		defer c.Close()
+		require.NoError(t, echoed(c))
+		port := c.LocalAddr().(*net.TCPAddr).Port
+		return l.algorithm(l.host, fmt.Sprintf("sport = :8080 and dport = :%d", port)) == "reno"
+	})
+	l.slowDown()
 	require.NoError(t, echoed(l.dial(l.client, "tcp", hostFour, 8080)))
 	require.Equal(t, "reno", l.algorithm(l.host, "sport = :8080 and dst 127.0.0.1"), "rootlessport to a loopback client")
-	require.Equal(t, "bbr", l.algorithm(l.host, "sport = :8080 and dst 192.0.2.2"), "rootlessport to a client elsewhere")
+	require.Equal(t, "bbr", l.algorithm(l.host, "sport = :8080 and dst 192.0.2.2"), "rootlessport to a client farther away")
 	for _, client := range []string{"10.0.2.2", "192.0.2.2"} {
 		require.Equal(t, "reno", l.algorithm(l.container, "dport = :80 and src "+client), "rootlessport to the service")
 		require.Equal(t, "reno", l.algorithm(l.container, "sport = :80 and dst "+client), "the service")
 	}
+}
+
+// slowDown makes the client's host take half a millisecond for each small packet, as a
+// network would: a large one has used up what may be sent at once.
+func (l *lab) slowDown() {
+	l.t.Helper()
+	out, err := exec.Command("tc", "-n", l.client, "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", "1mbit", "burst", "1540", "latency", "1s").CombinedOutput()
+	require.NoError(l.t, err, "%s", out)
+	_, err = l.dial(l.client, "udp", hostFour, 9).Write(make([]byte, 1400))
+	require.NoError(l.t, err)
 }
 
 // algorithm is the congestion control of the one connection in a namespace that

@@ -88,6 +88,16 @@ func sysTCPState(fd int32) uint8 {
 	return state
 }
 
+// sysRoundTrip is a TCP socket's smoothed round-trip time (tcp(7), TCP_INFO); 0 when it
+// is not known.
+func sysRoundTrip(fd int32) time.Duration {
+	var info unix.TCPInfo
+	length := uint32(unsafe.Offsetof(info.Rtt) + unsafe.Sizeof(info.Rtt))
+	unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_TCP, unix.TCP_INFO,
+		uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&length)), 0)
+	return time.Duration(info.Rtt) * time.Microsecond
+}
+
 func sysLocalName(fd int32, name *sockaddr) unix.Errno {
 	name.length = sizeofSockaddr
 	_, _, errno := unix.RawSyscall(unix.SYS_GETSOCKNAME, uintptr(fd), uintptr(unsafe.Pointer(&name.raw)), uintptr(unsafe.Pointer(&name.length)))
