@@ -11,9 +11,7 @@ import (
 //
 // In bulk the thread is a batch one (SCHED_BATCH, sched(7)): when it wakes, it does not
 // push aside who woke it. A sender that goes on until it has filled its socket, and a
-// service that goes on until it has emptied its own, mean more bytes for each wake-up:
-// a quarter more in all on two busy processors. Where a processor is free, it makes no
-// difference.
+// service that goes on until it has emptied its own, mean more bytes for each wake-up.
 type pace struct {
 	moved   int // bytes since the last wait
 	briefly int // rounds of short messages, leastBriefly at most

@@ -40,9 +40,11 @@ func TestPaceLeavesAnotherPolicy(t *testing.T) {
 	require.Zero(t, sysSetScheduler(schedBatch))
 	var p pace
 	p.ownThread()
-	for range 2 * leastBulky {
-		p.moved = 1
-		p.brief()
+	for _, moved := range []int{1 << 20, 1} { // there and back
+		for range leastBulky {
+			p.moved = moved
+			p.brief()
+		}
 	}
 	require.Equal(t, schedBatch, sysScheduler())
 }

@@ -1,7 +1,6 @@
 package forward_test
 
 import (
-	"errors"
 	"io"
 	"net"
 	"net/netip"
@@ -168,18 +167,4 @@ func TestContainersOwnConnectionsAreNotCaptured(t *testing.T) {
 	defer arrived.Close()
 	require.Equal(t, netip.AddrPortFrom(containerFour, 80).String(), arrived.RemoteAddr().String())
 	require.NoError(t, echoed(client))
-}
-
-// A client that nobody can route back is served from the gateway's address.
-func TestTCPRouteThatCannotBeAddedMeansGateway(t *testing.T) {
-	l := newLab(t)
-	l.serveReport(conf.TCP, "[::]:80")
-	l.publish(mapping(conf.TCP, 8080, 80))
-	// The gateway's own route is there before routes begin to fail.
-	require.Equal(t, gatewayFour.String(), l.seen(conf.TCP, l.host, loopbackFour, 8080))
-	l.namespace.mu.Lock()
-	l.namespace.failClient = errors.New("no")
-	l.namespace.mu.Unlock()
-	require.Equal(t, gatewayFour.String(), l.seen(conf.TCP, l.client, hostFour, 8080))
-	require.EqualValues(t, 2, l.stats().GatewayFallbacks)
 }

@@ -306,16 +306,20 @@ func TestServiceThatStartsLate(t *testing.T) {
 }
 
 func TestRouteThatCannotBeAddedMeansGateway(t *testing.T) {
-	l := newLab(t)
-	l.serveReport(conf.UDP, "[::]:53")
-	l.publish(mapping(conf.UDP, 5353, 53))
-	// The gateway's own route is there before routes begin to fail.
-	require.Equal(t, gatewayFour.String(), l.seen(conf.UDP, l.host, loopbackFour, 5353))
-	l.namespace.mu.Lock()
-	l.namespace.failClient = errors.New("no")
-	l.namespace.mu.Unlock()
-	require.Equal(t, gatewayFour.String(), l.seen(conf.UDP, l.client, hostFour, 5353))
-	require.EqualValues(t, 2, l.stats().GatewayFallbacks)
+	for _, protocol := range []conf.Protocol{conf.TCP, conf.UDP} {
+		t.Run(string(protocol), func(t *testing.T) {
+			l := newLab(t)
+			l.serveReport(protocol, "[::]:53")
+			l.publish(mapping(protocol, 5353, 53))
+			// The gateway's own route is there before routes begin to fail.
+			require.Equal(t, gatewayFour.String(), l.seen(protocol, l.host, loopbackFour, 5353))
+			l.namespace.mu.Lock()
+			l.namespace.failClient = errors.New("no")
+			l.namespace.mu.Unlock()
+			require.Equal(t, gatewayFour.String(), l.seen(protocol, l.client, hostFour, 5353))
+			require.EqualValues(t, 2, l.stats().GatewayFallbacks)
+		})
+	}
 }
 
 // What the container itself sends from a published UDP port leaves by the tap,
