@@ -19,9 +19,9 @@ help:
 	@echo 'make test-unit  the tests that need neither root nor packages'
 	@echo 'make test-race  the packages that have concurrency, under the race detector (root)'
 	@echo 'make e2e-callers  Podman, containerd, go-cni, RootlessKit and others call ambi (root)'
-	@echo 'make bench      measure against the peers; tables, JSON and pictures into docs/bench (root)'
+	@echo 'make bench      measure against the peers; tables and pictures into docs/bench, every figure into reports (root)'
 	@echo 'make conformance  ambi and others against the specification; writes docs/conformance.md (root)'
-	@echo 'make fault      fail and kill verbs at every step, see that nothing is left; writes docs/faults.md (root)'
+	@echo 'make fault      fail and kill verbs at every step, see that nothing is left; writes reports/faults.md (root)'
 	@echo 'make soak       random verbs and kills for MINUTES, 10 by default, in each mode; draws docs/soak.svg (root)'
 	@echo 'make fuzz       every fuzz test for FUZZTIME, 60s by default'
 	@echo 'make lint       gofmt, go vet, golangci-lint with the import directions'
@@ -75,7 +75,8 @@ conformance: build setup
 .PHONY: fault
 fault: build setup
 	@$(GO) build -trimpath -o $(TOOLS)/fault ./e2e/fault
-	@$(TOOLS)/fault -report docs/faults.md $(FAULT_FLAGS)
+	@mkdir -p reports
+	@$(TOOLS)/fault -report reports/faults.md $(FAULT_FLAGS)
 
 # SOAK_FLAGS='-mode root -seed 7' for another.
 MINUTES ?= 10

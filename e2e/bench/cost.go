@@ -10,11 +10,11 @@ import (
 
 // costPlan is what a run of the cost rows does.
 type costPlan struct {
-	times int // that a comparison is made
-	slow  int // the same, of the slow ones
-	seed  int // containers of the full host, with portsEach ports each
-	only  string
-	out   string
+	times     int // that a comparison is made
+	slow      int // the same, of the slow ones
+	seed      int // containers of the full host, with portsEach ports each
+	only      string
+	out, data string
 
 	haveBox     bool
 	comparisons []*comparison
@@ -54,7 +54,8 @@ func runCost(args []string) error {
 	flags.IntVar(&p.slow, "slow-times", 5, "the same for what takes seconds")
 	flags.IntVar(&p.seed, "seed", 1000, "containers with 10 published ports each on the full host")
 	flags.StringVar(&p.only, "only", "", "`part` to measure alone, such as \"command line\"")
-	flags.StringVar(&p.out, "out", "docs/bench", "`folder` for cost.json, cost.md and cost.svg; empty for none")
+	flags.StringVar(&p.out, "out", "docs/bench", "`folder` for cost.md and cost.svg; empty for none")
+	flags.StringVar(&p.data, "data", "reports", "`folder` for cost.json, every single figure; empty for none")
 	_ = flags.Parse(args)
 	if *quick {
 		p.times, p.slow, p.seed = 4, 1, 50
@@ -78,7 +79,7 @@ func (p *costPlan) run() error {
 			return fmt.Errorf("%s: %w", part.name, err)
 		}
 	}
-	return p.publication().publish(p.out)
+	return p.publication().publish(p.out, p.data)
 }
 
 // compare enters a comparison into the report.

@@ -3,6 +3,8 @@ package main
 import (
 	"fmt"
 	"strings"
+
+	"github.com/ambi-cni/ambi/e2e/chart"
 )
 
 func (p *costPlan) publication() *publication {
@@ -21,7 +23,7 @@ func (p *costPlan) publication() *publication {
 			pub.tables = append(pub.tables, t)
 		}
 		t.add(c.Title, c.Subject, figure(&c.A), c.Other, figure(&c.B), c.Unit, c.ratioText(), c.target())
-		pub.panels = append(pub.panels, c.panel())
+		pub.show(c.chapter(), c.panel())
 	}
 	pub.outro = []string{"### Versions", "", "- " + known["ambi"], "- " + known["slirp4netns"], "- standard plugins 1.9.1, cnitool 1.3.0", "- podman " + packaged("podman")}
 	return pub
@@ -40,11 +42,11 @@ func (c *comparison) target() string {
 	case c.Target > 0:
 		text, missed = fmt.Sprintf("≤ %.2f", c.Target), c.ratio() > c.Target
 	case c.Margin > 0:
-		text, missed = fmt.Sprintf("≤ +%s %s", number(c.Margin), c.Unit), c.A.Median-c.B.Median > c.Margin
+		text, missed = fmt.Sprintf("≤ +%s %s", chart.Number(c.Margin), c.Unit), c.A.Median-c.B.Median > c.Margin
 	case c.None:
 		text, missed = "0", c.A.Median > 0
 	case c.Limit > 0:
-		text, missed = fmt.Sprintf("≤ %s %s", number(c.Limit), c.Unit), c.A.Median > c.Limit
+		text, missed = fmt.Sprintf("≤ %s %s", chart.Number(c.Limit), c.Unit), c.A.Median > c.Limit
 	}
 	if missed {
 		return text + ", missed"
@@ -52,8 +54,8 @@ func (c *comparison) target() string {
 	return text
 }
 
-func (c *comparison) panel() panel {
-	p := panel{title: c.Title, subtitle: c.chapter(), unit: c.Unit, lower: true}
+func (c *comparison) panel() chart.Panel {
+	p := chart.Bars{Title: c.Title, Unit: c.Unit, LessIsBetter: true}
 	note := ""
 	if c.ratio() != 0 {
 		note = c.ratioText() + "×"
@@ -61,9 +63,9 @@ func (c *comparison) panel() panel {
 	if c.target() != "–" {
 		note = strings.TrimPrefix(note+"; "+c.target(), "; ")
 	}
-	p.bars = []bar{{name: c.Subject, value: c.A.Median, accent: true, note: note, fails: c.A.fails()}}
+	p.Bars = []chart.Bar{{Name: c.Subject, Value: c.A.Median, Accent: true, Note: note, Fails: c.A.fails()}}
 	if !c.B.fails() {
-		p.bars = append(p.bars, bar{name: c.Other, value: c.B.Median})
+		p.Bars = append(p.Bars, chart.Bar{Name: c.Other, Value: c.B.Median})
 	}
 	return p
 }

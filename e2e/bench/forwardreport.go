@@ -2,7 +2,10 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
+
+	"github.com/ambi-cni/ambi/e2e/chart"
 )
 
 // publication puts the ratios above the figures they come from.
@@ -15,12 +18,13 @@ func (r *report) publication() *publication {
 	for _, s := range r.Sections {
 		p.tables = append(p.tables, r.ratios(s), r.medians(s))
 		for _, l := range s.Lines {
-			if panel := r.panel(s, l); panel.says() {
-				p.panels = append(p.panels, panel)
+			if panel := r.panel(l); says(panel) {
+				p.show(s.Title, panel)
 			}
 		}
 	}
 	p.tables = append(p.tables, r.addresses())
+	p.extract = r.extract()
 	p.outro = append(r.failures(), r.configurations()...)
 	return p
 }
@@ -86,9 +90,9 @@ func figure(c *cell) string {
 	case c.fails():
 		return "fails"
 	case c.failure() != "":
-		return number(c.Median) + " ¹"
+		return chart.Number(c.Median) + " ¹"
 	}
-	return number(c.Median)
+	return chart.Number(c.Median)
 }
 
 // addresses tells who keeps the client's address.
@@ -146,18 +150,55 @@ func (r *report) configurations() []string {
 	return list
 }
 
-func (r *report) panel(s *section, l *line) panel {
-	p := panel{title: l.Title, subtitle: s.Title, unit: l.Unit, lower: l.Lower}
+// extract is six rows that say the most, of a client of another host; nil when they
+// were not measured.
+func (r *report) extract() *chart.Picture {
+	columns := [][]string{{"tcp_up", "tcp_down", "memory_idle"}, {"connections_1", "udp_echo", "round_trip_p50"}}
+	p := &chart.Picture{Title: "Published ports without root, a client on another host", Notes: []string{
+		r.Machine.String(), "Medians of one run in turns, in brackets ambi's ratio to it.",
+	}}
+	for _, keys := range columns {
+		c := chart.Column{}
+		for _, key := range keys {
+			l := r.row("neighbour", key)
+			if l == nil {
+				return nil
+			}
+			c.Panels = append(c.Panels, r.panel(l))
+		}
+		p.Columns = append(p.Columns, c)
+	}
+	return p
+}
+
+func (r *report) row(section, key string) *line {
+	for _, s := range r.Sections {
+		for _, l := range s.Lines {
+			if s.Key == section && l.Key == key {
+				return l
+			}
+		}
+	}
+	return nil
+}
+
+// says is false where everybody has the same 0, such as no loss.
+func says(p chart.Bars) bool {
+	return slices.ContainsFunc(p.Bars, func(b chart.Bar) bool { return b.Fails || b.Value > 0 })
+}
+
+func (r *report) panel(l *line) chart.Bars {
+	p := chart.Bars{Title: l.Title, Unit: l.Unit, LessIsBetter: l.Lower}
 	for _, c := range r.Columns {
 		cell := l.Cells[c.Name]
 		if cell == nil || cell.fails() && cell.Errors == 0 {
 			continue
 		}
-		b := bar{name: c.Name, value: cell.Median, accent: c.Name == r.Subject, fails: cell.fails()}
+		b := chart.Bar{Name: c.Name, Value: cell.Median, Accent: c.Name == r.Subject, Fails: cell.fails()}
 		if ratio := l.ratio(r.Subject, c.Name); c.Name != r.Subject && ratio != 0 {
-			b.note = fmt.Sprintf("%.2f×", ratio)
+			b.Note = fmt.Sprintf("%.2f×", ratio)
 		}
-		p.bars = append(p.bars, b)
+		p.Bars = append(p.Bars, b)
 	}
 	return p
 }

@@ -17,7 +17,7 @@ type plan struct {
 	rows                 []row
 	holds                []row // of memory under connections and flows
 	clients              []client
-	out                  string
+	out, data            string
 }
 
 func runForwarders(args []string) error {
@@ -31,7 +31,8 @@ func runForwarders(args []string) error {
 	flags.IntVar(&p.memoryRounds, "memory-rounds", 2, "rounds that measure memory under connections and flows")
 	flags.DurationVar(&p.window.length, "time", 700*time.Millisecond, "how long to measure a bulk transfer; the other rows half as long")
 	flags.DurationVar(&p.window.warm, "warm", 250*time.Millisecond, "how long to go before, the same way")
-	flags.StringVar(&p.out, "out", "docs/bench", "`folder` for forward.json, forward.md and forward.svg; empty for none")
+	flags.StringVar(&p.out, "out", "docs/bench", "`folder` for forward.md and forward.svg; empty for none")
+	flags.StringVar(&p.data, "data", "reports", "`folder` for forward.json, every single figure; empty for none")
 	_ = flags.Parse(args)
 	if *quick {
 		p.rounds, p.memoryRounds, p.window = 1, 1, window{warm: 100 * time.Millisecond, length: 300 * time.Millisecond}
@@ -80,7 +81,7 @@ func (p *plan) run() error {
 			}
 		}
 	}
-	return r.publication().publish(p.out)
+	return r.publication().publish(p.out, p.data)
 }
 
 func (p *plan) emptyReport() *report {

@@ -54,21 +54,6 @@ func (t *table) markdown() string {
 	return b.String()
 }
 
-// number writes a figure with three digits that count.
-func number(v float64) string {
-	switch {
-	case v == 0:
-		return "0"
-	case v < 0.01:
-		return fmt.Sprintf("%.4f", v)
-	case v < 1:
-		return fmt.Sprintf("%.2f", v)
-	case v < 100:
-		return fmt.Sprintf("%.1f", v)
-	}
-	return fmt.Sprintf("%.0f", v)
-}
-
 // ratioText marks a ratio by which the subject is worse.
 func ratioText(ratio float64, lower bool) string {
 	switch {
