@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -202,7 +203,8 @@ func parsedEntry(w *wrapping, entry map[string]json.RawMessage) (*conf.NetConf, 
 	if err != nil {
 		return nil, err
 	}
-	return conf.Parse(raw)
+	n, err := conf.Parse(raw)
+	return n, cmp.Or(err, n.Misspelt())
 }
 
 func status(ctx context.Context, entry map[string]json.RawMessage) error {

@@ -62,16 +62,25 @@ type wrapping struct {
 	OnlyInlined  bool              `json:"loadOnlyInlinedPlugins"`
 	Plugins      []json.RawMessage `json:"plugins"`
 	Type         string            `json:"type"` // of a configuration of one plugin
+	ofNerdctl
 
 	path    string // absolute; empty for standard input
 	besides bool   // some plugins are in files of the folder that belongs to the conflist
 }
 
+// ofNerdctl is what nerdctl writes into the conflists that it manages; it removes,
+// and shows the labels of, no others.
+type ofNerdctl struct {
+	NerdctlID     json.RawMessage `json:"nerdctlID,omitempty"`
+	NerdctlLabels json.RawMessage `json:"nerdctlLabels,omitempty"`
+}
+
 // wrapped is the new conflist.
 type wrapped struct {
-	CNIVersion   string          `json:"cniVersion,omitempty"`
-	CNIVersions  []string        `json:"cniVersions,omitempty"`
-	Name         string          `json:"name"`
+	CNIVersion  string   `json:"cniVersion,omitempty"`
+	CNIVersions []string `json:"cniVersions,omitempty"`
+	Name        string   `json:"name"`
+	ofNerdctl
 	DisableCheck json.RawMessage `json:"disableCheck,omitempty"`
 	DisableGC    json.RawMessage `json:"disableGC,omitempty"`
 	OnlyInlined  bool            `json:"loadOnlyInlinedPlugins,omitempty"`
@@ -177,7 +186,7 @@ func (w *wrapping) readBesides() error {
 // wrapIt makes the new conflist.
 func (a *app) wrapIt(w *wrapping, o wrapOptions) (*wrapped, error) {
 	list := &wrapped{
-		CNIVersion: w.CNIVersion, CNIVersions: w.CNIVersions, Name: w.Name, DisableCheck: w.DisableCheck, DisableGC: w.DisableGC,
+		CNIVersion: w.CNIVersion, CNIVersions: w.CNIVersions, Name: w.Name, ofNerdctl: w.ofNerdctl, DisableCheck: w.DisableCheck, DisableGC: w.DisableGC,
 		// Else runtimes would run those again, after ambi, when the new one takes the
 		// old one's place.
 		OnlyInlined: w.besides,

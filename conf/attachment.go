@@ -41,12 +41,11 @@ type Env struct {
 	Path        []string
 }
 
-// NewAttachment joins the environment and the network configuration.
+// NewAttachment joins the environment and the network configuration. An error is
+// one of CNI_ARGS; the attachment is returned with what could be read of it, as with
+// Parse.
 func NewAttachment(env Env, n *NetConf) (*Attachment, error) {
 	args, err := ParseCNIArgs(env.Args)
-	if err != nil {
-		return nil, err
-	}
 	a := &Attachment{
 		Key:       Key{Network: n.Name, ContainerID: env.ContainerID, IfName: env.IfName},
 		NetnsPath: env.NetnsPath,
@@ -64,7 +63,7 @@ func NewAttachment(env Env, n *NetConf) (*Attachment, error) {
 	case args.IP.IsValid():
 		a.IPs = []netip.Prefix{args.IP}
 	}
-	return a, nil
+	return a, err
 }
 
 func firstNonEmpty(texts ...string) string {

@@ -1,8 +1,10 @@
 package conf
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -174,7 +176,8 @@ func defaults() NetConf {
 }
 
 // Parse reads and validates one plugin entry. Its errors are *types.Error with
-// code 2, 6 or 7.
+// code 2, 6 or 7. What could be read is returned also with an error, for the verbs
+// that undo: they have to do what they can.
 func Parse(stdin []byte) (*NetConf, error) {
 	n := defaults()
 	n.Raw = stdin
@@ -182,35 +185,51 @@ func Parse(stdin []byte) (*NetConf, error) {
 	switch {
 	case err == nil:
 	case json.Valid(stdin):
-		return nil, Errorf(types.ErrDecodingFailure, "the network configuration is not a JSON object")
+		return &n, Errorf(types.ErrDecodingFailure, "the network configuration is not a JSON object")
 	default:
-		return nil, Errorf(types.ErrDecodingFailure, "the network configuration is not JSON")
+		return &n, Errorf(types.ErrDecodingFailure, "the network configuration is not JSON")
 	}
-	if err := object.decode("", n.fields(), isForeign); err != nil {
-		return nil, err
-	}
+	err = object.decode("", n.fields(), anyKey)
+	return &n, cmp.Or(err, n.validate())
+}
+
+// validate holds what concerns more than one key.
+func (n *NetConf) validate() error {
 	if n.Name == "" {
-		return nil, Errorf(types.ErrInvalidNetworkConfig, "key \"name\", the network's name, is missing")
+		return Errorf(types.ErrInvalidNetworkConfig, "key \"name\", the network's name, is missing")
 	}
 	if err := n.notItself(n.Delegates); err != nil {
-		return nil, err
+		n.Delegates = nil // nobody may run them, not even to undo
+		return err
 	}
 	if err := n.applySlirpOptions(); err != nil {
-		return nil, err
+		return err
 	}
-	if err := n.Rootless.validate(); err != nil {
-		return nil, err
-	}
-	return &n, nil
+	return n.Rootless.validate()
 }
 
-// foreign are the keys of the specification and its conventions that other
-// programs read.
-var foreign = []string{"cniVersions", "disableCheck", "disableGC", "loadOnlyInlinedPlugins", "ipMasq", "ipam", "plugins"}
-
-func isForeign(key string) bool {
-	return slices.Contains(foreign, key) || strings.Contains(key, "/")
+// Misspelt is the error about a key of the entry itself that is nearly one of ours.
+// All other keys that are not ours are passed over there: runtimes and tools write
+// keys of their own into every entry (Multus deviceID and pciBusID).
+func (n *NetConf) Misspelt() error {
+	object, err := openObject("", n.Raw)
+	if err != nil {
+		return nil // Parse has told
+	}
+	ours := n.fields()
+	for _, key := range slices.Sorted(maps.Keys(object)) {
+		if ours[key] != nil || slices.Contains(foreign, key) || strings.Contains(key, "/") {
+			continue
+		}
+		if meant := nearest(key, ours); meant != "" {
+			return Unsupported(key, object[key], fmt.Sprintf("no such key; is %q meant? the keys of ambi are %s", meant, ours.names()))
+		}
+	}
+	return nil
 }
+
+// foreign are the keys of the specification that are nearly one of ours.
+var foreign = []string{"cniVersions"}
 
 func (n *NetConf) fields() fields {
 	valid := into(&n.ValidAttachments, "an array of {containerID, ifname}")

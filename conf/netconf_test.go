@@ -152,12 +152,45 @@ func TestParseAccepts(t *testing.T) {
 // Keys of the specification and of other programs.
 func TestParseToleratesForeignKeys(t *testing.T) {
 	for _, members := range []string{
+		`"deviceID":"0000:03:02.0","pciBusID":"0000:03:02.0"`, // Multus, from the device plugin
+		`"nerdctlID":"ab","nerdctlLabels":{}`, `"masqAll":true`, `"":1`, `"` + strings.Repeat("mode", 1<<18) + `":1`,
 		`"ipMasq":true`, `"ipam":{"type":"host-local"}`, `"cniVersions":["1.0.0"]`, `"disableCheck":true`, `"disableGC":true`,
 		`"loadOnlyInlinedPlugins":true`, `"plugins":[]`, `"cni.dev/anything":1`, `"example.org/key":{"a":[]}`, `"args":{"other":1}`,
 		`"runtimeConfig":{"ipRanges":[[{"subnet":"10.0.0.0/8"}]],"io.example.thing":1}`,
 	} {
-		parse(t, members)
+		require.NoError(t, parse(t, members).Misspelt(), members)
 	}
+	for _, key := range []string{"master", "mtu", "vlan", "isGateway", "isDefaultGateway", "hairpinMode", "promiscMode", "macspoofchk",
+		"conditionsV4", "markMasqBit", "externalSetMarkChain", "kubernetes", "policy", "subnet", "ips", "mac", "hostPort", "log", "resourceName"} {
+		require.NoError(t, parse(t, `"`+key+`":1`).Misspelt(), key)
+	}
+}
+
+// A key of the entry itself that is nearly one of ours.
+func TestMisspeltKeys(t *testing.T) {
+	for key, meant := range map[string]string{
+		"modee": "mode", "Mode": "mode", "mdoe": "mode", "delegate": "delegates", "delegats": "delegates", "delgate": "delegates",
+		"portMap": "portmap", "port_map": "portmap", "prtmap": "portmap", "root-less": "rootless", "rootles": "rootless",
+		"log_level": "logLevel", "logfile": "logFile", "statedir": "stateDir", "brigde": "bridge", "capabilites": "capabilities",
+		"delegateTimout": "delegateTimeout", "DNS": "dns", "arg": "args", "cniVerson": "cniVersion", "runtimeconfig": "runtimeConfig",
+	} {
+		err := parse(t, `"`+key+`":"x"`).Misspelt()
+		requireError(t, err, types.ErrUnsupportedField, `"`+key+`"`, `"x"`, `is "`+meant+`" meant?`, "the keys of ambi are args, ")
+	}
+}
+
+// The verbs that undo get what can be read.
+func TestParseReadsWhatItCan(t *testing.T) {
+	n, err := conf.Parse(entry(`"a":1,"bridge":{"mtu":1500,"name":"br0","subnet":"nowhere","subnet6":"fd00:1::/64"},"delegates":7,"mode":"rootless",
+		"cni.dev/valid-attachments":[{"containerID":"one","ifname":"eth0"},7],"rootless":{"mtu":1},"stateDir":"/run/x"`))
+	requireError(t, err, types.ErrUnsupportedField, `"bridge.mtu"`)
+	require.Equal(t, conf.Bridge{Name: "br0", Subnet6: netip.MustParsePrefix("fd00:1::/64")}, n.Bridge)
+	require.Equal(t, conf.ModeRootless, n.Mode)
+	require.Equal(t, "/run/x", n.StateDir)
+	require.Nil(t, n.ValidAttachments, "half a list would have GC take down the other half")
+	n, err = conf.Parse(entry(`"delegates":[{"type":"ambi"}]`))
+	require.Error(t, err)
+	require.Empty(t, n.Delegates)
 }
 
 func TestParseRefusesUnknownKeys(t *testing.T) {
@@ -165,9 +198,6 @@ func TestParseRefusesUnknownKeys(t *testing.T) {
 		members string
 		texts   []string // the key, the value, and one key that there is
 	}{
-		{`"delegate":[]`, []string{`"delegate"`, "[]", "delegates"}},
-		{`"Mode":"root"`, []string{`"Mode"`, `"root"`, "mode"}},
-		{`"":1`, []string{`""`, "1"}},
 		{`"bridge":{"mtu":1500}`, []string{`"bridge.mtu"`, "1500", "subnet6"}},
 		{`"portmap":{"masqAll":true}`, []string{`"portmap.masqAll"`, "true", "backend, snat"}},
 		{`"rootless":{"mut":1500}`, []string{`"rootless.mut"`, "1500", "mtu"}},

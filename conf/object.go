@@ -1,6 +1,7 @@
 package conf
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -14,7 +15,8 @@ type fields map[string]func(path string, raw json.RawMessage) error
 
 // decodeObject reads a JSON object strictly: exact key names, no unknown key, in
 // the order of the names so that errors do not change from run to run. A null
-// value counts as absent.
+// value counts as absent. What can be read is read, also when there is an error,
+// which is about the first key that could not.
 func decodeObject(path string, raw json.RawMessage, f fields) error {
 	return decodeObjectTolerant(path, raw, f, noKey)
 }
@@ -75,28 +77,22 @@ func openObject(path string, raw json.RawMessage) (members, error) {
 }
 
 func (object members) decode(path string, f fields, foreign func(key string) bool) error {
+	var first error
 	for _, key := range slices.Sorted(maps.Keys(object)) {
 		read, ours := f[key]
 		switch {
 		case ours && string(object[key]) != "null":
-			if err := read(join(path, key), object[key]); err != nil {
-				return err
-			}
+			first = cmp.Or(first, read(join(path, key), object[key]))
 		case ours, foreign(key):
 		default:
-			return Unsupported(join(path, key), object[key],
-				"no such key; "+known(path)+" "+strings.Join(slices.Sorted(maps.Keys(f)), ", "))
+			first = cmp.Or(first, error(Unsupported(join(path, key), object[key], fmt.Sprintf("no such key; the keys of %s are %s", path, f.names()))))
 		}
 	}
-	return nil
+	return first
 }
 
-func known(path string) string {
-	if path == "" {
-		return "the keys of ambi are"
-	}
-	return fmt.Sprintf("the keys of %s are", path)
-}
+// names are the keys, for messages.
+func (f fields) names() string { return strings.Join(slices.Sorted(maps.Keys(f)), ", ") }
 
 // anyKey tolerates every foreign key.
 func anyKey(string) bool { return true }
@@ -112,12 +108,15 @@ func join(path, key string) string {
 }
 
 // into reads any value that encoding/json can put into target, saying what was
-// expected when it cannot.
+// expected when it cannot. Then the target stays as it was: half a list of valid
+// attachments would have GC take down the other half.
 func into[T any](target *T, expected string) func(string, json.RawMessage) error {
 	return func(path string, raw json.RawMessage) error {
-		if err := json.Unmarshal(raw, target); err != nil {
+		var value T
+		if err := json.Unmarshal(raw, &value); err != nil {
 			return Invalid(path, raw, "it is "+expected)
 		}
+		*target = value
 		return nil
 	}
 }

@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -115,7 +116,7 @@ func (in *input) verb(name string, run func(*verbs, context.Context) error) func
 type verbs struct {
 	attachment *conf.Attachment
 	netConf    *conf.NetConf
-	confErr    error // of a configuration that only DEL can do without
+	confErr    error // of a configuration or CNI_ARGS; DEL and GC do without what is wrong
 	override   bool  // CNI_NETNS_OVERRIDE
 	stateDirs  []string
 	log        *verbLog
@@ -128,22 +129,21 @@ func newVerbs(name string, args *skel.CmdArgs) (*verbs, error) {
 		ContainerID: args.ContainerID, NetnsPath: args.Netns, IfName: args.IfName, Args: args.Args,
 		Path: filepath.SplitList(args.Path),
 	}
-	var err error
-	v.netConf, err = conf.Parse(args.StdinData)
-	if err == nil {
-		v.attachment, err = conf.NewAttachment(env, v.netConf)
-	}
-	if err != nil {
-		// The configuration may have been edited since ADD; the record knows the old one.
-		v.confErr = err
-		v.netConf, v.attachment = withoutOwnKeys(env, args.StdinData)
+	var argsErr error
+	v.netConf, v.confErr = conf.Parse(args.StdinData)
+	v.attachment, argsErr = conf.NewAttachment(env, v.netConf)
+	v.confErr = cmp.Or(v.confErr, argsErr)
+	if name == "ADD" || name == "STATUS" {
+		v.confErr = cmp.Or(v.confErr, v.netConf.Misspelt())
 	}
 	v.stateDirs = stateDirs(v.netConf.StateDir)
 	v.log = openLog(v.netConf)
-	if name != "DEL" {
-		return v, err
+	if v.confErr != nil && (name == "DEL" || name == "GC") {
+		// The record knows what there is to undo; the configuration may have been edited.
+		v.log.Warn("a part of the configuration or of CNI_ARGS is not valid and is passed over; ADD says which", "verb", name)
+		return v, nil
 	}
-	return v, nil
+	return v, v.confErr
 }
 
 // quiet is an error without what it quotes of the configuration and of CNI_ARGS,
@@ -158,31 +158,6 @@ func (v *verbs) quiet(err error) error {
 		code = e.Code
 	}
 	return conf.Errorf(code, "the configuration or CNI_ARGS is not valid; the runtime was told what is wrong with it")
-}
-
-// withoutOwnKeys is what can be said of an attachment whose configuration is not
-// valid: skel has made sure that it has a name.
-func withoutOwnKeys(env conf.Env, stdin []byte) (*conf.NetConf, *conf.Attachment) {
-	var named struct {
-		Name       string `json:"name"`
-		CNIVersion string `json:"cniVersion"`
-		StateDir   any    `json:"stateDir"`
-		LogFile    any    `json:"logFile"`
-	}
-	_ = json.Unmarshal(stdin, &named)
-	n := &conf.NetConf{Name: named.Name, CNIVersion: named.CNIVersion, LogLevel: "info"}
-	if path, ok := named.LogFile.(string); ok && filepath.IsAbs(path) {
-		n.LogFile = path
-	}
-	if dir, ok := named.StateDir.(string); ok && filepath.IsAbs(dir) {
-		n.StateDir = dir
-	}
-	env.Args = ""
-	a := &conf.Attachment{
-		Key:       conf.Key{Network: named.Name, ContainerID: env.ContainerID, IfName: env.IfName},
-		NetnsPath: env.NetnsPath, Path: env.Path, NetConf: n,
-	}
-	return n, a
 }
 
 func stateDirs(configured string) []string {

@@ -245,9 +245,6 @@ func (v *verbs) delLocked(ctx context.Context, store *record.Store) (*record.Rec
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		v.log.Warn("a damaged record; working from the configuration", "error", err)
 	}
-	if r == nil && v.confErr != nil {
-		return nil, v.confErr
-	}
 	if err := v.detach(ctx, store, r); err != nil {
 		return r, err
 	}
@@ -262,8 +259,7 @@ func (v *verbs) detach(ctx context.Context, store *record.Store, r *record.Recor
 	}
 	a, err := r.Attachment()
 	if err != nil {
-		v.log.Warn("a record of an older configuration; working from the caller's", "error", err)
-		a = v.attachment
+		v.log.Warn("a record of another configuration; working from what can be read", "error", err)
 	}
 	a.Path = slices.Clone(v.attachment.Path)
 	for _, dir := range r.Path {

@@ -25,6 +25,7 @@ package record
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -95,15 +96,17 @@ func New(a *conf.Attachment, mode conf.Mode, netns Netns) *Record {
 	}
 }
 
-// Attachment is the attachment as it was asked for when ADD ran.
+// Attachment is the attachment as it was asked for when ADD ran. It has what could be
+// read also with an error, which is about what this ambi does not understand of it.
 func (r *Record) Attachment() (*conf.Attachment, error) {
 	netConf, err := conf.Parse(r.Config)
-	if err != nil {
-		return nil, fmt.Errorf("configuration in the record of %s: %w", r.Key, err)
-	}
-	return conf.NewAttachment(conf.Env{
+	a, argsErr := conf.NewAttachment(conf.Env{
 		ContainerID: r.ContainerID, NetnsPath: r.Netns.Path, IfName: r.IfName, Args: r.CNIArgs, Path: r.Path,
 	}, netConf)
+	if err = cmp.Or(err, argsErr); err != nil {
+		return a, fmt.Errorf("configuration in the record of %s: %w", r.Key, err)
+	}
+	return a, nil
 }
 
 // encode keeps the configurations as they are, to the byte: encoding/json would

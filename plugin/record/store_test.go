@@ -106,10 +106,11 @@ func TestRecordHoldsTheAttachment(t *testing.T) {
 
 func TestAttachmentOfAnOlderConfiguration(t *testing.T) {
 	r := newRecord(t, box, "")
-	r.Config = json.RawMessage(`{"name":"web","noLongerAKey":1}`)
-	_, err := r.Attachment()
+	r.Config = json.RawMessage(`{"name":"web","portmap":{"noLongerAKey":1,"snat":false},"noLongerAKey":1}`)
+	a, err := r.Attachment()
 	require.ErrorContains(t, err, "web/box/eth0")
-	require.ErrorContains(t, err, "noLongerAKey")
+	require.ErrorContains(t, err, "portmap.noLongerAKey")
+	require.False(t, a.NetConf.Portmap.SNAT, "what can be read is read")
 }
 
 func TestLoadMissing(t *testing.T) {
