@@ -60,7 +60,7 @@ func ended(state byte) bool { return state == 'Z' || state == 'X' }
 // is a zombie, others may still be on their way out, with everything open.
 func openAnyway(p record.Process) (pidfd *os.File, state byte, err error) {
 	fd, err := unix.PidfdOpen(p.PID, 0) // Linux 5.3
-	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
+	if errors.Is(err, unix.ESRCH) || isThread(err) {
 		return nil, 0, os.ErrProcessDone
 	}
 	if err != nil {
@@ -68,14 +68,21 @@ func openAnyway(p record.Process) (pidfd *os.File, state byte, err error) {
 	}
 	f := os.NewFile(uintptr(fd), "pidfd")
 	state, start, err := procStat(p.PID)
-	if err != nil || start != p.StartTime {
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ESRCH), err == nil && start != p.StartTime:
+		err = os.ErrProcessDone
+	case err != nil:
+		err = fmt.Errorf("process %d: %w", p.PID, err)
+	}
+	if err != nil {
 		f.Close()
-		return nil, 0, os.ErrProcessDone
+		return nil, 0, err
 	}
 	return f, state, nil
 }
 
-// alive says whether the process still runs.
+// alive says whether the process still runs. That we cannot look, for want of
+// descriptors, say, is no proof of its end.
 func alive(p *record.Process) bool {
 	if p == nil {
 		return false
@@ -84,7 +91,15 @@ func alive(p *record.Process) bool {
 	if err == nil {
 		f.Close()
 	}
-	return err == nil
+	return !errors.Is(err, os.ErrProcessDone)
+}
+
+// hasEnded says whether the last thread of the process has ended, without opening
+// anything.
+func hasEnded(pidfd *os.File) bool {
+	fds := []unix.PollFd{{Fd: int32(pidfd.Fd()), Events: unix.POLLIN}}
+	n, err := unix.Poll(fds, 0)
+	return err == nil && n > 0
 }
 
 // The patience of stop with a process before it is killed, and after.

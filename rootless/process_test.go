@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/plugin/record"
 )
@@ -33,6 +34,17 @@ func TestProcessIsNotMistaken(t *testing.T) {
 		require.False(t, alive(&record.Process{PID: pid}), pid)
 		require.NoError(t, stop(context.Background(), record.Process{PID: pid}), pid)
 	}
+}
+
+// A process with no descriptor left cannot look, which says nothing about the other one.
+func TestNoDescriptorIsNoDeath(t *testing.T) {
+	_, p := startSleep(t)
+	var limit unix.Rlimit
+	require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
+	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 0, Max: limit.Max}))
+	seen := alive(&p)
+	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit))
+	require.True(t, seen)
 }
 
 func TestStop(t *testing.T) {

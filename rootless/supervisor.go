@@ -74,6 +74,7 @@ type supervisor struct {
 	since   time.Time
 	owner   int // who called ADD, as a uid of our user namespace
 	control *net.UnixListener
+	netns   watch
 	inside  *inside
 	ports   publisher
 	signals chan os.Signal
@@ -209,6 +210,9 @@ func newSupervisor(config supervisorConfig) (*supervisor, error) {
 // start brings the interface and the ports up.
 func (s *supervisor) start() error {
 	var err error
+	if s.netns, err = newWatch(s.config.Netns); err != nil {
+		return err
+	}
 	if s.inside, err = enter(s.config.Driver.netns, s.config.Key, &s.config.Plan); err != nil {
 		return err
 	}
@@ -318,7 +322,6 @@ const (
 func (s *supervisor) run() {
 	go serveControl(s.control, s.owner, s.log, s.answer)
 	go s.keepDriver()
-	netns := newWatch(s.config.Netns)
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
 	// Give memory back, and not before ADD has returned: it would take ADD's time.
@@ -335,7 +338,7 @@ func (s *supervisor) run() {
 			s.leaveForGood()
 			return
 		case <-tick.C:
-			if netns.gone() {
+			if s.netns.gone() {
 				s.log.Info("leaving", "reason", "the container's namespace is gone")
 				s.leaveForGood()
 				return

@@ -1,35 +1,71 @@
 package rootless
 
 import (
+	"errors"
+	"fmt"
+	"os"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/plugin/record"
 )
 
-// watch tells when the container's namespace is gone.
+// watch tells when the container's namespace is gone. It opens nothing after its
+// start: clients may have used up what can be opened.
 type watch struct {
 	netns   record.Netns
-	process *record.Process // of a path under /proc/PID
+	process *os.File // pidfd, of a path under /proc/PID
+	folder  string   // /proc/PID
 }
 
 // newWatch must be called while the namespace is there.
-func newWatch(netns record.Netns) watch {
+func newWatch(netns record.Netns) (watch, error) {
 	w := watch{netns: netns}
-	if rest, ok := strings.CutPrefix(netns.Path, "/proc/"); ok {
-		name, _, _ := strings.Cut(rest, "/")
-		if pid, err := strconv.Atoi(name); err == nil {
-			if p, err := identify(pid); err == nil {
-				w.process = &p
-			}
-		}
+	pid, ok := pidOf(netns.Path)
+	if !ok {
+		return w, nil
 	}
-	return w
+	fd, err := unix.PidfdOpen(pid, 0)
+	switch {
+	case isThread(err):
+		return w, nil // a thread's; there are no pidfds of those before Linux 6.9
+	case err != nil:
+		return w, fmt.Errorf("watching process %d of the container's namespace: %w", pid, err)
+	}
+	w.process, w.folder = os.NewFile(uintptr(fd), "pidfd"), "/proc/"+strconv.Itoa(pid)
+	return w, nil
 }
+
+// pidOf is the PID of a path under /proc/PID.
+func pidOf(path string) (pid int, ok bool) {
+	rest, ok := strings.CutPrefix(path, "/proc/")
+	if !ok {
+		return 0, false
+	}
+	name, _, _ := strings.Cut(rest, "/")
+	pid, err := strconv.Atoi(name)
+	return pid, err == nil
+}
+
+// isThread: pidfd_open(2) says so of a thread that is not its process's first one,
+// since Linux 6.15 by the second error.
+func isThread(err error) bool { return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) }
 
 // gone looks at the path, and for a path under /proc/PID at the process as well:
 // to follow its links takes CAP_SYS_PTRACE over it (ptrace(2), "Ptrace access mode
-// checking"), which a supervisor that has given up its capabilities lacks.
+// checking"), which a supervisor that has given up its capabilities lacks. Where /proc
+// is mounted with hidepid=2 (proc(5)) it does not even see the folder any more, and only
+// the process tells.
 func (w watch) gone() bool {
-	return w.netns.Gone() || (w.process != nil && !alive(w.process))
+	if w.process == nil {
+		return w.netns.Gone()
+	}
+	return hasEnded(w.process) || (w.visible() && w.netns.Gone())
+}
+
+func (w watch) visible() bool {
+	var st unix.Stat_t
+	return unix.Stat(w.folder, &st) == nil
 }

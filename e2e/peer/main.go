@@ -10,6 +10,7 @@
 //	peer get URL          print the answer of an HTTP server
 //	peer lookup DNS NAME  print the address of a name
 //	peer hold tcp|udp ADDR  bind and do nothing
+//	peer crowd tcp|udp COUNT ADDR  be so many clients at once, which want nothing, until SIGINT
 //	peer control PATH OP  print what a supervisor's control socket answers to an
 //	                      operation, or to a whole request in JSON
 //	peer unlisten PID PORT  shut down a listening socket of another process
@@ -68,6 +69,7 @@ func run(args []string) error {
 		"unlisten": {2, func(a []string) error { return unlisten(a[0], a[1]) }},
 		"json":     {0, func([]string) error { return oneDocument() }},
 		"hold":     {2, func(a []string) error { return hold(a[0], a[1]) }},
+		"crowd":    {3, func(a []string) error { return crowd(a[0], a[1], a[2]) }},
 	}
 	variadic := map[string]command{
 		"snapshot":  {1, func(a []string) error { return snapshot.Options{Ignore: a[1:]}.Take().Save(a[0]) }},
@@ -314,8 +316,31 @@ func hold(network, addr string) error {
 	if err != nil {
 		return err
 	}
+	awaitInterrupt()
+	return held.Close()
+}
+
+func awaitInterrupt() {
 	ended := make(chan os.Signal, 1)
 	signal.Notify(ended, os.Interrupt)
 	<-ended
-	return held.Close()
+}
+
+func crowd(network, count, addr string) error {
+	clients, err := strconv.Atoi(count)
+	if err != nil {
+		return err
+	}
+	for range clients {
+		conn, err := net.DialTimeout(network, addr, patience)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		if _, err := conn.Write([]byte("here I am\n")); err != nil {
+			return err
+		}
+	}
+	awaitInterrupt()
+	return nil
 }

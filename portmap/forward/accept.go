@@ -89,6 +89,16 @@ func (l *listener) ready(w *worker, _ int, _ uint32) {
 		l.notAccepted(w, errno)
 		return
 	}
+	if outside >= w.forwarder.budget.never {
+		// UDP flows leave descriptors one by one, and connections need two: their second
+		// ones may have used up half of the reserve.
+		w.keep(l.target, inside)
+		l.port.total.Add(1)
+		l.port.dropped.Add(1)
+		sysReset(outside)
+		l.pause(w, unix.EMFILE)
+		return
+	}
 	if l.pacing != "" && !w.name.ip().IsLoopback() && !near(outside) {
 		setCongestion(outside, l.pacing)
 	}

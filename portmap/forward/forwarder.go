@@ -19,6 +19,7 @@ import (
 type Forwarder struct {
 	config  Config
 	started time.Time
+	budget  descriptorBudget
 	pipes   pipePool
 	routes  routes
 	flows   atomic.Int64 // of all workers
@@ -44,8 +45,8 @@ func New(c Config) (*Forwarder, error) {
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
-	f := &Forwarder{config: c.withDefaults(), started: time.Now(), ports: make(map[conf.PortMapping]*port)}
-	f.pipes.most = max(f.config.MaxPipes, 0)
+	f := &Forwarder{config: c.withDefaults(), started: time.Now(), budget: newBudget(), ports: make(map[conf.PortMapping]*port)}
+	f.pipes.most, f.pipes.budget = max(f.config.MaxPipes, 0), f.budget
 	f.routes.init(c.Namespace)
 	f.workers.Store(&[]*worker{})
 	return f, nil
@@ -62,6 +63,9 @@ func (f *Forwarder) Add(sockets []Socket) error {
 	if f.closed {
 		return ErrClosed
 	}
+	if err := f.affordable(sockets); err != nil {
+		return err
+	}
 	if err := f.enter(len(sockets)); err != nil {
 		return err
 	}
@@ -75,6 +79,18 @@ func (f *Forwarder) Add(sockets []Socket) error {
 	for _, p := range ports {
 		f.ports[p.mapping] = p
 		f.order = append(f.order, p)
+	}
+	return nil
+}
+
+// affordable says whether there are descriptors for the sockets and then for clients.
+func (f *Forwarder) affordable(fresh []Socket) error {
+	listening := len(fresh)
+	for _, p := range f.order {
+		listening += len(p.entrances)
+	}
+	if listening > f.budget.ports {
+		return tooManyPorts(fresh[len(fresh)-1].Mapping)
 	}
 	return nil
 }

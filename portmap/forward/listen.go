@@ -227,7 +227,11 @@ func listenError(m conf.PortMapping, ip netip.Addr, err error) error {
 	case errors.Is(err, unix.EAFNOSUPPORT):
 		return conf.Errorf(conf.ErrNetwork, "%s: this host has no IPv6; use an IPv4 hostIP or none", port)
 	case errors.Is(err, unix.EMFILE):
-		return conf.Errorf(conf.ErrNetwork, "%s: too many open files, as each TCP port takes a descriptor and each UDP port one per address family; raise the hard limit of open files (\"ulimit -Hn\")", port)
+		return tooManyPorts(m)
 	}
 	return conf.Errorf(conf.ErrNetwork, "%s cannot be bound: %v", port, err)
+}
+
+func tooManyPorts(m conf.PortMapping) error {
+	return conf.Errorf(conf.ErrNetwork, "host port %d/%s: too many open files, as each TCP port takes a descriptor and each UDP port one per address family; raise the hard limit of open files (\"ulimit -Hn\")", m.HostPort, m.Protocol)
 }

@@ -33,6 +33,10 @@ type entrance interface {
 func (p *port) open(f *Forwarder) error {
 	for _, s := range p.sockets {
 		fd, err := duplicate(s)
+		if err == nil && fd >= f.budget.never {
+			sysClose(fd)
+			err = tooManyPorts(s.Mapping)
+		}
 		if err != nil {
 			p.closeUnwatched()
 			return err

@@ -35,9 +35,15 @@ func (s namespaceSockets) socket(domain, typ, proto int) (int32, unix.Errno) {
 	return noDescriptor, errno
 }
 
-// socket makes a non-blocking socket inside, of the target's family.
+// socket makes a non-blocking socket inside, of the target's family, as long as the
+// process has descriptors left for it.
 func (w *worker) socket(t *target, typ int) (int32, unix.Errno) {
-	return w.sockets.socket(t.family, typ|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	fd, errno := w.sockets.socket(t.family, typ|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if errno == 0 && !w.forwarder.budget.allows(fd) {
+		sysClose(fd)
+		return noDescriptor, unix.EMFILE
+	}
+	return fd, errno
 }
 
 // spare takes a TCP socket inside that is there already, or makes one.

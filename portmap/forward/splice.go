@@ -38,7 +38,8 @@ const (
 // to splice and gives it back when it is empty again, so the pool is as large as
 // the number of directions that stand still with data in a pipe.
 type pipePool struct {
-	most int
+	most   int
+	budget descriptorBudget
 
 	mu        sync.Mutex
 	idle      []pipe
@@ -63,6 +64,10 @@ func (p *pipePool) take(now time.Duration) (pipe, bool) {
 		return pipe{}, false
 	}
 	fresh, ok := newPipe(pipeSize(pipeBudget - p.size))
+	if ok && !p.budget.allows(max(fresh.read, fresh.write)) {
+		fresh.close()
+		ok = false
+	}
 	if !ok {
 		p.refusedAt = now
 		return pipe{}, false
