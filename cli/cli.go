@@ -75,7 +75,7 @@ func (o *output) Write(b []byte) (int, error) {
 
 func (a *app) run(ctx context.Context, args []string) int {
 	out := &output{to: a.out}
-	a.out = out
+	a.out, a.errOut = &people{out, a.screen.ink}, &people{a.errOut, a.messages.ink}
 	root := a.root()
 	root.SetArgs(args)
 	root.SetOut(a.out)

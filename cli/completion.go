@@ -30,7 +30,7 @@ published ports are completed.`,
 			return nil
 		},
 		RunE: func(c *cobra.Command, args []string) error {
-			out := c.OutOrStdout()
+			out := programs(c.OutOrStdout())
 			switch args[0] {
 			case "bash":
 				return c.Root().GenBashCompletionV2(out, true)

@@ -161,7 +161,7 @@ func (d *doctor) print() error {
 			if c.AsRoot && !hostRoot() {
 				who = " (as root)"
 			}
-			fmt.Fprintf(a.out, "%*smend%s: %s\n", verdictWidth, "", who, c.Mend)
+			fmt.Fprintf(a.out, "%*smend%s: %s\n", verdictWidth, "", who, printable(c.Mend))
 		}
 	}
 	fmt.Fprintf(a.out, "\n%s, %s, %s\n", counting(d.Passed, "check passed", "checks passed"),

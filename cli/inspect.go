@@ -241,20 +241,20 @@ func (a *app) show(t *attachment, info *inspected) {
 	for _, p := range info.Problems {
 		a.field("", a.screen.wrapped(p.Text, fieldIndent))
 		if p.Remedy != "" {
-			a.field("", "mend: "+p.Remedy)
+			a.field("", "mend: "+printable(p.Remedy))
 		}
 	}
 	if t.record != nil {
 		a.field("mode", string(info.Mode))
 		a.field("made", fmt.Sprintf("%s ago (%s)", ageText(time.Since(*info.Created)), info.Created.Format(time.RFC3339)))
-		a.field("namespace", info.Netns.Path)
+		a.field("namespace", printable(info.Netns.Path))
 		a.showInterface(info)
 		a.showPorts(t)
 		a.showMeans(info)
 	}
 	for _, name := range []string{"log", "record"} {
 		if path := info.Files[name]; path != "" {
-			a.field(name, path)
+			a.field(name, printable(path))
 		}
 	}
 }
@@ -270,7 +270,7 @@ func (a *app) field(name, value string) {
 
 func (a *app) showInterface(info *inspected) {
 	if i := info.Interface; i != nil {
-		a.field("interface", strings.TrimSpace(i.Name+"  "+i.MAC+mtuText(i.MTU)))
+		a.field("interface", strings.TrimSpace(printable(i.Name+"  "+i.MAC)+mtuText(i.MTU)))
 	}
 	a.showFamily("IPv4", info.IPv4)
 	a.showFamily("IPv6", info.IPv6)
@@ -282,8 +282,8 @@ func (a *app) showInterface(info *inspected) {
 		a.field(name, r.Destination+via(r.Gateway))
 	}
 	if d := info.DNS; d != nil {
-		a.field("DNS", strings.Join(d.Nameservers, ", "))
-		a.field("search", strings.Join(d.Search, " "))
+		a.field("DNS", printable(strings.Join(d.Nameservers, ", ")))
+		a.field("search", printable(strings.Join(d.Search, " ")))
 	}
 }
 

@@ -196,7 +196,7 @@ func (a *app) logLine(line string) error {
 		fmt.Fprintln(a.out, a.screen.paint(levelStyle(line), line))
 		return nil
 	}
-	e := json.NewEncoder(a.out)
+	e := json.NewEncoder(programs(a.out))
 	e.SetEscapeHTML(false)
 	return e.Encode(parseLogLine(line))
 }

@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
@@ -20,6 +19,7 @@ type screen struct {
 	terminal bool
 	width    int // columns of a terminal; 0: any
 	colour   bool
+	ink      string // of the output, see people
 }
 
 func screenOf(f *os.File) screen {
@@ -33,6 +33,9 @@ func screenOf(f *os.File) screen {
 	}
 	if s.width == 0 {
 		s.width = 80
+	}
+	if s.colour {
+		s.ink = newInk()
 	}
 	return s
 }
@@ -52,7 +55,7 @@ func (s screen) paint(how style, text string) string {
 	if !s.colour || how == plain || text == "" {
 		return text
 	}
-	return string(how) + text + "\x1b[0m"
+	return s.ink + string(how) + text + s.ink + "\x1b[0m"
 }
 
 // wrapped breaks a text at blanks to fit behind an indent, which its further lines
@@ -60,7 +63,7 @@ func (s screen) paint(how style, text string) string {
 func (s screen) wrapped(text string, indent int) string {
 	room := s.width - indent
 	if s.width == 0 || room < 20 {
-		return text
+		return strings.ReplaceAll(text, "\n", " ")
 	}
 	var b strings.Builder
 	used := 0
@@ -116,13 +119,13 @@ func (t *table) add(row []cell) {
 	t.rows = append(t.rows, row)
 }
 
-// printable keeps a name from moving the cursor.
+// printable keeps a name in its line and its column.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
+		if r == '\n' || r == '\t' {
 			return '?'
 		}
-		return r
+		return visible(r)
 	}, s)
 }
 
@@ -193,7 +196,7 @@ func shortened(s string, most int) string {
 
 // printJSON prints a document as it is, without escapes for the web.
 func printJSON(out io.Writer, document any) error {
-	e := json.NewEncoder(out)
+	e := json.NewEncoder(programs(out))
 	e.SetEscapeHTML(false)
 	e.SetIndent("", "  ")
 	return e.Encode(document)

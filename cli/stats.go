@@ -101,12 +101,12 @@ func (a *app) watch(ctx context.Context, args []string, o statsOptions) error {
 			return err
 		}
 		if a.json {
-			if err := json.NewEncoder(a.out).Encode(s); err != nil {
+			if err := json.NewEncoder(programs(a.out)).Encode(s); err != nil {
 				return err
 			}
 		} else {
 			if a.screen.terminal {
-				fmt.Fprint(a.out, "\x1b[H\x1b[2J") // home, clear
+				fmt.Fprint(programs(a.out), "\x1b[H\x1b[2J") // home, clear
 			}
 			a.showStats(s, last)
 		}

@@ -117,7 +117,7 @@ func (a *app) wrap(from string, o wrapOptions) error {
 		return err
 	}
 	if o.output == "" {
-		_, err := text.WriteTo(a.out)
+		_, err := text.WriteTo(programs(a.out))
 		return err
 	}
 	f, err := os.OpenFile(o.output, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
