@@ -44,18 +44,24 @@ func (a *app) dirs() []string {
 const stateDirHint = "run as the user who started the containers, and give the folder of the key stateDir, if it is set, with --state-dir"
 
 // stores are those of the folders that are there and ours. A default folder that is
-// somebody else's holds nothing of ours; one that was asked for has to be right.
+// somebody else's, or a link that anybody may have made in /tmp, holds nothing of
+// ours; one that was asked for has to be right.
 func (a *app) stores() ([]*record.Store, error) {
 	var stores []*record.Store
+	var passed error
 	for _, dir := range a.dirs() {
 		store, err := record.OpenExisting(dir)
 		switch {
 		case err == nil:
 			stores = append(stores, store)
-		case a.stateDir == "" && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission)):
-		default:
+		case a.stateDir != "" || !record.Elsewhere(err):
 			return nil, hinted(err, stateDirHint)
+		case !errors.Is(err, fs.ErrNotExist):
+			passed = err
 		}
+	}
+	if len(stores) == 0 && passed != nil {
+		a.passedOver.Do(func() { fmt.Fprintf(a.errOut, "passed over: %s\n", message(passed)) })
 	}
 	return stores, nil
 }

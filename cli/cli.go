@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/spf13/cobra"
@@ -57,6 +58,8 @@ type app struct {
 
 	json     bool
 	stateDir string
+
+	passedOver sync.Once // tells of a state folder that is not ours
 }
 
 // output remembers that something could not be written, so that no table has to look.
