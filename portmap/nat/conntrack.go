@@ -1,10 +1,13 @@
 package nat
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -111,6 +114,11 @@ func forgetFamily(fam family, filter attrs, match func(flow) bool) error {
 	if err != nil || len(flows) == 0 {
 		return err
 	}
+	local, err := localAddresses(fam)
+	if err != nil {
+		return err
+	}
+	flows = slices.DeleteFunc(flows, func(c flow) bool { return !local.have(c.dst.Addr()) })
 	s, err := dial(unix.NETLINK_NETFILTER)
 	if err != nil {
 		return err
@@ -154,6 +162,58 @@ func listFlows(fam family, filter attrs, match func(flow) bool) ([]flow, error) 
 		err = nil
 	}
 	return flows, err
+}
+
+// prefixes are the destinations of routes.
+type prefixes map[netip.Prefix]bool
+
+func (p prefixes) have(ip netip.Addr) bool {
+	for bits := ip.BitLen(); bits >= 0; bits-- {
+		if prefix, err := ip.Prefix(bits); err == nil && p[prefix] {
+			return true
+		}
+	}
+	return false
+}
+
+// localAddresses are the addresses that packets are translated for: those that "fib
+// daddr type local" and iptables' addrtype mean, which ask the table local only.
+func localAddresses(fam family) (local prefixes, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), answerTimeout*time.Second)
+	defer cancel()
+	err = retry(ctx, func() error {
+		local = prefixes{}
+		return localRoutes(fam, func(p netip.Prefix) { local[p] = true })
+	})
+	if err != nil {
+		return nil, fmt.Errorf("looking for the addresses of this host: %w", err)
+	}
+	return local, nil
+}
+
+// localRoutes asks for one table (Linux 4.20); an older kernel sends all of them,
+// so each route is looked at all the same.
+func localRoutes(fam family, each func(netip.Prefix)) error {
+	s, err := dial(unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	_ = unix.SetsockoptInt(s.fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
+	// struct rtmsg of linux/rtnetlink.h: family, length of the destination, length of
+	// the source, TOS, table, protocol, scope, type, and four bytes of flags.
+	const bits, table, kind = 1, 4, 7
+	request := make([]byte, unix.SizeofRtMsg)
+	request[0], request[table], request[kind] = byte(fam), unix.RT_TABLE_LOCAL, unix.RTN_LOCAL // NFPROTO_ and AF_ numbers agree
+	return s.dump(message{unix.RTM_GETROUTE, 0, request}, func(data []byte) bool {
+		if len(data) < unix.SizeofRtMsg || data[table] != unix.RT_TABLE_LOCAL || data[kind] != unix.RTN_LOCAL {
+			return true
+		}
+		if ip, ok := netip.AddrFromSlice(findAttr(data[unix.SizeofRtMsg:], unix.RTA_DST)); ok {
+			each(netip.PrefixFrom(ip, int(data[bits])))
+		}
+		return true
+	})
 }
 
 // Numbers of linux/netfilter/nfnetlink_conntrack.h.
