@@ -187,5 +187,5 @@ func (j *journal) published(out *restored) (map[conf.Backend][]nat.Published, []
 
 func publishedBy(r *record.Record) nat.Published {
 	p := r.Published
-	return nat.Published{Owner: r.Key, IPs: p.IPs, Ports: r.Ports, SNAT: p.SNAT, HostIf: p.HostIf}
+	return nat.Published{Owner: r.Key, IPs: p.IPs, Ports: r.Ports, SNAT: p.SNAT, HostIf: p.HostIf, Reserved: p.Reserved}
 }

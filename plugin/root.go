@@ -28,6 +28,8 @@ type rootNetwork struct {
 	store  *record.Store
 	record *record.Record // nil without a readable one
 	log    *verbLog
+
+	reserved []uint32 // sockets that hold the ports for the container, for the record
 }
 
 // Add runs the delegates in order, then publishes the ports. The record is saved
@@ -241,7 +243,35 @@ func (n *rootNetwork) portsFree(ctx context.Context, a *conf.Attachment, chain *
 	if err != nil {
 		return nil, err
 	}
-	return backend, backend.Free(ctx, foreseen(a, chain, prev))
+	p := foreseen(a, chain, prev)
+	n.reserved, err = backend.Free(ctx, p)
+	if isInUse(err) {
+		if p.Reserved = n.reservedForSiblings(a.Key); len(p.Reserved) > 0 {
+			n.reserved, err = backend.Free(ctx, p)
+		}
+	}
+	return backend, err
+}
+
+// reservedForSiblings are the sockets that held the ports for the container when its
+// other attachments were made.
+func (n *rootNetwork) reservedForSiblings(key conf.Key) (inodes []uint32) {
+	siblings, err := n.store.Siblings(key)
+	if err != nil {
+		n.log.Warn("looking for other attachments of the container", "attachment", key, "error", err)
+	}
+	for _, sibling := range siblings {
+		if r, err := n.store.Load(sibling); err == nil && r.Published != nil {
+			inodes = append(inodes, r.Published.Reserved...)
+		}
+	}
+	return inodes
+}
+
+// isInUse says whether an error is that of a port that somebody else has.
+func isInUse(err error) bool {
+	var e *types.Error
+	return errors.As(err, &e) && e.Code == conf.ErrPortInUse
 }
 
 // foreseen is what is known of the ports to be published before the container has
@@ -270,6 +300,7 @@ func foreseen(a *conf.Attachment, chain *delegate.Chain, prev *types100.Result) 
 func (n *rootNetwork) publish(ctx context.Context, a *conf.Attachment, backend nat.Backend, result *types100.Result) error {
 	n.record.Published = &record.Published{
 		Backend: conf.Backend(backend.Name()), IPs: containerIPs(result, a.IfName), SNAT: a.NetConf.Portmap.SNAT,
+		Reserved: n.reserved,
 	}
 	if err := n.store.Save(n.record); err != nil {
 		return err
@@ -278,7 +309,7 @@ func (n *rootNetwork) publish(ctx context.Context, a *conf.Attachment, backend n
 }
 
 func published(r *record.Record) nat.Published {
-	return nat.Published{Owner: r.Key, IPs: r.Published.IPs, Ports: r.Ports, SNAT: r.Published.SNAT, HostIf: r.Published.HostIf}
+	return nat.Published{Owner: r.Key, IPs: r.Published.IPs, Ports: r.Ports, SNAT: r.Published.SNAT, HostIf: r.Published.HostIf, Reserved: r.Published.Reserved}
 }
 
 // containerIPs are the addresses of the container's interface in a result.

@@ -11,6 +11,10 @@
 //	peer lookup DNS NAME  print the address of a name
 //	peer hold tcp|udp ADDR  bind and do nothing
 //	peer crowd tcp|udp COUNT ADDR  be so many clients at once, which want nothing, until SIGINT
+//	peer reserve HOW NETWORK ADDR CMD…  bind, run CMD, and end with it, as engines
+//	                      that keep a container's port from others: HOW is child (it
+//	                      goes to a child that sleeps), self, or serve (it is no
+//	                      reservation: somebody waits there for clients)
 //	peer control PATH OP  print what a supervisor's control socket answers to an
 //	                      operation, or to a whole request in JSON
 //	peer unlisten PID PORT  shut down a listening socket of another process
@@ -33,6 +37,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"os/exec"
 	"os/signal"
 	"strconv"
 	"time"
@@ -75,6 +80,7 @@ func run(args []string) error {
 		"snapshot":  {1, func(a []string) error { return snapshot.Options{Ignore: a[1:]}.Take().Save(a[0]) }},
 		"unchanged": {2, unchanged},
 		"without":   {2, without},
+		"reserve":   {4, reserve},
 	}
 	if len(args) == 0 {
 		return errors.New("no command; see its source")
@@ -306,13 +312,7 @@ func oneDocument() error {
 }
 
 func hold(network, addr string) error {
-	var held io.Closer
-	var err error
-	if network == "udp" {
-		held, err = net.ListenPacket(network, addr)
-	} else {
-		held, err = net.Listen(network, addr)
-	}
+	held, err := bind(network, addr)
 	if err != nil {
 		return err
 	}
@@ -343,4 +343,69 @@ func crowd(network, count, addr string) error {
 	}
 	awaitInterrupt()
 	return nil
+}
+
+// reserve has the child sleep for ever, as nerdctl does: whoever started us ends it.
+// By itself it binds as Apptainer does, without a look at what happens there.
+func reserve(args []string) error {
+	how, network, addr, argv := args[0], args[1], args[2], args[3:]
+	if how == "self" {
+		if err := bindAside(network, addr); err != nil {
+			return err
+		}
+	} else {
+		bound, err := bind(network, addr)
+		if err != nil {
+			return err
+		}
+		defer bound.Close()
+		if how == "child" {
+			if err := leaveToSleep(bound); err != nil {
+				return err
+			}
+		}
+	}
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	return cmd.Run()
+}
+
+func leaveToSleep(bound io.Closer) error {
+	held, err := bound.(interface{ File() (*os.File, error) }).File()
+	if err != nil {
+		return err
+	}
+	defer held.Close()
+	sleep := exec.Command("sleep", "infinity")
+	sleep.ExtraFiles = []*os.File{held}
+	return sleep.Start()
+}
+
+func bindAside(network, addr string) error {
+	at, err := netip.ParseAddrPort(addr)
+	if err != nil {
+		return err
+	}
+	kind := unix.SOCK_STREAM
+	if network == "udp" {
+		kind = unix.SOCK_DGRAM
+	}
+	fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
+		return err
+	}
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Port: int(at.Port()), Addr: at.Addr().As4()}); err != nil || kind == unix.SOCK_DGRAM {
+		return err
+	}
+	return unix.Listen(fd, 1)
+}
+
+func bind(network, addr string) (io.Closer, error) {
+	if network == "udp" {
+		return net.ListenPacket(network, addr)
+	}
+	return net.Listen(network, addr)
 }

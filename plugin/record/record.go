@@ -86,6 +86,9 @@ type Published struct {
 	IPs     []netip.Addr `json:"ips"`
 	SNAT    bool         `json:"snat"`
 	HostIf  string       `json:"hostIf,omitempty"`
+	// Reserved are the inodes of the sockets with which the container's engine holds
+	// the ports for it.
+	Reserved []uint32 `json:"reserved,omitempty"`
 }
 
 // New is the write-ahead record of an attachment that is about to be made.

@@ -63,22 +63,23 @@ func (f family) iptables() string {
 	return "ip6tables"
 }
 
-func (b iptBackend) Free(ctx context.Context, p Published) error {
+func (b iptBackend) Free(ctx context.Context, p Published) ([]uint32, error) {
 	if len(p.Ports) == 0 {
-		return nil
+		return nil, nil
 	}
 	fs, err := p.forwards()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := errors.Join(validOwner(p.Owner), b.serves(fs), hostSocketsFree(fs, p.Owner.ContainerID)); err != nil {
-		return err
+	reserved, err := hostSocketsFree(p, fs)
+	if err := errors.Join(validOwner(p.Owner), b.serves(fs), err); err != nil {
+		return nil, err
 	}
 	now, err := b.read(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return refusedBy(now, plan{Published: p, forwards: fs})
+	return reserved, refusedBy(now, plan{Published: p, forwards: fs})
 }
 
 func (b iptBackend) Add(ctx context.Context, p Published) error {
@@ -89,7 +90,8 @@ func (b iptBackend) Add(ctx context.Context, p Published) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(validOwner(p.Owner), b.serves(fs), hostSocketsFree(fs, p.Owner.ContainerID)); err != nil {
+	_, err = hostSocketsFree(p, fs)
+	if err := errors.Join(validOwner(p.Owner), b.serves(fs), err); err != nil {
 		return err
 	}
 	hostIf, err := hostInterface(p)

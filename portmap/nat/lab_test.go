@@ -335,7 +335,7 @@ func (l *lab) restored(t testing.TB, all ...Published) (owners []conf.Key) {
 
 func (l *lab) free(t testing.TB, p Published) error {
 	t.Helper()
-	return l.inHost(t, func(b Backend) error { return b.Free(t.Context(), p) })
+	return l.inHost(t, func(b Backend) error { _, err := b.Free(t.Context(), p); return err })
 }
 
 // publishWeb and publishTwin are the publications of the two containers.

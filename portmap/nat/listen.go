@@ -31,9 +31,9 @@ type listener struct {
 // between this question and the transaction goes unnoticed, as with any probe.
 //
 // The sockets that the container's own engine holds on its ports are no obstacle,
-// see [reservations].
-func hostSocketsFree(fs []forward, containerID string) error {
-	engine := &reservations{containerID: containerID}
+// see [reservations]; it returns their inodes.
+func hostSocketsFree(p Published, fs []forward) (reserved []uint32, err error) {
+	engine := newReservations(p.Owner, p.Reserved)
 	for _, proto := range []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_SCTP} {
 		wanted := map[uint16][]slot{}
 		for _, f := range fs {
@@ -45,10 +45,10 @@ func hostSocketsFree(fs []forward, containerID string) error {
 			continue
 		}
 		if err := listenersExclude(proto, wanted, engine); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	return nil
+	return engine.met, nil
 }
 
 func listenersExclude(proto uint8, wanted map[uint16][]slot, engine *reservations) error {

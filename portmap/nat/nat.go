@@ -17,6 +17,9 @@ type Published struct {
 	// HostIf is the interface on the host's side of the attachment, the bridge or
 	// the veth. When empty it is found by a route look-up to the container.
 	HostIf string
+	// Reserved are the inodes of sockets that are known to be the container's engine's:
+	// they hold its ports for it and are no obstacle.
+	Reserved []uint32
 }
 
 // Backend publishes host ports in the network namespace of the calling thread.
@@ -28,8 +31,9 @@ type Backend interface {
 	// Free says whether Add of p could publish its ports now, and changes nothing. Of
 	// the addresses only the families matter, so that it can be asked before the
 	// container has any: 0.0.0.0 and :: will do. Another may take a port between Free
-	// and Add, so Add asks for itself.
-	Free(ctx context.Context, p Published) error
+	// and Add, so Add asks for itself. It returns the sockets that hold the ports for
+	// the container, as p.Reserved has them.
+	Free(ctx context.Context, p Published) (reserved []uint32, err error)
 	// Add publishes all ports of p or none. A port that is taken is an error of
 	// code [conf.ErrPortInUse] naming its owner; an owner that already has
 	// published ports is one too. What another attachment of the same container

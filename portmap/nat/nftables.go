@@ -54,21 +54,22 @@ func notThere(err error) bool {
 
 func (nftBackend) Name() string { return string(conf.BackendNFTables) }
 
-func (nftBackend) Free(ctx context.Context, p Published) error {
+func (nftBackend) Free(ctx context.Context, p Published) ([]uint32, error) {
 	if len(p.Ports) == 0 {
-		return nil
+		return nil, nil
 	}
 	fs, err := p.forwards()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := errors.Join(validOwner(p.Owner), hostSocketsFree(fs, p.Owner.ContainerID)); err != nil {
-		return err
+	reserved, err := hostSocketsFree(p, fs)
+	if err := errors.Join(validOwner(p.Owner), err); err != nil {
+		return nil, err
 	}
 	if err := retry(ctx, func() error { return nftFree(p, fs) }); err != nil {
-		return nftError("looking for ports of", p.Owner, err)
+		return nil, nftError("looking for ports of", p.Owner, err)
 	}
-	return nil
+	return reserved, nil
 }
 
 // nftFree is one attempt. The taken maps have something of every published port,
@@ -110,7 +111,8 @@ func (b nftBackend) Add(ctx context.Context, p Published) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(validOwner(p.Owner), hostSocketsFree(fs, p.Owner.ContainerID)); err != nil {
+	_, err = hostSocketsFree(p, fs)
+	if err := errors.Join(validOwner(p.Owner), err); err != nil {
 		return err
 	}
 	hostIf, err := hostInterface(p)

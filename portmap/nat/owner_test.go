@@ -478,7 +478,8 @@ func TestNoPorts(t *testing.T) {
 		l.host.do(t, func() {
 			require.NoError(t, b.Add(t.Context(), publishWeb()))
 			require.NoError(t, b.Check(t.Context(), publishWeb()))
-			require.NoError(t, b.Free(t.Context(), publishWeb()))
+			_, err := b.Free(t.Context(), publishWeb())
+			require.NoError(t, err)
 			restored, err := b.Restore(t.Context(), []Published{publishWeb()})
 			require.NoError(t, err)
 			require.Empty(t, restored)
