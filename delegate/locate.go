@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 
@@ -77,27 +78,73 @@ func (c *Chain) hasOurs(f *os.File, mac net.HardwareAddr, addresses []*net.IPNet
 	return bytes.Equal(mac, link.Attrs().HardwareAddr) || c.isConnected(link, addresses[0].IP)
 }
 
+// kinds are the links that interface plugins make (netlink.Link.Type).
+var kinds = map[string]string{
+	"bridge": "veth", "ptp": "veth", "macvlan": "macvlan", "ipvlan": "ipvlan", "vlan": "vlan", "tap": "tuntap", "dummy": "dummy",
+}
+
 // hasAnothers says whether the namespace at a path that nobody vouches for has
 // somebody else's interface under the attachment's name: the path may lead to
-// another container's by now. Without evidence it does not.
+// another container's by now, or ADD was refused because the interface was there
+// already. bridge and ptp delete whatever has the name, so what cannot be told for
+// theirs is another's; of the others we would not know where to look.
 func (c *Chain) hasAnothers(path string, result *types100.Result) bool {
 	mac, addresses := lookOf(c.Attachment.IfName, result)
 	f, err := os.Open(path)
-	if err != nil || len(addresses) == 0 {
+	if err != nil {
 		return false
 	}
 	defer f.Close()
 	link, there := linkIn(f, c.Attachment.IfName)
-	if link == nil || bytes.Equal(mac, link.Attrs().HardwareAddr) {
+	if link == nil || (mac != nil && bytes.Equal(mac, link.Attrs().HardwareAddr)) {
 		return false
 	}
-	if first := c.Delegates[0].Type; mac == nil && (link.Type() != "veth" || first != "bridge" && first != "ptp") {
-		return false // we would not know where to look
+	kind, known := kinds[c.Delegates[0].Type]
+	switch {
+	case known && link.Type() != kind:
+		return true
+	case kind != "veth" && (mac == nil || len(addresses) == 0), kind == "veth" && isUnfinished(link, there):
+		return false
 	}
 	// An ADD that was killed may have got an address and not given it to the
 	// interface yet.
 	bare := mac == nil && !slices.ContainsFunc(there, func(a netlink.Addr) bool { return a.IP.IsGlobalUnicast() })
+	if len(addresses) == 0 {
+		return !c.isConnected(link, nil)
+	}
 	return !bare && !haveCommon(there, addresses) || !c.isConnected(link, addresses[0].IP)
+}
+
+// Traces says whether anything here is provably of this attachment, when neither a
+// record nor a result tells: an address that has its name in the store, or an
+// interface that hangs on the first delegate's bridge.
+func (c *Chain) Traces() bool {
+	if c.trueResult(nil) != nil {
+		return true
+	}
+	there, err := hasLink(c.Attachment.NetnsPath, c.Attachment.IfName)
+	return err == nil && there && !c.hasAnothers(c.Attachment.NetnsPath, nil)
+}
+
+// hostVeth is the name that the plugins' library gives the host's end of a veth
+// (ip.RandomVethName in containernetworking/plugins).
+var hostVeth = regexp.MustCompile(`^veth[0-9a-f]{8}$`)
+
+// isUnfinished says whether a veth is what bridge and ptp leave when they are killed
+// before they connect it: without address, down, its other end here and unused.
+func isUnfinished(link netlink.Link, there []netlink.Addr) bool {
+	peer := peerOf(link)
+	return peer != nil && len(there) == 0 && link.Attrs().Flags&net.FlagUp == 0 &&
+		peer.Attrs().MasterIndex == 0 && hostVeth.MatchString(peer.Attrs().Name)
+}
+
+// peerOf is the end of a veth that is in our own namespace; nil when none is.
+func peerOf(link netlink.Link) netlink.Link {
+	peer, err := netlink.LinkByIndex(link.Attrs().ParentIndex)
+	if err != nil || link.Type() != "veth" || peer.Attrs().ParentIndex != link.Attrs().Index {
+		return nil
+	}
+	return peer
 }
 
 // linkIn is the link of this name in a namespace, and its addresses; nil when
@@ -127,15 +174,18 @@ func haveCommon(there []netlink.Addr, addresses []*net.IPNet) bool {
 
 // isConnected says whether the other end of a veth is a port of the bridge that
 // the first delegate names; or where the host's route to the address leads, which
-// may be nowhere yet when ADD was killed.
+// may be nowhere yet when ADD was killed. Without an address only a bridge tells.
 func (c *Chain) isConnected(link netlink.Link, ip net.IP) bool {
-	peer, err := netlink.LinkByIndex(link.Attrs().ParentIndex)
-	if err != nil || link.Type() != "veth" || peer.Attrs().ParentIndex != link.Attrs().Index {
+	peer := peerOf(link)
+	if peer == nil {
 		return false
 	}
 	if bridge := c.bridge(); bridge != "" {
 		master, err := netlink.LinkByIndex(peer.Attrs().MasterIndex)
 		return err == nil && master.Attrs().Name == bridge
+	}
+	if ip == nil {
+		return false
 	}
 	routes, err := netlink.RouteGet(ip)
 	nowhere := err != nil || len(routes) == 0 || routes[0].Gw != nil

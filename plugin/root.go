@@ -134,7 +134,7 @@ func (n *rootNetwork) chain(a *conf.Attachment) (*delegate.Chain, error) {
 			}
 			chain.Delegates = append(chain.Delegates, d)
 		}
-	case len(a.NetConf.Delegates) > 0 || a.NetConf.DelegatesFrom != "":
+	case !builtIn(a.NetConf):
 		err = wrap(a.NetConf)
 		chain.Delegates, chain.DisableCheck, chain.DisableGC = a.NetConf.Delegates, a.NetConf.DisableCheck, a.NetConf.DisableGC
 	case a.NetConf.PrevResult == nil || n.unchained(a):
@@ -142,6 +142,9 @@ func (n *rootNetwork) chain(a *conf.Attachment) (*delegate.Chain, error) {
 	}
 	return chain, err
 }
+
+// builtIn says whether the chain of an entry is the built-in one, if it has any.
+func builtIn(n *conf.NetConf) bool { return len(n.Delegates) == 0 && n.DelegatesFrom == "" }
 
 // unchained says, for a DEL or CHECK without a record, that prevResult is our own
 // result and not that of a plugin before us: CHECK and DEL always have one.
@@ -395,7 +398,13 @@ func (n *rootNetwork) Del(ctx context.Context, a *conf.Attachment) error {
 	if len(chain.Delegates) == 0 {
 		return nil
 	}
-	err = n.busy(chain, func() error { return chain.Del(ctx, n.lastResult(a)) })
+	result := n.lastResult(a)
+	if n.record == nil && builtIn(a.NetConf) && result == nil && !chain.Traces() {
+		// A record precedes every change: nothing of ours is here. The entry may be a
+		// chained one whose ADD failed, and the interface another plugin's.
+		return nil
+	}
+	err = n.busy(chain, func() error { return chain.Del(ctx, result) })
 	n.log.step("delegates")
 	return err
 }
