@@ -19,13 +19,8 @@ import (
 // The error is the failed delegate's, and what could not be undone is in its
 // details.
 func (c *Chain) Add(ctx context.Context, prev *types100.Result) (*types100.Result, error) {
-	if err := c.Find(); err != nil {
+	if err := c.Ready(prev); err != nil {
 		return nil, err
-	}
-	if prev == nil {
-		if err := c.interfaceFree(); err != nil {
-			return nil, err
-		}
 	}
 	for i, d := range c.Delegates {
 		result, err := c.addOne(ctx, i, d, prev)
@@ -39,6 +34,15 @@ func (c *Chain) Add(ctx context.Context, prev *types100.Result) (*types100.Resul
 		prev = result
 	}
 	return prev, nil
+}
+
+// Ready says whether ADD could run, which changes nothing: all binaries are there,
+// and the namespace has no interface of the wanted name yet.
+func (c *Chain) Ready(prev *types100.Result) error {
+	if err := c.Find(); err != nil {
+		return err
+	}
+	return c.interfaceFree(prev)
 }
 
 func (c *Chain) addOne(ctx context.Context, i int, d conf.Delegate, prev *types100.Result) (*types100.Result, error) {
@@ -78,11 +82,15 @@ func (c *Chain) undo(ctx context.Context, last int, result *types100.Result) err
 // interfaceFree makes sure that the interface of ADD is not there yet. A delegate
 // would find out too, but then the undo of its failure would take away the
 // interface of somebody else (specification section 2, "ADD": the plugin must
-// return an error).
-func (c *Chain) interfaceFree() error {
+// return an error). With a prevResult the interface is that of the plugins before
+// us, unless the first delegate would make one.
+func (c *Chain) interfaceFree(prev *types100.Result) error {
 	a := c.Attachment
 	if len(c.Delegates) == 0 || a.IfName == "lo" {
 		return nil // every namespace has a loopback interface, and a plugin of that name sets it up
+	}
+	if first := c.Delegates[0].Type; prev != nil && kinds[first] == "" && first != "host-device" {
+		return nil
 	}
 	there, err := hasLink(a.NetnsPath, a.IfName)
 	if err != nil {
@@ -90,7 +98,7 @@ func (c *Chain) interfaceFree() error {
 	}
 	if there {
 		return conf.Errorf(types.ErrInvalidEnvironmentVariables,
-			"CNI_IFNAME %q: namespace %s has an interface of this name already; choose another name or DEL the attachment first", a.IfName, a.NetnsPath)
+			"CNI_IFNAME %q: the namespace has an interface of that name already; choose another name or remove it first", a.IfName)
 	}
 	return nil
 }

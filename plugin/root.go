@@ -40,19 +40,14 @@ func (n *rootNetwork) Add(ctx context.Context, a *conf.Attachment) (*types100.Re
 	if err != nil {
 		return nil, err
 	}
-	if err := chain.Find(); err != nil {
-		return nil, err
-	}
-	n.log.step("find the delegates")
 	result, err := prevResult(a.NetConf)
 	if err != nil {
 		return nil, err
 	}
-	if len(chain.Delegates) > 0 {
-		if err := absent(a); err != nil {
-			return nil, err
-		}
+	if err := chain.Ready(result); err != nil {
+		return nil, err
 	}
+	n.log.step("find the delegates")
 	backend, err := n.portsFree(ctx, a, chain, result)
 	if err != nil {
 		return nil, err
@@ -176,21 +171,6 @@ func parseResult(raw json.RawMessage, cniVersion string) (*types100.Result, erro
 		return nil, conf.Errorf(types.ErrDecodingFailure, "key \"prevResult\": %v", err)
 	}
 	return result, nil
-}
-
-// absent makes sure that the interface is not there yet: rolling back would take
-// somebody else's away.
-func absent(a *conf.Attachment) error {
-	_, err := linkInside(a)
-	var missing netlink.LinkNotFoundError
-	switch {
-	case errors.As(err, &missing):
-		return nil
-	case err != nil:
-		return err
-	}
-	return conf.Errorf(types.ErrInvalidEnvironmentVariables,
-		"CNI_IFNAME %q: the namespace has an interface of that name already; choose another name or remove it first", a.IfName)
 }
 
 // fillIn adds what a delegate left out of the container's interface: plugins
