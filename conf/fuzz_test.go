@@ -166,10 +166,11 @@ func requireSaneMAC(t *testing.T, s string) {
 
 // FuzzCNIArgs: the same for the environment variable.
 func FuzzCNIArgs(f *testing.F) {
-	for _, s := range []string{"", "IP=10.0.2.7/24;MAC=02:00:00:00:00:01", "K8S_POD_NAME=a;IgnoreUnknown=1;X=y", "IP=fe80::1%eth0", "=", ";;=;", "IP", "MAC=0200.0000.0001"} {
+	for _, s := range []string{"", "IP=10.0.2.7/24;MAC=02:00:00:00:00:01", "K8S_POD_NAME=a;IgnoreUnknown=1;X=y", "IP=fe80::1%eth0", "=", ";;=;", "A=a=b", "IP", "MAC=0200.0000.0001"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
+		require.NoError(t, types.LoadArgs(conf.UsableCNIArgs(s), &types.CommonArgs{}), s)
 		args, err := conf.ParseCNIArgs(s)
 		if err != nil {
 			requireOneOfCodes(t, err, types.ErrInvalidEnvironmentVariables)

@@ -151,6 +151,10 @@ func ParseCNIArgs(s string) (CNIArgs, error) {
 		if !ok {
 			return CNIArgs{}, invalidEnv("pair %q has no \"=\"; it is a list KEY=VALUE;KEY=VALUE", pair)
 		}
+		if strings.Contains(value, "=") {
+			// types.LoadArgs of libcni, with which delegates read it, refuses it.
+			return CNIArgs{}, invalidEnv("pair %q has more than one \"=\"; it is a list KEY=VALUE;KEY=VALUE", pair)
+		}
 		var err error
 		switch {
 		case key == "IP" && value != "":
@@ -171,6 +175,30 @@ func ParseCNIArgs(s string) (CNIArgs, error) {
 		return CNIArgs{}, invalidEnv("%q is not known to ambi; add IgnoreUnknown=1 to have unknown keys passed over", unknown)
 	}
 	return args, nil
+}
+
+// UsableCNIArgs is CNI_ARGS as far as every plugin can read it: the pairs that
+// parse and have a value, with unknown keys passed over, for a key may be known to
+// one plugin of a chain only. What a plugin refuses at ADD it refuses at each DEL,
+// too, and then nobody could take down what others did.
+func UsableCNIArgs(s string) string {
+	const passOver = "IgnoreUnknown=1"
+	var pairs []string
+	passesOver := false
+	for pair := range strings.SplitSeq(s, ";") {
+		_, err := ParseCNIArgs(passOver + ";" + pair)
+		key, value, _ := strings.Cut(pair, "=")
+		ignore, _ := parseLooseBool(value)
+		if err != nil || value == "" || key == "IgnoreUnknown" && !ignore {
+			continue
+		}
+		passesOver = passesOver || key == "IgnoreUnknown"
+		pairs = append(pairs, pair)
+	}
+	if len(pairs) > 0 && !passesOver {
+		pairs = append([]string{passOver}, pairs...)
+	}
+	return strings.Join(pairs, ";")
 }
 
 func parseLooseBool(s string) (bool, error) {

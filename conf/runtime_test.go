@@ -23,7 +23,7 @@ func TestCNIArgs(t *testing.T) {
 		{"IP=;MAC=", "invalid Prefix", ""},
 		{"K8S_POD_NAME=web;K8S_POD_NAMESPACE=default;K8S_POD_INFRA_CONTAINER_ID=1", "invalid Prefix", ""},
 		{"COLOUR=red;IgnoreUnknown=1", "invalid Prefix", ""},
-		{"IgnoreUnknown=TRUE;COLOUR=a=b", "invalid Prefix", ""},
+		{"IgnoreUnknown=TRUE;COLOUR=red", "invalid Prefix", ""},
 		{"IgnoreUnknown=false;IP=10.0.2.7", "10.0.2.7/32", ""},
 	} {
 		t.Run(tt.in, func(t *testing.T) {
@@ -46,6 +46,7 @@ func TestCNIArgsRefused(t *testing.T) {
 		{"IP=10.0.2.7,10.0.2.8", []string{"10.0.2.7,10.0.2.8"}},
 		{"MAC=red", []string{"MAC=red", "six bytes"}},
 		{"MAC=ff:ff:ff:ff:ff:ff", []string{"multicast"}},
+		{"IgnoreUnknown=1;A=a=b", []string{`"A=a=b"`, "more than one"}},
 		{"COLOUR=red", []string{`"COLOUR=red"`, "IgnoreUnknown=1"}},
 		{"COLOUR=red;IgnoreUnknown=0", []string{`"COLOUR=red"`}},
 		{"ip=10.0.2.7", []string{`"ip=10.0.2.7"`}},
@@ -55,6 +56,25 @@ func TestCNIArgsRefused(t *testing.T) {
 			_, err := conf.ParseCNIArgs(tt.in)
 			requireError(t, err, types.ErrInvalidEnvironmentVariables, append(tt.texts, "CNI_ARGS")...)
 		})
+	}
+}
+
+// TestUsableCNIArgs: what is left is read by the library that delegates use, whose
+// own keys are others.
+func TestUsableCNIArgs(t *testing.T) {
+	for in, want := range map[string]string{
+		"":                                   "",
+		";;":                                 "",
+		"A=a=b":                              "",
+		"COLOUR=red;IgnoreUnknown=true":      "COLOUR=red;IgnoreUnknown=true",
+		"IgnoreUnknown=1;A=a=b;IP=10.0.2.7":  "IgnoreUnknown=1;IP=10.0.2.7",
+		"K8S_POD_NAME=a;IP=;MAC=red;junk;":   "IgnoreUnknown=1;K8S_POD_NAME=a",
+		"IgnoreUnknown=0;IP=10.0.2.7":        "IgnoreUnknown=1;IP=10.0.2.7",
+		"IgnoreUnknown=perhaps;=;IP=1.2.3.4": "IgnoreUnknown=1;IP=1.2.3.4",
+	} {
+		got := conf.UsableCNIArgs(in)
+		require.Equal(t, want, got, in)
+		require.NoError(t, types.LoadArgs(got, &types.CommonArgs{}), in)
 	}
 }
 

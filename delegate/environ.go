@@ -34,13 +34,14 @@ func environ(verb string, a *conf.Attachment, netns string, attached bool) []str
 	return env
 }
 
-// cniArgs is CNI_ARGS as it came, without the address when args.cni.ips asks for
-// one: a plugin that knows args must ignore it then (CONVENTIONS.md, "CNI_ARGS"),
-// and host-local takes both, and fails.
+// cniArgs is CNI_ARGS as far as plugins can read it, without the address when
+// args.cni.ips asks for one: a plugin that knows args must ignore it then
+// (CONVENTIONS.md, "CNI_ARGS"), and host-local takes both, and fails.
 func cniArgs(a *conf.Attachment) string {
-	if len(a.NetConf.Args.IPs) == 0 || !strings.Contains(a.CNIArgs, "IP=") {
-		return a.CNIArgs
+	usable := conf.UsableCNIArgs(a.CNIArgs)
+	if len(a.NetConf.Args.IPs) == 0 || !strings.Contains(usable, "IP=") {
+		return usable
 	}
-	pairs := slices.DeleteFunc(strings.Split(a.CNIArgs, ";"), func(pair string) bool { return strings.HasPrefix(pair, "IP=") })
+	pairs := slices.DeleteFunc(strings.Split(usable, ";"), func(pair string) bool { return strings.HasPrefix(pair, "IP=") })
 	return strings.Join(pairs, ";")
 }
