@@ -64,6 +64,7 @@ type countedPort struct {
 	BytesOut         uint64 `json:"bytesOut"`
 	Refused          uint64 `json:"refused"`
 	Dropped          uint64 `json:"dropped"`
+	PortFallbacks    uint64 `json:"portFallbacks"`
 	GatewayFallbacks uint64 `json:"gatewayFallbacks"`
 	AcceptPauses     uint64 `json:"acceptPauses"`
 }
@@ -171,7 +172,8 @@ func countedPorts(stats []rootless.PortStats) []countedPort {
 	for i, s := range stats {
 		out[i] = countedPort{
 			port: jsonPort(s.Mapping), Active: s.Active, Total: s.Total, BytesIn: s.BytesIn, BytesOut: s.BytesOut,
-			Refused: s.Refused, Dropped: s.Dropped, GatewayFallbacks: s.GatewayFallbacks, AcceptPauses: s.AcceptPauses,
+			Refused: s.Refused, Dropped: s.Dropped, PortFallbacks: s.PortFallbacks,
+			GatewayFallbacks: s.GatewayFallbacks, AcceptPauses: s.AcceptPauses,
 		}
 	}
 	return out

@@ -8,13 +8,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// After its start a supervisor has one capability left (capabilities(7)) of the
+// After its start a supervisor has two capabilities left (capabilities(7)) of the
 // user namespace that owns the container's: CAP_NET_ADMIN, for IP_TRANSPARENT
-// sockets, for the routes of UDP clients and for the interface of a restarted
-// driver. The driver gets rights of its own at execve(2), as uid 0 of that user
+// sockets, for the routes of clients and for the interface of a restarted driver,
+// and CAP_NET_BIND_SERVICE, for clients whose port is below 1024. The driver gets rights of its own at execve(2), as uid 0 of that user
 // namespace, out of the bounding set. So neither that set nor no_new_privs can be
 // tightened.
-const netAdmin = 1 << unix.CAP_NET_ADMIN
+const forClients = 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_NET_BIND_SERVICE
 
 // Where uid 0 of the user namespace is not the user who called ADD but one of his
 // subordinate uids (podman --userns=keep-id), the state folder belongs to another
@@ -28,7 +28,7 @@ func dropCapabilities(owner int) error {
 	if os.Geteuid() != 0 {
 		return nil // a driver could not get any at execve(2) but by inheriting ours
 	}
-	kept := uint32(netAdmin)
+	kept := uint32(forClients)
 	if owner != os.Geteuid() {
 		kept |= foreignFolder
 	}

@@ -13,9 +13,9 @@
 //
 // A supervisor depends on nothing of its caller: it has a session of its own, "/"
 // as its folder, no descriptor that it was not given, and, once it is ready, no
-// capability but CAP_NET_ADMIN (see caps.go). What it shares with the caller is the
-// cgroup: a service manager that kills the whole group kills it, too, and CHECK and
-// GC find that out.
+// capability but CAP_NET_ADMIN and CAP_NET_BIND_SERVICE (see caps.go). What it shares
+// with the caller is the cgroup: a service manager that kills the whole group kills
+// it, too, and CHECK and GC find that out.
 //
 // # Threads inside
 //

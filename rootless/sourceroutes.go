@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -133,6 +134,13 @@ func (in *inside) families() []int {
 		families = append(families, unix.AF_INET6)
 	}
 	return families
+}
+
+// Has asks the kernel, as the container may change its addresses at any time. What
+// cannot be looked up is not local.
+func (in *inside) Has(ip netip.Addr) bool {
+	routes, err := in.link.RouteGet(ip.AsSlice())
+	return err == nil && slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.Type != unix.RTN_UNICAST })
 }
 
 // AddClient brings replies to a client back to rootlessport.

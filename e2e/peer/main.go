@@ -6,7 +6,8 @@
 //	peer http ADDR        serve HTTP: "hello ADDR"
 //	peer dns ADDR IP      serve DNS: every name is at IP
 //	peer ask tcp|udp ADDR print the answer of such a server
-//	peer askfrom tcp|udp LOCAL ADDR  the same, from a port of one's own: ":4000"
+//	peer askfrom tcp|udp LOCAL ADDR…  the same, from an address or port of one's
+//	                      own, ":4000", and of all at the same time
 //	peer get URL          print the answer of an HTTP server
 //	peer lookup DNS NAME  print the address of a name
 //	peer hold tcp|udp ADDR  bind and do nothing
@@ -40,6 +41,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"strconv"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -66,8 +68,7 @@ func run(args []string) error {
 		"udp":      {1, func(a []string) error { return serveUDP(a[0], greet) }},
 		"http":     {1, func(a []string) error { return serveHTTP(a[0]) }},
 		"dns":      {2, func(a []string) error { return serveDNS(a[0], a[1]) }},
-		"ask":      {2, func(a []string) error { return ask(a[0], "", a[1]) }},
-		"askfrom":  {3, func(a []string) error { return ask(a[0], a[1], a[2]) }},
+		"ask":      {2, func(a []string) error { return ask(a[0], "", a[1:]) }},
 		"get":      {1, func(a []string) error { return get(a[0]) }},
 		"lookup":   {2, func(a []string) error { return lookup(a[0], a[1]) }},
 		"control":  {2, func(a []string) error { return control(a[0], a[1]) }},
@@ -81,6 +82,7 @@ func run(args []string) error {
 		"unchanged": {2, unchanged},
 		"without":   {2, without},
 		"reserve":   {4, reserve},
+		"askfrom":   {3, func(a []string) error { return ask(a[0], a[1], a[2:]) }},
 	}
 	if len(args) == 0 {
 		return errors.New("no command; see its source")
@@ -184,17 +186,35 @@ func dnsAnswer(q []byte, a netip.Addr) []byte {
 	return out
 }
 
-func ask(network, local, addr string) error {
+func ask(network, local string, addrs []string) error {
 	from, err := localAddr(network, local)
 	if err != nil {
 		return err
 	}
 	dialer := net.Dialer{Timeout: patience, LocalAddr: from}
-	conn, err := dialer.Dial(network, addr)
-	if err != nil {
-		return err
+	if len(addrs) > 1 {
+		dialer.Control = sharePort
 	}
-	defer conn.Close()
+	for _, addr := range addrs {
+		conn, err := dialer.Dial(network, addr)
+		if err != nil {
+			return err
+		}
+		defer conn.Close() // after the last one
+		if err := printAnswer(conn, network); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sharePort lets several connections have one local port.
+func sharePort(_, _ string, raw syscall.RawConn) (err error) {
+	controlErr := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) })
+	return errors.Join(err, controlErr)
+}
+
+func printAnswer(conn net.Conn, network string) error {
 	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
 		return err
 	}

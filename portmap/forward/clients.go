@@ -1,6 +1,7 @@
 package forward
 
 import (
+	"errors"
 	"net/netip"
 	"time"
 
@@ -54,15 +55,22 @@ type sourceUse struct {
 // one that connects again and again needs it made once.
 const sourceKept = time.Second
 
+// errOwnAddress: the service would take such a client for the container itself, and
+// routing cannot tell its replies from what stays inside.
+var errOwnAddress = errors.New("it is an address of the container")
+
 // addClient is called with the source address of each flow and connection. The lock
-// is held during the system call, as a second one of the same client must not send
+// is held during the system calls, as a second one of the same client must not send
 // before the route is there.
-func (r *routes) addClient(protocol conf.Protocol, client netip.Addr) error {
+func (r *routes) addClient(protocol conf.Protocol, client netip.Addr, o origin) error {
 	key := source{protocol, client.As16()}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	use := r.clients[key]
 	if use == nil {
+		if o != byGateway && r.namespace.Has(client) {
+			return errOwnAddress
+		}
 		if err := r.namespace.AddClient(protocol, client); err != nil {
 			return err
 		}

@@ -14,7 +14,10 @@ import (
 type recorder struct {
 	Namespace
 	calls []string
+	own   netip.Addr
 }
+
+func (r *recorder) Has(ip netip.Addr) bool { return ip == r.own }
 
 func (r *recorder) AddClient(p conf.Protocol, client netip.Addr) error {
 	r.calls = append(r.calls, "add "+string(p)+" "+client.String())
@@ -38,7 +41,13 @@ func TestRoutesToClients(t *testing.T) {
 		a, b      = netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")
 	)
 	r.init(&namespace)
-	add := func(p conf.Protocol, client netip.Addr) { require.NoError(t, r.addClient(p, client)) }
+	add := func(p conf.Protocol, client netip.Addr) { require.NoError(t, r.addClient(p, client, itself)) }
+
+	namespace.own = b
+	require.ErrorIs(t, r.addClient(conf.TCP, b, itself), errOwnAddress)
+	require.ErrorIs(t, r.addClient(conf.UDP, b, otherPort), errOwnAddress)
+	require.Empty(t, namespace.take())
+	namespace.own = netip.Addr{}
 
 	add(conf.UDP, a)
 	add(conf.UDP, a)

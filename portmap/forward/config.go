@@ -15,6 +15,11 @@ type Namespace interface {
 	// Socket is socket(2) inside the container's namespace.
 	Socket(domain, typ, proto int) (int, error)
 
+	// Has says whether an address is local inside: one that an interface of the
+	// container has, or a broadcast address of its networks. It is called with the
+	// address of a client that is about to be preserved, before AddClient.
+	Has(ip netip.Addr) bool
+
 	// AddClient routes what is sent to the client from a published port of the
 	// protocol back into the namespace: "local CLIENT/32 dev lo src CONTAINER". For
 	// TCP the route says "congctl reno" (see congestion.go). It is called once per

@@ -19,7 +19,7 @@ type flow struct {
 	key     flowKey
 	fd      int32
 	unequal [2]bool // by way: datagrams go one by one
-	kept    bool    // the client's own address is the source
+	origin  origin
 	replied bool
 	queued  bool
 	closed  bool
@@ -75,22 +75,32 @@ func (u *udpPort) openFlow(w *worker, key flowKey) (*flow, unix.Errno) {
 	return f, 0
 }
 
-// reach connects a socket inside from the client's address or, where that is not
-// possible, from the gateway's.
-func (f *flow) reach(w *worker) unix.Errno {
+// reach connects a socket inside from the first origin that can be had.
+func (f *flow) reach(w *worker) (errno unix.Errno) {
 	t := f.udp.target
-	ip := f.key.client.ip()
-	if t.preserves(ip) && f.udp.port.routes.claim(f.pair()) {
-		f.kept = true
-		if f.dial(w, ip, f.key.client.port()) == 0 {
-			return 0
+	for _, f.origin = range t.origins(f.key.client.ip()) {
+		if errno = f.dialClaimed(w); errno == 0 && t.preserve {
+			f.udp.port.came(f.origin)
 		}
-		f.kept = false
-		f.udp.port.routes.disclaim(f.pair())
+		if errno == 0 || exhausted(errno) {
+			return errno
+		}
 	}
-	errno := f.dial(w, t.gateway, 0)
-	if errno == 0 && t.preserve {
-		f.udp.port.gatewayFallbacks.Add(1)
+	return errno
+}
+
+// dialClaimed is dial for a pair of addresses that no other flow has.
+func (f *flow) dialClaimed(w *worker) unix.Errno {
+	if f.origin != itself {
+		return f.dial(w)
+	}
+	routes := f.udp.port.routes
+	if !routes.claim(f.pair()) {
+		return unix.EADDRINUSE
+	}
+	errno := f.dial(w)
+	if errno != 0 {
+		routes.disclaim(f.pair())
 	}
 	return errno
 }
@@ -101,26 +111,24 @@ func (f *flow) pair() pair {
 
 // source is the address that the service sees.
 func (f *flow) source() netip.Addr {
-	if f.kept {
-		return f.key.client.ip()
-	}
-	return f.udp.target.gateway
+	from := f.udp.target.from(f.origin, &f.key.client)
+	return from.ip()
 }
 
 // dial makes the socket inside. The route for the replies must be there before
 // the first datagram is sent.
-func (f *flow) dial(w *worker, ip netip.Addr, port uint16) (errno unix.Errno) {
+func (f *flow) dial(w *worker) (errno unix.Errno) {
 	t, routes := f.udp.target, f.udp.port.routes
 	if f.fd, errno = w.socketOrEvict(t); errno != 0 {
 		return errno
 	}
-	from := newSockaddr(ip, port)
+	from := t.from(f.origin, &f.key.client)
 	if errno = t.connectDatagram(f.fd, &from, f.udp.port.mapping.ContainerPort); errno == 0 {
-		err := routes.addClient(conf.UDP, ip)
+		err := routes.addClient(conf.UDP, from.ip(), f.origin)
 		if err == nil {
 			return 0
 		}
-		w.forwarder.config.Logger.Debug("no route to a UDP client", "client", ip, "error", err)
+		w.forwarder.config.Logger.Debug("no route to a UDP client", "client", from.ip(), "error", err)
 		errno = unix.ENETUNREACH
 	}
 	sysClose(f.fd)
@@ -160,7 +168,7 @@ func (f *flow) hangUp() {
 	sysClose(f.fd)
 	routes := f.udp.port.routes
 	routes.removeClient(conf.UDP, f.source(), 0)
-	if f.kept {
+	if f.origin == itself {
 		routes.disclaim(f.pair())
 	}
 }

@@ -103,6 +103,14 @@ func (l *lab) makeNamespaces() {
 	} {
 		ip(l.t, line)
 	}
+	// Until the kernel has said that a link is up, in its own time, what is sent is lost.
+	for _, name := range []string{l.host, l.client, l.container} {
+		l.eventually("the links are up", func() bool {
+			down, err := exec.Command("ip", "-n", name, "-brief", "link", "show", "type", "veth").Output()
+			require.NoError(l.t, err)
+			return !strings.Contains(string(down), "DOWN") && !strings.Contains(string(down), "UNKNOWN")
+		})
+	}
 }
 
 func ip(t *testing.T, line string) {
@@ -252,14 +260,15 @@ func reusePort(_, _ string, raw syscall.RawConn) (err error) {
 	return errors.Join(err, controlErr)
 }
 
-// dialFrom connects from a given port, which other connections may have as well.
-func dialFrom(protocol conf.Protocol, port uint16, to netip.AddrPort) (net.Conn, error) {
+// dialFrom connects from a given address or port, which other connections may have as
+// well.
+func dialFrom(protocol conf.Protocol, from, to netip.AddrPort) (net.Conn, error) {
 	dialer := net.Dialer{Timeout: deadline, Control: reusePort}
 	dialer.SetMultipathTCP(false)
 	if protocol == conf.TCP {
-		dialer.LocalAddr = &net.TCPAddr{Port: int(port)}
+		dialer.LocalAddr = net.TCPAddrFromAddrPort(from)
 	} else {
-		dialer.LocalAddr = &net.UDPAddr{Port: int(port)}
+		dialer.LocalAddr = net.UDPAddrFromAddrPort(from)
 	}
 	c, err := dialer.Dial(string(protocol), to.String())
 	if err != nil {

@@ -114,6 +114,12 @@ func (n *namespace) local(to netip.Prefix, src netip.Addr, table int) *netlink.R
 	}
 }
 
+// Has implements forward.Namespace.
+func (n *namespace) Has(ip netip.Addr) bool {
+	routes, err := n.link.RouteGet(ip.AsSlice())
+	return err == nil && routes[0].Type != unix.RTN_UNICAST
+}
+
 // AddClient implements forward.Namespace.
 func (n *namespace) AddClient(protocol conf.Protocol, client netip.Addr) error {
 	n.mu.Lock()

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -64,14 +65,28 @@ func (l *lab) seen(protocol conf.Protocol, from string, to netip.Addr, port uint
 	l.t.Helper()
 	c := l.dial(from, string(protocol), to, port)
 	defer c.Close()
-	if protocol == conf.UDP {
+	return l.told(protocol, c)
+}
+
+// told is the service's report. The first datagram of all may be lost, while IPv6 of a
+// link begins.
+func (l *lab) told(protocol conf.Protocol, c net.Conn) (report string) {
+	l.t.Helper()
+	buffer := make([]byte, 100)
+	if protocol == conf.TCP {
+		n, err := c.Read(buffer)
+		require.NoError(l.t, err)
+		return string(buffer[:n])
+	}
+	l.eventually("an answer comes", func() bool {
 		_, err := c.Write([]byte("?"))
 		require.NoError(l.t, err)
-	}
-	buffer := make([]byte, 100)
-	n, err := c.Read(buffer)
-	require.NoError(l.t, err)
-	return string(buffer[:n])
+		require.NoError(l.t, c.SetReadDeadline(time.Now().Add(time.Second)))
+		n, err := c.Read(buffer)
+		report = string(buffer[:n])
+		return err == nil
+	})
+	return report
 }
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
@@ -119,31 +134,80 @@ func TestOneClientPortThroughSeveralHostPorts(t *testing.T) {
 			l.serveReport(protocol, "[::]:80")
 			l.serveReport(protocol, "[::]:81")
 			l.publish(mapping(protocol, 8080, 80), mapping(protocol, 8081, 81), mapping(protocol, 8082, 80))
-			require.Equal(t, clientFour.String(), l.seenFrom(protocol, 40000, 8080))
-			require.Equal(t, clientFour.String(), l.seenFrom(protocol, 40000, 8081))
-			require.Equal(t, gatewayFour.String(), l.seenFrom(protocol, 40000, 8082))
+			require.Equal(t, clientFour.String(), l.seenFrom(protocol, from(40000), to(8080)))
+			require.Equal(t, clientFour.String(), l.seenFrom(protocol, from(40000), to(8081)))
+			require.Equal(t, clientFour.String(), l.seenFrom(protocol, from(40000), to(8082)), "from another port")
+			stats := l.forwarder.Stats()
+			require.Equal(t, []uint64{0, 0, 1}, []uint64{stats[0].PortFallbacks, stats[1].PortFallbacks, stats[2].PortFallbacks})
+			require.Zero(t, stats[2].GatewayFallbacks)
 		})
 	}
 }
 
-// seenFrom asks from a port of the client and keeps the connection open.
-func (l *lab) seenFrom(protocol conf.Protocol, clientPort, hostPort uint16) string {
+// A client keeps its address where its port cannot be had inside: the service listens
+// on that one itself, or the client has it for another address of the host.
+func TestClientDoesNotLoseItsAddressByItsPort(t *testing.T) {
+	for _, protocol := range []conf.Protocol{conf.TCP, conf.UDP} {
+		t.Run(string(protocol), func(t *testing.T) {
+			l := newLab(t)
+			l.serveReport(protocol, "[::]:80")
+			l.publish(mapping(protocol, 8080, 80))
+			require.Equal(t, clientFour.String(), l.seenFrom(protocol, from(80), to(8080)), "the service's own port")
+			require.Equal(t, clientFour.String(), l.seenFrom(protocol, from(1023), to(8080)), "a privileged port")
+			require.Equal(t, clientFour.String(), l.seenFrom(protocol, from(40000), to(8080)))
+			require.Equal(t, clientFour.String(), l.seenFrom(protocol, from(40000), netip.AddrPortFrom(hostSecond, 8080)), "another address of the host")
+			s := l.stats()
+			require.EqualValues(t, 4, s.Total)
+			require.EqualValues(t, 2, s.PortFallbacks)
+			require.Zero(t, s.GatewayFallbacks)
+		})
+	}
+}
+
+// Nobody outside has these addresses, and the service would take some of them for its
+// own machine's.
+func TestAddressesThatNobodyHasComeFromTheGateway(t *testing.T) {
+	own, ownSix := addr("198.51.100.9"), addr("2001:db8:9::9")
+	for _, protocol := range []conf.Protocol{conf.TCP, conf.UDP} {
+		t.Run(string(protocol), func(t *testing.T) {
+			l := newLab(t)
+			ip(t, "-n "+l.container+" addr add 198.51.100.9/32 dev lo")
+			ip(t, "-n "+l.container+" addr add 2001:db8:9::9/128 dev lo nodad")
+			l.serveReport(protocol, "[::]:80")
+			l.publish(mapping(protocol, 8080, 80))
+			for client, want := range map[netip.Addr]netip.Addr{
+				addr("0.1.2.3"): gatewayFour, addr("240.0.0.1"): gatewayFour, own: gatewayFour,
+				addr("::127.0.0.1"): gatewaySix, addr("::1.2.3.4"): gatewaySix, ownSix: gatewaySix,
+				addr("198.51.100.10"): addr("198.51.100.10"), addr("2001:db8:9::10"): addr("2001:db8:9::10"),
+			} {
+				to, via, flags := hostFour, clientFour, ""
+				if client.Is6() {
+					to, via, flags = hostSix, clientSix, " nodad"
+				}
+				prefix := netip.PrefixFrom(client, client.BitLen()).String()
+				ip(t, "-n "+l.client+" addr add "+prefix+" dev lo"+flags)
+				ip(t, "-n "+l.host+" route add "+prefix+" via "+via.String())
+				require.Equal(t, want.String(), l.seenFrom(protocol, netip.AddrPortFrom(client, 0), netip.AddrPortFrom(to, 8080)), client.String())
+			}
+		})
+	}
+}
+
+// from is a port of the client, and to one of the host.
+func from(port uint16) netip.AddrPort { return netip.AddrPortFrom(netip.Addr{}, port) }
+func to(port uint16) netip.AddrPort   { return netip.AddrPortFrom(hostFour, port) }
+
+// seenFrom asks from an address of the client and keeps the connection open.
+func (l *lab) seenFrom(protocol conf.Protocol, from, to netip.AddrPort) string {
 	l.t.Helper()
 	var (
 		c   net.Conn
 		err error
 	)
-	l.in(l.client, func() { c, err = dialFrom(protocol, clientPort, netip.AddrPortFrom(hostFour, hostPort)) })
+	l.in(l.client, func() { c, err = dialFrom(protocol, from, to) })
 	require.NoError(l.t, err)
 	l.t.Cleanup(func() { c.Close() })
-	if protocol == conf.UDP {
-		_, err = c.Write([]byte("?"))
-		require.NoError(l.t, err)
-	}
-	buffer := make([]byte, 100)
-	n, err := c.Read(buffer)
-	require.NoError(l.t, err)
-	return string(buffer[:n])
+	return l.told(protocol, c)
 }
 
 // What the container itself sends from a published TCP port leaves by the tap, also
@@ -159,7 +223,7 @@ func TestContainersOwnConnectionsAreNotCaptured(t *testing.T) {
 		own net.Conn
 		err error
 	)
-	l.in(l.container, func() { own, err = dialFrom(conf.TCP, 80, netip.AddrPortFrom(elsewhere, 123)) })
+	l.in(l.container, func() { own, err = dialFrom(conf.TCP, from(80), netip.AddrPortFrom(elsewhere, 123)) })
 	require.NoError(t, err)
 	defer own.Close()
 	arrived, err := outside.Accept()

@@ -25,6 +25,10 @@ type PortStats struct {
 	// lost for want of descriptors or memory.
 	Dropped uint64 `json:"dropped"`
 
+	// PortFallbacks counts connections and flows that came from the client's address,
+	// but from another port, as its own could not be had inside.
+	PortFallbacks uint64 `json:"portFallbacks"`
+
 	// GatewayFallbacks counts connections and flows that came from the gateway's
 	// address although the client's was to be preserved.
 	GatewayFallbacks uint64 `json:"gatewayFallbacks"`
@@ -41,8 +45,19 @@ type counters struct {
 	bytes            [2]atomic.Uint64 // by direction: in, out
 	refused          atomic.Uint64
 	dropped          atomic.Uint64
+	portFallbacks    atomic.Uint64
 	gatewayFallbacks atomic.Uint64
 	acceptPauses     atomic.Uint64
+}
+
+// came counts what the service sees of a client that was to be preserved.
+func (c *counters) came(o origin) {
+	switch o {
+	case otherPort:
+		c.portFallbacks.Add(1)
+	case byGateway:
+		c.gatewayFallbacks.Add(1)
+	}
 }
 
 func (c *counters) read(m conf.PortMapping) PortStats {
@@ -50,6 +65,6 @@ func (c *counters) read(m conf.PortMapping) PortStats {
 		Mapping: m, Active: c.active.Load(), Total: c.total.Load(),
 		BytesIn: c.bytes[up].Load(), BytesOut: c.bytes[down].Load(),
 		Refused: c.refused.Load(), Dropped: c.dropped.Load(),
-		GatewayFallbacks: c.gatewayFallbacks.Load(), AcceptPauses: c.acceptPauses.Load(),
+		PortFallbacks: c.portFallbacks.Load(), GatewayFallbacks: c.gatewayFallbacks.Load(), AcceptPauses: c.acceptPauses.Load(),
 	}
 }

@@ -68,33 +68,34 @@ func (w *worker) connect(a accepted) {
 	}
 }
 
-// reach connects the socket inside from the client's address or, where that is
-// not possible, from the gateway's.
-func (w *worker) reach(a *accepted) unix.Errno {
-	if ip := a.client.ip(); a.target.preserves(ip) {
-		if w.reachFrom(a, ip, a.client.port()) == 0 {
-			return 0
+// reach connects the socket inside from the first origin that can be had.
+func (w *worker) reach(a *accepted) (errno unix.Errno) {
+	for i, o := range a.target.origins(a.client.ip()) {
+		if i > 0 {
+			// A bound socket stays bound.
+			sysClose(a.inside)
+			if a.inside, errno = w.socket(a.target, unix.SOCK_STREAM); errno != 0 {
+				return errno
+			}
 		}
-		// The 4-tuple is taken, or is not to be had. A bound socket stays bound.
-		sysClose(a.inside)
-		var errno unix.Errno
-		if a.inside, errno = w.socket(a.target, unix.SOCK_STREAM); errno != 0 {
+		if errno = w.reachFrom(a, o); errno == 0 && a.target.preserve {
+			a.port.came(o)
+		}
+		if errno == 0 || exhausted(errno) {
 			return errno
 		}
 	}
-	if a.target.preserve {
-		a.port.gatewayFallbacks.Add(1)
-	}
-	return w.reachFrom(a, a.target.gateway, 0)
+	return errno
 }
 
 // reachFrom connects from an address; the route for the answers must be there before.
-func (w *worker) reachFrom(a *accepted, ip netip.Addr, port uint16) unix.Errno {
-	if err := a.port.routes.addClient(conf.TCP, ip); err != nil {
+func (w *worker) reachFrom(a *accepted, o origin) unix.Errno {
+	from := a.target.from(o, &a.client)
+	ip := from.ip()
+	if err := a.port.routes.addClient(conf.TCP, ip, o); err != nil {
 		w.forwarder.config.Logger.Debug("no route to a TCP client", "client", ip, "error", err)
 		return unix.ENETUNREACH
 	}
-	from := newSockaddr(ip, port)
 	errno := a.target.connect(a.inside, &from, a.port.mapping.ContainerPort, w.paced)
 	if errno != 0 {
 		a.port.routes.removeClient(conf.TCP, ip, w.now)
