@@ -174,15 +174,20 @@ func parseResult(raw json.RawMessage, cniVersion string) (*types100.Result, erro
 }
 
 // fillIn adds what a delegate left out of the container's interface: plugins
-// before 1.1.0 do not tell the MTU.
+// before 1.1.0 do not tell the MTU. An interface that is not there is another thing than a link, such as a DPDK device
+// or the socket of a virtual machine, and has none of ours to tell.
 func fillIn(result *types100.Result, a *conf.Attachment) error {
 	for _, i := range result.Interfaces {
 		if i.Name != a.IfName || i.Sandbox == "" || (i.Mtu != 0 && i.Mac != "") {
 			continue
 		}
 		link, err := linkInside(a)
+		var missing netlink.LinkNotFoundError
+		if errors.As(err, &missing) {
+			continue
+		}
 		if err != nil {
-			return fmt.Errorf("the delegates' result names an interface that is not there: %w", err)
+			return fmt.Errorf("the interface of the delegates' result: %w", err)
 		}
 		i.Mtu, i.Mac = link.Attrs().MTU, link.Attrs().HardwareAddr.String()
 	}
