@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/plugin/record"
 )
 
 // conflistDir is where runtimes look for conflists by default.
@@ -23,19 +24,74 @@ func wrap(n *conf.NetConf) error {
 	if err != nil {
 		return err
 	}
-	if !l.OnlyInlined && l.Name != "" {
-		more, err := besides(filepath.Join(filepath.Dir(path), l.Name))
-		if err != nil {
-			return err
-		}
-		l.Plugins = append(l.Plugins, more...)
+	if err := addBesides(path, l); err != nil {
+		return err
 	}
 	return n.Wrap(l)
 }
 
+// standsAlone says whether an entry without delegates is for sure the one that makes
+// the interface, and not one behind another plugin of its conflist: STATUS and GC
+// bring neither a prevResult nor the conflist. The key bridge says so, else the
+// conflist of this name where runtimes, or cnitool, look for them, else what the
+// records of the network have.
+func (v *verbs) standsAlone() bool {
+	if v.netConf.Bridge != (conf.Bridge{}) {
+		return true
+	}
+	for _, dir := range []string{os.Getenv("NETCONFPATH"), conflistDir} {
+		path, l, err := conflistNamed(dir, v.netConf.Name)
+		if err != nil || addBesides(path, l) != nil {
+			continue
+		}
+		for i, raw := range l.Plugins {
+			if d, err := conf.ParseDelegate("", raw); err == nil && d.Type == v.netConf.Type {
+				return i == 0
+			}
+		}
+	}
+	return v.recordedAlone()
+}
+
+func (v *verbs) recordedAlone() bool {
+	for _, dir := range v.stateDirs {
+		store, err := record.OpenExisting(dir)
+		if err != nil {
+			continue
+		}
+		records, _, _ := store.List()
+		if slices.ContainsFunc(records, func(r *record.Record) bool { return r.Network == v.netConf.Name && len(r.Delegates) > 0 }) {
+			return true
+		}
+	}
+	return false
+}
+
+// aloneOnly drops the error of a built-in chain that the entry may not need: a
+// runtime that is told for ever that there is no plugin bridge does not start any
+// container, while ADD behind another plugin works. When ADD does need it, it has
+// the same error.
+func (v *verbs) aloneOnly(err error) error {
+	if err == nil || !builtIn(v.netConf) || v.standsAlone() {
+		return err
+	}
+	v.log.Info("the built-in chain does not work, which is of no matter behind another plugin", "network", v.netConf.Name, "error", err)
+	return nil
+}
+
+// addBesides adds the plugins in the folder that belongs to a conflist.
+func addBesides(path string, l *conf.Conflist) error {
+	if l.OnlyInlined || l.Name == "" {
+		return nil
+	}
+	more, err := besides(filepath.Join(filepath.Dir(path), l.Name))
+	l.Plugins = append(l.Plugins, more...)
+	return err
+}
+
 func findConflist(ref string) (string, *conf.Conflist, error) {
 	if !filepath.IsAbs(ref) {
-		return conflistNamed(ref)
+		return conflistNamed(conflistDir, ref)
 	}
 	l, err := readConflist(ref)
 	if err != nil {
@@ -52,10 +108,10 @@ func readConflist(path string) (*conf.Conflist, error) {
 	return conf.ParseConflist(path, raw)
 }
 
-// conflistNamed finds the first conflist of that name, as runtimes order them.
-// Broken files are of no matter as long as one is right.
-func conflistNamed(name string) (string, *conf.Conflist, error) {
-	paths, err := filepath.Glob(filepath.Join(conflistDir, "*.conflist")) // sorted
+// conflistNamed finds the first conflist of that name in a folder, as runtimes order
+// them. Broken files are of no matter as long as one is right.
+func conflistNamed(dir, name string) (string, *conf.Conflist, error) {
+	paths, err := filepath.Glob(filepath.Join(dir, "*.conflist")) // sorted
 	if err != nil {
 		return "", nil, err
 	}
@@ -68,7 +124,7 @@ func conflistNamed(name string) (string, *conf.Conflist, error) {
 			return path, l, nil
 		}
 	}
-	return "", nil, conf.Invalid("delegates", name, fmt.Sprintf("no conflist in %s has this name%s; give the absolute path of one that lies elsewhere", conflistDir, broken))
+	return "", nil, conf.Invalid("delegates", name, fmt.Sprintf("no conflist in %s has this name%s; give the absolute path of one that lies elsewhere", dir, broken))
 }
 
 // besides reads the plugin configurations in the folder that belongs to a conflist

@@ -437,14 +437,12 @@ func (n *rootNetwork) unpublish(ctx context.Context, a *conf.Attachment) error {
 	return backend.Del(ctx, p)
 }
 
-// status is STATUS: every delegate found, those that know the verb asked, and a
+// rootStatus is STATUS as root: every delegate found, those that know the verb asked, and a
 // firewall to publish ports with.
-func (n *rootNetwork) status(ctx context.Context, a *conf.Attachment) error {
-	chain, err := n.chain(a)
+func (v *verbs) rootStatus(ctx context.Context, store *record.Store) error {
+	a := v.attachment
+	chain, err := (&rootNetwork{store: store, log: v.log}).chain(a)
 	if err != nil {
-		return err
-	}
-	if err := chain.Find(); err != nil {
 		return err
 	}
 	if a.NetConf.Capabilities["portMappings"] && a.NetConf.Portmap.Backend != conf.BackendNone {
@@ -452,7 +450,7 @@ func (n *rootNetwork) status(ctx context.Context, a *conf.Attachment) error {
 			return conf.Errorf(conf.ErrPluginNotAvailable, "%v", err)
 		}
 	}
-	return chain.Status(ctx)
+	return v.aloneOnly(chain.Status(ctx))
 }
 
 // collectUnrecorded removes what this network has and no record explains:
@@ -478,7 +476,7 @@ func (v *verbs) collectUnrecorded(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(n.collectPorts(ctx, v), err)
 	}
-	return errors.Join(v.collectAddresses(ctx, store, chain), n.collectPorts(ctx, v), chain.GC(ctx, v.netConf.ValidAttachments))
+	return errors.Join(v.collectAddresses(ctx, store, chain), n.collectPorts(ctx, v), v.aloneOnly(chain.GC(ctx, v.netConf.ValidAttachments)))
 }
 
 // collectAddresses takes down the attachments that have an address of the network

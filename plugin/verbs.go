@@ -325,5 +325,5 @@ func (v *verbs) status(ctx context.Context) error {
 	if mode == conf.ModeRootless {
 		return rootless.Available(v.netConf.Rootless, store.Dir())
 	}
-	return (&rootNetwork{store: store, log: v.log}).status(ctx, v.attachment)
+	return v.rootStatus(ctx, store)
 }
