@@ -37,20 +37,47 @@ type Options struct {
 	Settled time.Duration
 }
 
-// network are the commands that show a network namespace.
-var network = [][]string{
-	{"ip", "-o", "link"}, {"ip", "-o", "addr"},
-	{"ip", "-4", "route", "show", "table", "all"}, {"ip", "-6", "route", "show", "table", "all"},
-	{"ip", "-4", "rule"}, {"ip", "-6", "rule"}, {"ip", "-4", "neigh", "show", "proxy"}, {"ip", "-6", "neigh", "show", "proxy"},
-	{"nft", "list", "ruleset"}, {"iptables-legacy-save"}, {"ip6tables-legacy-save"}, {"conntrack", "-L"},
-	{"ss", "-Hanltu"}, {"ss", "-Hanw"}, {"ss", "-Hxl"}, {"tc", "qdisc"},
+// look is the shell script that shows a network namespace, a section for each command.
+// One shell, entered once, since a machine is looked at again and again until it is as
+// it was. What the kernel says is empty is not asked for: connection tracking of a
+// namespace without entries, and tables of iptables-legacy that were never made.
+const look = `
+show() {
+	command -v "${1%% *}" >/dev/null || return 0
+	printf '%s%s\n' '` + lookMark + `' "$1"
+	$1 2>/dev/null || echo "error: exit status $?"
 }
+batch() {
+	printf '%s%s\n' '` + lookMark + `' "$*"
+	program=$1; shift
+	printf '%s\n' "$@" | $program -batch - 2>/dev/null || echo "error: exit status $?"
+}
+some() { # a shell reads byte by byte, which these files end after the first
+	first=
+	{ read -r first <"$1"; } 2>/dev/null
+	[ "${first:-0}" != 0 ]
+}
+batch 'ip -o' link addr
+for family in -4 -6; do batch "ip $family" 'route show table all' rule 'neigh show proxy'; done
+show 'nft list ruleset'
+some /proc/net/ip_tables_names && show iptables-legacy-save
+some /proc/net/ip6_tables_names && show ip6tables-legacy-save
+some /proc/sys/net/netfilter/nf_conntrack_count && show '` + conntrack + `'
+show 'ss -Hanltux'
+show 'ss -Hanw'
+show 'tc qdisc'
+exit 0`
+
+const conntrack = "conntrack -L"
+
+// lookMark begins the name of a section; nft and iptables write comments with "#".
+const lookMark = "\x01"
 
 // Take looks at the machine.
 func (o Options) Take() Snapshot {
 	var b strings.Builder
 	b.WriteString(string(Network()))
-	section(&b, "ip netns", output("ip", "netns"))
+	section(&b, "named namespaces", namedNamespaces())
 	procs, namespaces := processes()
 	section(&b, "processes", procs)
 	section(&b, "namespaces", namespaces)
@@ -63,11 +90,19 @@ func (o Options) Take() Snapshot {
 // started by the arguments, such as "nsenter", "--net=/run/netns/box".
 func Network(enter ...string) Snapshot {
 	var b strings.Builder
-	for _, argv := range network {
-		if _, err := exec.LookPath(argv[0]); err != nil {
-			continue
+	where := strings.Join(append(slices.Clone(enter), ""), " ")
+	argv := append(slices.Clone(enter), "sh", "-c", look)
+	out, err := exec.Command(argv[0], argv[1:]...).Output()
+	shown, names := sections(string(out), lookMark)
+	for _, name := range names {
+		text := strings.Join(shown[name], "")
+		if name == conntrack {
+			text = conversations(text)
 		}
-		section(&b, strings.Join(append(slices.Clone(enter), argv...), " "), output(append(slices.Clone(enter), argv...)...))
+		section(&b, where+name, steady(text))
+	}
+	if err != nil {
+		section(&b, where+"sh", fmt.Sprintf("error: %v\n", err))
 	}
 	return Snapshot(b.String())
 }
@@ -81,7 +116,9 @@ func (o Options) Difference(before Snapshot) string {
 
 // Await is Difference for any way to look.
 func Await(limit time.Duration, before Snapshot, take func() Snapshot) string {
-	for deadline := time.Now().Add(limit); ; time.Sleep(20 * time.Millisecond) {
+	// Looking takes the processor from those who are to finish: ever less often.
+	pause := 10 * time.Millisecond
+	for deadline := time.Now().Add(limit); ; time.Sleep(pause) {
 		after := take()
 		if after == before {
 			return ""
@@ -89,6 +126,7 @@ func Await(limit time.Duration, before Snapshot, take func() Snapshot) string {
 		if !time.Now().Before(deadline) {
 			return Diff(before, after)
 		}
+		pause = min(2*pause, 500*time.Millisecond)
 	}
 }
 
@@ -134,10 +172,15 @@ func section(b *strings.Builder, name, text string) {
 }
 
 func (s Snapshot) sections() (byName map[string][]string, names []string) {
+	return sections(string(s), sectionMark)
+}
+
+// sections are the lines of each section of a text, and the names in order.
+func sections(text, mark string) (byName map[string][]string, names []string) {
 	byName = map[string][]string{}
 	name := ""
-	for line := range strings.Lines(string(s)) {
-		if after, is := strings.CutPrefix(line, sectionMark); is {
+	for line := range strings.Lines(text) {
+		if after, is := strings.CutPrefix(line, mark); is {
 			name = strings.TrimSpace(after)
 			names = append(names, name)
 			byName[name] = nil
@@ -146,20 +189,6 @@ func (s Snapshot) sections() (byName map[string][]string, names []string) {
 		byName[name] = append(byName[name], line)
 	}
 	return byName, names
-}
-
-// output is what a command prints, and its error, which is a difference, too.
-func output(argv ...string) string {
-	out, err := exec.Command(argv[0], argv[1:]...).Output()
-	text := string(out)
-	if slices.Contains(argv, "conntrack") {
-		text = conversations(text)
-	}
-	text = steady(text)
-	if err != nil {
-		text += fmt.Sprintf("error: %v\n", err)
-	}
-	return text
 }
 
 // conversations are those that connection tracking remembers and that would meet
@@ -222,6 +251,16 @@ func processes() (commandLines, namespaces string) {
 	}
 	slices.Sort(names)
 	return strings.Join(lines, ""), strings.Join(names, "")
+}
+
+// namedNamespaces are those that ip netns knows.
+func namedNamespaces() string {
+	entries, _ := os.ReadDir("/run/netns")
+	var b strings.Builder
+	for _, e := range entries {
+		b.WriteString(e.Name() + "\n")
+	}
+	return b.String()
 }
 
 func mounts() string {
