@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -18,6 +19,11 @@ import (
 
 func TestMain(m *testing.M) {
 	suite.Main()
+	// Points wait for the kernel most of the time. A -parallel of the command line
+	// still has precedence.
+	if err := flag.Set("test.parallel", "16"); err != nil {
+		panic(err)
+	}
 	os.Exit(m.Run())
 }
 
@@ -45,6 +51,7 @@ func describe(r suite.Result) string {
 // TestAmbi holds ambi to every point in each of its set-ups.
 func TestAmbi(t *testing.T) {
 	needRoot(t)
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("most of a minute")
 	}
@@ -53,11 +60,12 @@ func TestAmbi(t *testing.T) {
 		require.NoError(t, err, "run make build setup first")
 	}
 	for name, o := range map[string]suite.Options{
-		"root":    {Conf: "networks/ambi.json", DelegateKey: "delegates", ListKey: "delegates", DelegateTimeout: `"delegateTimeout":"500ms"`},
+		"root":    {Conf: "networks/ambi.json", DelegateKey: "delegates", ListKey: "delegates", DelegateTimeout: `"delegateTimeout":"5s"`},
 		"user":    {Conf: "networks/ambi.json", Rootless: true, Needs: []string{"slirp4netns", "/dev/net/tun"}},
 		"chained": {Conf: "networks/ambi-chained.conflist"},
 	} {
-		o.Plugin, o.Path, o.Parallel = "../../bin/ambi", []string{"../../.tools/bin"}, 2
+		o.Plugin, o.Path, o.Parallel = "../../bin/ambi", []string{"../../.tools/bin"}, 5
+		o.Attachments = 24 // of which ten at a time; "make conformance" has 50
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			for _, r := range tryAll(t, o) {
@@ -155,7 +163,9 @@ func TestScripted(t *testing.T) {
 	if testing.Short() {
 		t.Skip("half a minute")
 	}
+	t.Parallel()
 	t.Run("right", func(t *testing.T) {
+		t.Parallel()
 		for _, r := range tryAll(t, scriptedOptions(t, broken{})) {
 			if r.Status == suite.Failed {
 				t.Error(describe(r))
@@ -164,6 +174,7 @@ func TestScripted(t *testing.T) {
 	})
 	for _, b := range faults {
 		t.Run(b.fault, func(t *testing.T) {
+			t.Parallel()
 			if b.all == nil {
 				b.all = b.caught
 			}
@@ -207,7 +218,7 @@ func scriptedOptions(t *testing.T, b broken) suite.Options {
 	require.NoError(t, err)
 	file := filepath.Join(t.TempDir(), "conf.json")
 	require.NoError(t, os.WriteFile(file, text, 0o600))
-	o := suite.Options{Plugin: plugin, Conf: file, Path: []string{filepath.Dir(plugin)}, Attachments: 12, Needs: []string{"nft"}}
+	o := suite.Options{Plugin: plugin, Conf: file, Path: []string{filepath.Dir(plugin)}, Attachments: 12, Parallel: 3, Needs: []string{"nft"}}
 	for _, n := range b.all {
 		o.Only = append(o.Only, fmt.Sprint(n))
 	}

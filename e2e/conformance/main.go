@@ -70,7 +70,7 @@ func try(args []string) (status int, err error) {
 	f.StringVar(&o.DelegateTimeout, "delegate-timeout", "", `member of the configuration that bounds a delegate's run, such as '"timeout":"1s"'`)
 	f.StringVar(&needs, "needs", "", "programs and files without which its ADD cannot work, with commas between")
 	f.IntVar(&o.Attachments, "attachments", 50, "number of ADDs side by side")
-	f.IntVar(&o.Parallel, "j", 0, "points side by side (default one more than there are processors)")
+	f.IntVar(&o.Parallel, "j", 0, "points side by side (default four for each processor)")
 	f.StringVar(&title, "title", "", "name of the results (default the plugin's)")
 	asJSON := f.Bool("json", false, "print the results as JSON")
 	if err := f.Parse(args); err != nil || o.Plugin == "" || o.Conf == "" || f.NArg() > 0 {

@@ -126,7 +126,7 @@ func patiently(run func() error) error {
 	for try := 0; ; try++ {
 		err := run()
 		busy := err != nil && (errors.Is(err, unix.ETXTBSY) || strings.Contains(err.Error(), "already started"))
-		if !busy || try == 50 {
+		if !busy || try == 500 {
 			return err
 		}
 		time.Sleep(20 * time.Millisecond)

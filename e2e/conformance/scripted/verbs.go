@@ -440,7 +440,7 @@ func (p *plugin) endHelpers(a *attachment, known bool) error {
 			return err
 		}
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
 	for len(a.helpers()) > 0 {
 		select {

@@ -19,7 +19,11 @@ import (
 
 // callLimit is how long a plugin may take for one verb. Nothing that is measured: a
 // plugin that hangs is a failure, and not the end of the suite.
-const callLimit = 90 * time.Second
+const callLimit = 5 * time.Minute
+
+// outputLimit is how long what a plugin has printed may take to arrive after its end,
+// when a process that it left holds its standard output or error.
+const outputLimit = 10 * time.Second
 
 // object is a JSON object whose values are kept as they were written.
 type object map[string]json.RawMessage
@@ -195,7 +199,7 @@ func (l *lab) make(r *request, asUser bool) outcome {
 	ctx, cancel := context.WithTimeout(context.Background(), callLimit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, r.binary)
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = outputLimit
 	cmd.Dir = r.dir
 	if cmd.Dir == "" {
 		cmd.Dir = "/"

@@ -118,8 +118,8 @@ func (l *lab) snapshot(containers ...*container) snapshot.Snapshot {
 }
 
 // settle is how long the kernel may take to take a namespace apart, after its last
-// process has gone.
-const settle = 5 * time.Second
+// process has gone: on a busy host with many namespaces it queues for that.
+const settle = time.Minute
 
 // unchanged fails when the machine is not as it was.
 func (l *lab) unchanged(before snapshot.Snapshot, when string, containers ...*container) {

@@ -24,8 +24,8 @@ const stage = "/run/conformance"
 // The unprivileged user: any uid that nobody has.
 const userID = 40001
 
-// patience bounds every wait for a condition.
-const patience = 10 * time.Second
+// patience bounds every wait for a condition: it only ends what would never come.
+const patience = 3 * time.Minute
 
 // machine is what a point runs in: network, mount and process namespaces of its
 // own, with /run, /tmp and /var/lib/cni empty. The host is 192.0.2.1, 192.0.2.7 and

@@ -61,7 +61,7 @@ type Options struct {
 	// Attachments is the number of ADDs side by side; zero is 50.
 	Attachments int `json:"attachments"`
 
-	Parallel int          `json:"-"` // points side by side; zero is one more than there are processors
+	Parallel int          `json:"-"` // points side by side; zero is four for each processor
 	Progress func(Result) `json:"-"` // called for each point as it is done; may be nil
 }
 
@@ -77,7 +77,7 @@ type job struct {
 const jobVariable = "CNI_CONFORMANCE_JOB"
 
 // pointLimit is when a point is given up.
-const pointLimit = 4 * time.Minute
+const pointLimit = 12 * time.Minute
 
 // Run tries the points and returns their results, by number. An error means that
 // nothing could be tried.
@@ -132,7 +132,8 @@ func prepare(o *Options) (*job, error) {
 		return nil, errors.New("the rootless set-up needs root, to become an unprivileged user that is not yours")
 	}
 	if o.Parallel == 0 {
-		o.Parallel = runtime.NumCPU() + 1
+		// Most of a point's time is waiting for the kernel to make and unmake namespaces.
+		o.Parallel = 4 * runtime.NumCPU()
 	}
 	if o.Attachments == 0 {
 		o.Attachments = 50
@@ -213,7 +214,7 @@ func inMachine(ctx context.Context, j *job) Result {
 		panic(err)
 	}
 	cmd.Env = append(os.Environ(), jobVariable+"="+string(text))
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = time.Minute
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err = cmd.Run()
