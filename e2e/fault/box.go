@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,14 +18,19 @@ import (
 	"github.com/ambi-cni/ambi/e2e/snapshot"
 )
 
-// settled is how long the kernel may take to take things apart.
-const settled = 3 * time.Second
+// settled is how long the kernel may take to take things apart: it only ends the wait
+// for what never goes.
+const settled = 2 * time.Minute
+
+// glance is how long is waited for what may well stay, and is then cleaned up.
+const glance = 3 * time.Second
 
 // box is the container that the verbs are about. It lives as long as the machine.
 type box struct {
 	*lab.Container
-	config string // members of the configuration beside cniVersion, name and type
-	added  string // what the last ADD printed when it succeeded
+	config  string        // members of the configuration beside cniVersion, name and type
+	settled time.Duration // how long what is left may take to go
+	added   string        // what the last ADD printed when it succeeded
 }
 
 const ports = `"capabilities":{"portMappings":true},"runtimeConfig":{"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp"},{"hostPort":5353,"containerPort":53,"protocol":"udp"}]}`
@@ -37,8 +43,8 @@ const chain = `,"delegates":[
  {"type":"firewall"},
  {"type":"tuning","mtu":1400}]`
 
-func newBox(mode string) (*box, error) {
-	b := &box{config: ports}
+func newBox(mode string, patience time.Duration) (*box, error) {
+	b := &box{config: ports, settled: cmp.Or(patience, settled)}
 	if mode == "root" {
 		b.config += chain
 	}

@@ -2,12 +2,14 @@ package main
 
 import (
 	"bytes"
+	"flag"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -20,6 +22,11 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && (os.Args[1] == "inside" || os.Args[1] == "trace") {
 		main()
 		return
+	}
+	// Machines wait for the kernel most of the time. A -parallel of the command line
+	// still has precedence.
+	if err := flag.Set("test.parallel", "8"); err != nil {
+		panic(err)
 	}
 	os.Exit(m.Run())
 }
@@ -109,6 +116,7 @@ func TestSeesLeaks(t *testing.T) {
 			t.Parallel()
 			o := faults(t, mode)
 			o.Bin = t.TempDir()
+			o.Settled = 5 * time.Second // it never goes
 			build := exec.Command("go", "build", "-trimpath", "-tags", "ambi_norollback", "-o", o.Bin+"/ambi", ".")
 			build.Dir, build.Env = o.Checkout, append(os.Environ(), "CGO_ENABLED=0")
 			out, err := build.CombinedOutput()

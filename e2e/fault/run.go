@@ -19,10 +19,11 @@ type options struct {
 	Faults               int
 	Seed                 uint64
 	Checkout, Bin, Tools string
+	Settled              time.Duration // see job
 }
 
-// machines is how many run at the same time.
-const machines = 2
+// machines is how many run at the same time: they wait for the kernel most of the time.
+const machines = 4
 
 // batch is how many faults a machine suffers before it is thrown away.
 const batch = 50
@@ -115,7 +116,7 @@ func (o *options) suffer(part []*planned) ([]*outcome, error) {
 
 // machine runs a job in a machine and returns what it printed.
 func (o *options) machine(part []*planned) ([]byte, error) {
-	what, err := json.Marshal(job{Mode: o.Mode, Plan: part, Machine: lab.Machine{Checkout: o.Checkout, Bin: o.Bin, Tools: o.Tools}})
+	what, err := json.Marshal(job{Mode: o.Mode, Plan: part, Settled: o.Settled, Machine: lab.Machine{Checkout: o.Checkout, Bin: o.Bin, Tools: o.Tools}})
 	if err != nil {
 		return nil, err
 	}

@@ -3,15 +3,19 @@
 // in one never touches the host, and leaves nothing behind when it ends, whatever
 // happens in it. The machine is 192.0.2.1 and 2001:db8::1, its neighbour .2 and ::2.
 //
-// It takes root, and the programs ip, sysctl, unshare and awk.
+// It takes root, and the programs ip and unshare.
 package lab
 
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Stage is the folder where a machine has its programs: bin, plugins, checkout.
@@ -38,44 +42,98 @@ type Machine struct {
 }
 
 // Furnish makes the machine that it runs in: folders, programs, the neighbour host.
+// A suite makes hundreds of machines, so it starts no program for what is one system
+// call.
 func (m Machine) Furnish() error {
-	steps := [][]string{
-		// Namespaces that others have mounted on the host (other tests among them): they
-		// come and go, and would look like ours.
-		{"sh", "-c", "awk '$3 == \"nsfs\" {print $2}' /proc/self/mounts | xargs -r umount -l; ! grep -q ' nsfs ' /proc/self/mounts"},
-		{"mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", "/run"},
-		{"sh", "-c", "mkdir -p " + Stage + "; echo nameserver 192.0.2.2 >" + Stage + "/resolv.conf"},
-		{"mkdir", "-p", Stage + "/bin", Stage + "/plugins", Stage + "/checkout", "/var/lib/cni", "/etc/cni"},
-		{"mount", "--bind", m.Checkout, Stage + "/checkout"},
-		{"mount", "--bind", m.Bin, Stage + "/bin"},
-		{"mount", "--bind", m.Tools, Stage + "/plugins"},
-		{"mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", "/var/lib/cni"},
-		{"mkdir", "-m", "1777", "/var/lib/cni/results"}, // cnitool's cache, for users too
-		{"mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", "/etc/cni"},
-		{"mount", "-t", "tmpfs", "-o", "mode=1777", "tmpfs", "/tmp"},
-		{"mount", "--bind", Stage + "/resolv.conf", "/etc/resolv.conf"},
-		{"ip", "link", "set", "lo", "up"},
-		// A bridge's addresses are there at once, with or without a port.
-		{"sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0"},
-		{"ip", "netns", "add", "neighbour"},
-		{"ip", "link", "add", "uplink", "type", "veth", "peer", "name", "eth0", "netns", "neighbour"},
-		{"ip", "addr", "add", "192.0.2.1/24", "dev", "uplink"},
-		{"ip", "addr", "add", "2001:db8::1/64", "dev", "uplink", "nodad"},
-		{"ip", "link", "set", "uplink", "up"},
-		{"ip", "-n", "neighbour", "link", "set", "lo", "up"},
-		{"ip", "-n", "neighbour", "addr", "add", "192.0.2.2/24", "dev", "eth0"},
-		{"ip", "-n", "neighbour", "addr", "add", "2001:db8::2/64", "dev", "eth0", "nodad"},
-		{"ip", "-n", "neighbour", "link", "set", "eth0", "up"},
-		{"ip", "route", "add", "default", "via", "192.0.2.2"},
-		{"ip", "-6", "route", "add", "default", "via", "2001:db8::2"},
-	}
-	for _, argv := range steps {
-		if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
-			return fmt.Errorf("%q: %w: %s", argv, err, out)
+	steps := []func() error{forgetNamespaces, m.folders, user, network}
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return fmt.Errorf("furnishing a machine: %w", err)
 		}
 	}
+	return nil
+}
+
+// forgetNamespaces unmounts the namespaces that others have mounted on the host (other
+// tests among them): they come and go, and would look like ours.
+func forgetNamespaces() error {
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if fields := strings.Fields(line); len(fields) > 2 && fields[2] == "nsfs" {
+			if err := unix.Unmount(fields[1], unix.MNT_DETACH); err != nil {
+				return fmt.Errorf("unmounting %s: %w", fields[1], err)
+			}
+		}
+	}
+	return nil
+}
+
+// folders gives the machine its programs and empty folders of state.
+func (m Machine) folders() error {
+	for _, f := range []struct{ target, source, mode string }{ // without a source: empty
+		{"/run", "", "mode=0755"},
+		{Stage + "/checkout", m.Checkout, ""}, {Stage + "/bin", m.Bin, ""}, {Stage + "/plugins", m.Tools, ""},
+		{"/var/lib/cni", "", "mode=0755"}, {"/etc/cni", "", "mode=0755"}, {"/tmp", "", "mode=1777"},
+	} {
+		err := os.MkdirAll(f.target, 0o755)
+		if err == nil && f.source == "" {
+			err = unix.Mount("tmpfs", f.target, "tmpfs", 0, f.mode)
+		} else if err == nil {
+			err = unix.Mount(f.source, f.target, "", unix.MS_BIND, "")
+		}
+		if err != nil {
+			return fmt.Errorf("folder %s: %w", f.target, err)
+		}
+	}
+	const results = "/var/lib/cni/results" // cnitool's cache, for users too
+	if err := errors.Join(os.Mkdir(results, 0o755), os.Chmod(results, 0o777|fs.ModeSticky)); err != nil {
+		return err
+	}
+	const resolv = Stage + "/resolv.conf"
+	if err := os.WriteFile(resolv, []byte("nameserver 192.0.2.2\n"), 0o644); err != nil {
+		return err
+	}
+	return unix.Mount(resolv, "/etc/resolv.conf", "", unix.MS_BIND, "")
+}
+
+func user() error {
 	if err := os.MkdirAll(RuntimeDir, 0o755); err != nil {
 		return err
 	}
 	return errors.Join(os.Chmod(RuntimeDir, 0o700), os.Chown(RuntimeDir, UID, UID))
+}
+
+// network makes the neighbour host and the wire to it.
+func network() error {
+	// A bridge's addresses are there at once, with or without a port.
+	if err := os.WriteFile("/proc/sys/net/ipv6/conf/default/accept_dad", []byte("0"), 0); err != nil {
+		return err
+	}
+	for _, step := range []struct{ args, input string }{
+		{"netns add neighbour", ""},
+		{"-batch -", `link set lo up
+link add uplink type veth peer name eth0 netns neighbour
+addr add 192.0.2.1/24 dev uplink
+addr add 2001:db8::1/64 dev uplink nodad
+link set uplink up
+`},
+		{"-n neighbour -batch -", `link set lo up
+addr add 192.0.2.2/24 dev eth0
+addr add 2001:db8::2/64 dev eth0 nodad
+link set eth0 up
+`},
+		{"-batch -", `route add 0.0.0.0/0 via 192.0.2.2
+route add ::/0 via 2001:db8::2
+`},
+	} {
+		cmd := exec.Command("ip", strings.Fields(step.args)...)
+		cmd.Stdin = strings.NewReader(step.input)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("ip %s: %w: %s", step.args, err, out)
+		}
+	}
+	return nil
 }

@@ -21,7 +21,7 @@ type Verb struct {
 }
 
 // Patience bounds a verb. One that takes longer hangs.
-const Patience = time.Minute
+const Patience = 5 * time.Minute
 
 // searchPath is that of an ordinary host: a report names what was looked for, and not
 // where the one who made it keeps programs.
@@ -61,7 +61,7 @@ func Run(cmd *exec.Cmd, during func(pid int)) (*Result, error) {
 	var out, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &stderr
 	// A daemon that holds our pipes would look like a verb that does not end.
-	cmd.WaitDelay = 5 * time.Second
+	cmd.WaitDelay = 30 * time.Second
 	ctx, cancel := context.WithTimeout(context.Background(), Patience)
 	defer cancel()
 	started := time.Now()

@@ -21,7 +21,7 @@ import (
 const boxes = 5
 
 // settled is how long the kernel may take to take things apart in the end.
-const settled = 10 * time.Second
+const settled = 2 * time.Minute
 
 // world is a machine in use.
 type world struct {
@@ -125,14 +125,14 @@ func (w *world) must(b *box, verb string, network int, runtimeConfig, more strin
 	return nil
 }
 
-// soak has the callers call until the time is over.
+// soak has the callers call until the time is over and enough has succeeded.
 func (w *world) soak() {
 	var wg sync.WaitGroup
 	end := w.began.Add(w.Time)
 	for i := range w.Callers {
 		wg.Go(func() {
 			r := rand.New(rand.NewPCG(w.Seed, uint64(i)))
-			for time.Now().Before(end) {
+			for time.Now().Before(end) || w.succeeded() < w.Least {
 				w.act(r)
 			}
 		})
@@ -143,6 +143,13 @@ func (w *world) soak() {
 	wg.Wait()
 	close(stop)
 	watching.Wait()
+}
+
+// succeeded is how many ADDs have.
+func (w *world) succeeded() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.outcome.Calls["ADD"] - w.outcome.Failed["ADD"]
 }
 
 // close takes everything down. Nobody else is at work: every DEL has to succeed, and

@@ -34,6 +34,7 @@ func main() {
 type job struct {
 	Mode    string        `json:"mode"`
 	Time    time.Duration `json:"time"`
+	Least   int           `json:"least"` // ADDs that have to succeed before the end, also on a slow machine
 	Seed    uint64        `json:"seed"`
 	Callers int           `json:"callers"`
 	Machine lab.Machine   `json:"machine"`

@@ -65,7 +65,7 @@ func (w *world) watch(stop <-chan struct{}) {
 // been killed.
 func (w *world) checkVeteran() {
 	var msg string
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
+	for deadline := time.Now().Add(3 * time.Minute); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
 		r, err := w.call(w.veteran, "CHECK", 0, "", "")
 		if err != nil || r.Exit == 0 {
 			return

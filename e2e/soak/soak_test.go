@@ -41,7 +41,7 @@ func TestSoak(t *testing.T) {
 	for mode := range networks {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
-			j := job{Mode: mode, Time: 8 * time.Second, Seed: seed, Callers: 2, Machine: lab.Machine{Checkout: root, Bin: root + "/bin", Tools: root + "/.tools/bin"}}
+			j := job{Mode: mode, Time: 8 * time.Second, Least: 10, Seed: seed, Callers: 2, Machine: lab.Machine{Checkout: root, Bin: root + "/bin", Tools: root + "/.tools/bin"}}
 			o, err := j.run()
 			require.NoError(t, err)
 			require.Empty(t, o.Problems, "seed %d", seed)
