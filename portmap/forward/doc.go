@@ -17,7 +17,9 @@
 // ports has no worker at all.
 //
 // TCP is relayed by copying through one buffer per worker; a direction that moves
-// a lot changes to splice(2) through a pipe of a small bounded pool. UDP has one
+// a lot changes to splice(2) through a pipe of a small bounded pool. While a reader
+// stands still, what it does not take stays in the kernel with its sender, but for
+// 4 KiB at the most. UDP has one
 // connected socket per flow (a client's conversation) and moves datagrams in
 // batches (recvmmsg(2), sendmmsg(2)) through buffers shared by all flows.
 //

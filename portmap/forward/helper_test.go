@@ -2,7 +2,9 @@ package forward_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -10,7 +12,9 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -203,4 +207,76 @@ func TestMemoryOfManyIdleConnections(t *testing.T) {
 	}
 	each := (s.resident(t) - before) / connections
 	require.Less(t, each, 3<<10, "bytes of memory for each connection")
+}
+
+// A client that does not read, and one whose service does not, cost the process no
+// more than others: what cannot go on stays with its sender.
+func TestMemoryOfStalledConnections(t *testing.T) {
+	if testing.Short() || raceEnabled {
+		t.Skip("the race detector's memory is not ours")
+	}
+	require.NoError(t, forward.RaiseNoFile())
+	for _, direction := range []string{"down", "up"} {
+		t.Run(direction, func(t *testing.T) {
+			l := newLab(t)
+			stop := make(chan struct{})
+			t.Cleanup(func() { close(stop) })
+			l.serveTCP("[::]:80", func(c *net.TCPConn) {
+				_, _ = c.Write([]byte("x"))
+				if direction == "down" {
+					fill(c)
+				}
+				<-stop
+			})
+			s := l.supervise(0, mapping(conf.TCP, 8080, 80))
+			stall := func(connections int) (resident int) {
+				for range connections {
+					c := l.dialNarrow(8080)
+					_, err := io.ReadFull(c, make([]byte, 1))
+					require.NoError(t, err)
+					if direction == "up" {
+						go fill(c)
+					}
+				}
+				l.eventually("nothing moves any more", func() bool {
+					earlier := s.stats()[0]
+					time.Sleep(200 * time.Millisecond)
+					return s.stats()[0] == earlier
+				})
+				return s.resident(t)
+			}
+			before := stall(100) // these have the pipes, if any, whose memory is the kernel's
+			each := (stall(200) - before) / 200
+			t.Logf("%d bytes of memory for each", each)
+			require.Less(t, each, 8<<10, "bytes of memory for each connection")
+		})
+	}
+}
+
+// fill writes for as long as the connection takes it.
+func fill(c net.Conn) {
+	buffer := make([]byte, 60<<10)
+	for {
+		if _, err := c.Write(buffer); err != nil {
+			return
+		}
+	}
+}
+
+// dialNarrow connects a client that takes little at once.
+func (l *lab) dialNarrow(port uint16) net.Conn {
+	l.t.Helper()
+	dialer := net.Dialer{Timeout: deadline, Control: func(_, _ string, raw syscall.RawConn) (err error) {
+		controlErr := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 4096) })
+		return errors.Join(err, controlErr)
+	}}
+	dialer.SetMultipathTCP(false)
+	var (
+		c   net.Conn
+		err error
+	)
+	l.in(l.client, func() { c, err = dialer.Dial("tcp", netip.AddrPortFrom(hostFour, port).String()) })
+	require.NoError(l.t, err)
+	l.t.Cleanup(func() { c.Close() })
+	return c
 }

@@ -3,20 +3,27 @@ package forward
 import "golang.org/x/sys/unix"
 
 // way is one direction of a connection. What was read and could not be written is
-// either held in memory or in a pipe; only when there is neither is more read.
+// either held in memory, if it is little, or in a pipe; only when there is neither is
+// more read.
 type way struct {
 	held   []byte
 	inPipe int
 	pipe   pipe
 	piped  bool // pipe is ours
-	full   int8 // reads in a row that filled the buffer
+	full   int8 // reads in a row that filled their buffer, the first of them a small one
 	ended  bool // the reading side has said that it has no more
 	done   bool // and the writing side has been told
 }
 
-// bulkReads in a row that filled the buffer make a direction change to splice(2),
+// smallRead is what is read at first, and the most that a connection holds in memory
+// while its reader stands still. More is looked at where it is (MSG_PEEK, recv(2)) and
+// taken as far as it could be written: thousands of clients may stand still, and a
+// service's answers are large.
+const smallRead = 4 << 10
+
+// bulkReads in a row that filled their buffer make a direction change to splice(2),
 // which has to take a pipe and to ask twice each time.
-const bulkReads = 2
+const bulkReads = 3
 
 // spliceMost is more than a pipe has room for by its size in bytes: it counts
 // pages, and one of a socket's may be larger than 4 KiB.
@@ -103,8 +110,10 @@ func (c *conn) step(w *worker, d int) outcome {
 		return waiting
 	case t.full >= bulkReads && t.takePipe(w):
 		return c.fillPipe(d)
+	case t.full > 0:
+		return c.copyPeeked(w, d)
 	}
-	return c.copy(w, d)
+	return c.copySmall(w, d)
 }
 
 // finish passes the end of file on. The second one closes both sockets anyway.
@@ -117,33 +126,73 @@ func (c *conn) finish(d int) outcome {
 	return waiting
 }
 
-// copy moves one buffer.
-func (c *conn) copy(w *worker, d int) outcome {
-	t, from, to := &c.ways[d], &c.sides[d], &c.sides[1-d]
-	n, errno := sysRead(from.fd, w.buffer)
+// copySmall moves a small buffer, and holds what the other side does not take.
+func (c *conn) copySmall(w *worker, d int) outcome {
+	n, errno := sysRead(c.sides[d].fd, w.buffer[:smallRead])
 	if n <= 0 || errno != 0 {
 		return c.notRead(d, errno)
 	}
-	if n < len(w.buffer) {
-		t.full = 0
-		// Less than asked for: the socket is empty, unless its end is still to be read
-		// (epoll(7), question 9).
-		from.readable = from.ended
-	} else if t.full < bulkReads {
-		t.full++
-	}
-	written, errno := sysSend(to.fd, w.buffer[:n])
-	if errno != 0 && errno != unix.EAGAIN {
+	c.didRead(d, n, smallRead)
+	written, ok := c.write(w, d, w.buffer[:n])
+	if !ok {
 		return c.notWritten(d)
 	}
-	written = max(written, 0)
-	c.port.bytes[d].Add(uint64(written))
-	w.pace.moved += written
 	if written < n {
-		to.writable = false
-		t.held = append([]byte(nil), w.buffer[written:n]...)
+		c.ways[d].held = append([]byte(nil), w.buffer[written:n]...)
 	}
 	return progress
+}
+
+// copyPeeked moves a large buffer, and leaves where it was what the other side does
+// not take.
+func (c *conn) copyPeeked(w *worker, d int) outcome {
+	from := &c.sides[d]
+	n, errno := sysPeek(from.fd, w.buffer)
+	if n <= 0 || errno != 0 {
+		return c.notRead(d, errno)
+	}
+	written, ok := c.write(w, d, w.buffer[:n])
+	if !ok {
+		return c.notWritten(d)
+	}
+	if !sysDiscard(from.fd, w.buffer[:written]) {
+		return broken
+	}
+	if written == n {
+		c.didRead(d, n, len(w.buffer))
+	}
+	return progress
+}
+
+// didRead draws conclusions from a read of n bytes into a buffer.
+func (c *conn) didRead(d, n, buffer int) {
+	t, from := &c.ways[d], &c.sides[d]
+	if n == buffer {
+		t.full = min(t.full+1, bulkReads)
+		return
+	}
+	if n < smallRead {
+		t.full = 0
+	} else {
+		t.full = 1
+	}
+	// Less than asked for: the socket is empty, unless its end is still to be read
+	// (epoll(7), question 9).
+	from.readable = from.ended
+}
+
+// write sends what the other side takes; false when it was reset.
+func (c *conn) write(w *worker, d int, p []byte) (written int, ok bool) {
+	to := &c.sides[1-d]
+	written, errno := sysSend(to.fd, p)
+	if errno != 0 && errno != unix.EAGAIN {
+		return 0, false
+	}
+	written = max(written, 0)
+	to.writable = written == len(p)
+	c.port.bytes[d].Add(uint64(written))
+	w.pace.moved += written
+	return written, true
 }
 
 // notRead is what a read without data means.

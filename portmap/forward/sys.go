@@ -18,6 +18,28 @@ func sysRead(fd int32, p []byte) (int, unix.Errno) {
 	return int(n), errno
 }
 
+// sysPeek is read(2) of what stays in the socket.
+func sysPeek(fd int32, p []byte) (int, unix.Errno) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)),
+		unix.MSG_PEEK|unix.MSG_DONTWAIT, 0, 0)
+	return int(n), errno
+}
+
+// sysDiscard takes what was peeked at out of a TCP socket, without copying it (tcp(7),
+// MSG_TRUNC). It takes more than one call where urgent data has come meanwhile; false
+// when it is not there.
+func sysDiscard(fd int32, p []byte) bool {
+	for len(p) > 0 {
+		n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)),
+			unix.MSG_TRUNC|unix.MSG_DONTWAIT, 0, 0)
+		if n == 0 || errno != 0 {
+			return false
+		}
+		p = p[n:]
+	}
+	return true
+}
+
 // sysSend is send(2) without SIGPIPE.
 func sysSend(fd int32, p []byte) (int, unix.Errno) {
 	n, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)),

@@ -44,7 +44,7 @@ type inbox struct {
 	event  int32 // eventfd(2) that wakes the worker
 }
 
-// bufferSize is one read of a direction that is copied; see relay.go.
+// bufferSize is one large read of a direction that is copied; see relay.go.
 const bufferSize = 64 << 10
 
 // eventBatch is how many events one round takes from the kernel.
