@@ -91,7 +91,7 @@ func (v *verbs) collectOne(ctx context.Context, store *record.Store, key conf.Ke
 	attachment := *v.attachment
 	attachment.Key, attachment.NetnsPath = key, ""
 	one.attachment = &attachment
-	v.log.Warn("GC: collecting", "attachment", key)
+	v.log.Warn("collecting a dead attachment", "attachment", key)
 	if err := one.detach(ctx, store, r); err != nil {
 		return err
 	}

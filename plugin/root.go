@@ -29,7 +29,8 @@ type rootNetwork struct {
 	record *record.Record // nil without a readable one
 	log    *verbLog
 
-	reserved []uint32 // sockets that hold the ports for the container, for the record
+	evict    func(ctx context.Context) (alive []*record.Record) // see rivals.go
+	reserved []uint32                                           // sockets that hold the ports for the container, for the record
 }
 
 // Add runs the delegates in order, then publishes the ports. The record is saved
@@ -293,7 +294,14 @@ func (n *rootNetwork) publish(ctx context.Context, a *conf.Attachment, backend n
 	if err := n.store.Save(n.record); err != nil {
 		return err
 	}
-	return backend.Add(ctx, published(n.record))
+	// Only with the container's addresses it is known that somebody else has a port
+	// when the delegates do not tell their families before.
+	err := backend.Add(ctx, published(n.record))
+	if isInUse(err) {
+		n.evict(ctx)
+		err = backend.Add(ctx, published(n.record))
+	}
+	return err
 }
 
 func published(r *record.Record) nat.Published {

@@ -33,7 +33,7 @@ var (
 
 func (v *verbs) network(mode conf.Mode, store *record.Store, r *record.Record) network {
 	if mode == conf.ModeRoot {
-		return &rootNetwork{store: store, record: r, log: v.log}
+		return &rootNetwork{store: store, record: r, log: v.log, evict: v.evict}
 	}
 	return &rootless.Network{Store: store, Record: r, Step: v.log.step}
 }
@@ -98,7 +98,7 @@ func (v *verbs) attach(ctx context.Context, n network, store *record.Store, r *r
 	if err != nil {
 		return nil, err
 	}
-	result, err := n.Add(ctx, v.attachment)
+	result, err := v.addInTurn(ctx, n, r)
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -66,6 +68,21 @@ func (n Netns) Gone() bool {
 		}
 	}
 	return err == nil && (st.Ino != n.Inode || st.Dev != n.Dev)
+}
+
+// Hidden says that the namespace lives, as processes are in it, and that its path is
+// an ordinary file here: it was mounted there in another mount namespace (a service
+// with MountFlags=slave, say), so Gone knows nothing.
+func (n Netns) Hidden() bool {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(n.Path, &fs); err != nil || fs.Type == unix.NSFS_MAGIC || fs.Type == unix.PROC_SUPER_MAGIC {
+		return false
+	}
+	paths, _ := filepath.Glob("/proc/[0-9]*/ns/net")
+	return slices.ContainsFunc(paths, func(path string) bool {
+		var st unix.Stat_t
+		return unix.Stat(path, &st) == nil && st.Ino == n.Inode && st.Dev == n.Dev
+	})
 }
 
 // NetnsError is code 4 of the specification for CNI_NETNS.

@@ -21,7 +21,7 @@ func inUse(s slot, owner string) error {
 	if k, ok := parseOwner(owner); ok {
 		by = fmt.Sprintf("published by container %s of network %s (interface %s)", k.ContainerID, k.Network, k.IfName)
 	}
-	return conf.Errorf(conf.ErrPortInUse, "host port %s is in use: %s; choose another port or host address, or remove that container", s, by)
+	return conf.Errorf(conf.ErrPortInUse, "host port %s is in use: %s; choose another port or host address, or remove that container (\"ambi gc\" if it is gone)", s, by)
 }
 
 // alreadyPublished is the error of a second ADD without a DEL between.
