@@ -154,12 +154,13 @@ func TestBadEndings(t *testing.T) {
 }
 
 func TestTimeout(t *testing.T) {
-	s := newStage(t, doing("ADD", "hang with a child"))
-	s.Timeout = 3 * time.Second // for the played plugin to start on a busy machine
+	t.Parallel()
+	s := newParallelStage(t, doing("ADD", "hang with a child"))
+	s.Timeout = 15 * time.Second // long for the played plugin to start on a busy machine
 	_, err := s.Add(context.Background(), nil)
 	e := requireCode(t, err, types.ErrTryAgainLater)
 	require.Contains(t, e.Msg, "a: ")
-	require.Contains(t, e.Msg, "within 3s")
+	require.Contains(t, e.Msg, "within 15s")
 	require.Equal(t, "a ADD, a DEL", s.verbs())
 	requireGone(t, s.childPID())
 }
@@ -182,7 +183,7 @@ func TestDelegateDoesNotOutliveUs(t *testing.T) {
 	s := newStage(t, doing("ADD", "hang with a child"))
 	cmd, _ := startAdd(t, s.Chain)
 	child := func() bool { _, err := os.Stat(filepath.Join(s.dir, "child")); return err == nil }
-	require.Eventually(t, child, 30*time.Second, 5*time.Millisecond)
+	require.Eventually(t, child, patience, 5*time.Millisecond)
 	pid := s.childPID()
 	t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGKILL) })
 	delegate := parentOf(t, pid)
@@ -208,7 +209,7 @@ func requireGone(t *testing.T, pid int) {
 	require.Eventually(t, func() bool {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		return err != nil || strings.Contains(string(stat), ") Z ")
-	}, 30*time.Second, 5*time.Millisecond)
+	}, patience, 5*time.Millisecond)
 }
 
 func TestChildThatKeepsTheStreamsDoesNotHoldAddUp(t *testing.T) {

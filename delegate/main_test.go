@@ -2,9 +2,11 @@ package delegate
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -25,7 +27,8 @@ import (
 )
 
 // The test binary plays the plugins: under another name than its own it does what
-// the script of that name says.
+// the script of that name says, in this folder or, for tests that run side by side, in
+// the plugin's own.
 const scriptDir = "AMBI_TEST_SCRIPTS"
 
 // addOnly holds a chain in JSON: the test binary runs its ADD and nothing else, so
@@ -61,6 +64,9 @@ func playAdd(raw string) int {
 	return 0
 }
 
+// patience only ends a wait for what never comes.
+const patience = 3 * time.Minute
+
 // startAdd runs c.Add in a process of its own. ended waits until that process,
 // its delegates and all that they started are no more: the kernel kills a delegate
 // with the process, but does not wait for it, nor kill what it has started.
@@ -82,7 +88,7 @@ func startAdd(t *testing.T, c *Chain) (cmd *exec.Cmd, ended func()) {
 		require.NoError(t, err)
 		defer f.Close()
 		require.Eventually(t, func() bool { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil },
-			20*time.Second, time.Millisecond, "a delegate of the killed ADD, or what it started, goes on")
+			patience, time.Millisecond, "a delegate of the killed ADD, or what it started, goes on")
 	}
 }
 
@@ -103,9 +109,9 @@ type called struct {
 }
 
 func TestMain(m *testing.M) {
-	dir := os.Getenv(scriptDir)
-	name := filepath.Base(os.Args[0])
-	if raw, err := os.ReadFile(filepath.Join(dir, name+".script")); dir != "" && err == nil {
+	dir, name := filepath.Split(os.Args[0])
+	dir = cmp.Or(os.Getenv(scriptDir), dir)
+	if raw, err := os.ReadFile(filepath.Join(dir, name+".script")); err == nil {
 		var s script
 		if err := json.Unmarshal(raw, &s); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -118,6 +124,11 @@ func TestMain(m *testing.M) {
 	}
 	if os.Geteuid() != 0 {
 		os.Exit(asFakeRoot())
+	}
+	// The tests with real plugins wait for the kernel most of the time. A -parallel of
+	// the command line still has precedence.
+	if err := flag.Set("test.parallel", "8"); err != nil {
+		panic(err)
 	}
 	os.Exit(m.Run())
 }
@@ -258,8 +269,15 @@ type stage struct {
 // for a container with a namespace of its own.
 func newStage(t *testing.T, scripts ...script) *stage {
 	t.Helper()
-	s := &stage{t: t, dir: t.TempDir()}
+	s := newParallelStage(t, scripts...)
 	t.Setenv(scriptDir, s.dir)
+	return s
+}
+
+// newParallelStage is newStage for a test that runs beside others.
+func newParallelStage(t *testing.T, scripts ...script) *stage {
+	t.Helper()
+	s := &stage{t: t, dir: t.TempDir()}
 	s.Chain = &Chain{
 		Attachment: &conf.Attachment{
 			Key:       conf.Key{Network: "net", ContainerID: "c1", IfName: "eth0"},
@@ -378,12 +396,21 @@ func openNetns(t *testing.T) *os.File {
 }
 
 // onHost runs the rest of the test on a thread in a network namespace of its own,
-// which plays the host.
-func onHost(t *testing.T) {
+// which plays the host, and returns it for onSameHost.
+func onHost(t *testing.T) *os.File {
+	t.Helper()
+	host := openNetns(t)
+	t.Cleanup(func() { host.Close() })
+	onSameHost(t, host)
+	run(t, "ip", "link", "set", "lo", "up")
+	return host
+}
+
+// onSameHost runs the rest of a part of a test on the host of the whole.
+func onSameHost(t *testing.T, host *os.File) {
 	t.Helper()
 	runtime.LockOSThread() // never unlocked: the thread ends with the test's goroutine
-	require.NoError(t, unix.Unshare(unix.CLONE_NEWNET))
-	run(t, "ip", "link", "set", "lo", "up")
+	require.NoError(t, unix.Setns(int(host.Fd()), unix.CLONE_NEWNET))
 }
 
 func run(t *testing.T, name string, args ...string) string {

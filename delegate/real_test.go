@@ -32,9 +32,10 @@ func editions() map[string]string {
 }
 
 // forEachEdition runs a test on a host of its own with each edition there is.
-func forEachEdition(t *testing.T, test func(t *testing.T, plugins string)) {
+func forEachEdition(t *testing.T, test func(t *testing.T, plugins string, host *os.File)) {
 	for name, dir := range editions() {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			for _, plugin := range []string{"bridge", "host-local", "firewall", "tuning", "ptp"} {
 				if _, err := os.Stat(filepath.Join(dir, plugin)); err != nil {
 					t.Skipf("no CNI plugins in %s (%v): set AMBI_TEST_PLUGINS, or install containernetworking-plugins", dir, err)
@@ -45,8 +46,7 @@ func forEachEdition(t *testing.T, test func(t *testing.T, plugins string)) {
 					t.Skipf("this test needs %s", program)
 				}
 			}
-			onHost(t)
-			test(t, dir)
+			test(t, dir, onHost(t))
 		})
 	}
 }
@@ -70,6 +70,13 @@ func newReal(t *testing.T, plugins string, delegates ...string) *real {
 		r.chain = append(r.chain, d)
 	}
 	return r
+}
+
+// of is the same host for a part of the test.
+func (r *real) of(t *testing.T) *real {
+	part := *r
+	part.t = t
+	return &part
 }
 
 // container is a chain for one container with a namespace of its own.
@@ -140,6 +147,7 @@ const (
 )
 
 func TestRealPluginsLeaveNothing(t *testing.T) {
+	t.Parallel()
 	chains := map[string][]string{"bridge": {bridgeRaw, firewallRaw, tuningRaw}, "ptp": {ptpRaw, firewallRaw}}
 	states := map[string]func(t *testing.T, c *Chain, result *types100.Result) *types100.Result{
 		"as it should be": func(_ *testing.T, _ *Chain, r *types100.Result) *types100.Result { return r },
@@ -163,28 +171,33 @@ func TestRealPluginsLeaveNothing(t *testing.T) {
 		},
 	}
 	for kind, raws := range chains {
-		for state, change := range states {
-			t.Run(kind+"/"+state, func(t *testing.T) {
-				forEachEdition(t, func(t *testing.T, plugins string) {
-					r := newReal(t, plugins, raws...)
-					before := r.settle()
-					c := r.container("c1")
-					result := add(t, c)
-					require.NotEqual(t, before, r.snapshot())
-					require.NoError(t, c.Check(context.Background(), result))
-					netns := c.Attachment.NetnsPath
-					result = change(t, c, result)
-					require.NoError(t, c.Del(context.Background(), result))
-					if state != "as it should be" && state != "result not known" {
-						// What the kernel does when the real namespace goes.
-						require.NoError(t, deleteIfThere(netns, "eth0"))
-					}
-					require.Equal(t, before, r.snapshot())
-					require.NoError(t, c.Del(context.Background(), result), "again")
-					require.Equal(t, before, r.snapshot())
-				})
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			forEachEdition(t, func(t *testing.T, plugins string, host *os.File) {
+				r := newReal(t, plugins, raws...)
+				before := r.settle()
+				for state, change := range states { // one after the other, on one host
+					t.Run(state, func(t *testing.T) {
+						onSameHost(t, host)
+						r := r.of(t)
+						c := r.container("c1")
+						result := add(t, c)
+						require.NotEqual(t, before, r.snapshot())
+						require.NoError(t, c.Check(context.Background(), result))
+						netns := c.Attachment.NetnsPath
+						result = change(t, c, result)
+						require.NoError(t, c.Del(context.Background(), result))
+						if state != "as it should be" && state != "result not known" {
+							// What the kernel does when the real namespace goes.
+							require.NoError(t, deleteIfThere(netns, "eth0"))
+						}
+						require.Equal(t, before, r.snapshot())
+						require.NoError(t, c.Del(context.Background(), result), "again")
+						require.Equal(t, before, r.snapshot())
+					})
+				}
 			})
-		}
+		})
 	}
 }
 
@@ -204,7 +217,8 @@ func deleteIfThere(netns, name string) error {
 }
 
 func TestRealAddThatFailsLeavesNothing(t *testing.T) {
-	forEachEdition(t, func(t *testing.T, plugins string) {
+	t.Parallel()
+	forEachEdition(t, func(t *testing.T, plugins string, _ *os.File) {
 		r := newReal(t, plugins, bridgeRaw, firewallRaw, `{"type":"tuning","sysctl":{"net.ipv4.conf.no_such_link.forwarding":"1"}}`)
 		broken := r.chain
 		r.chain = broken[:2]
@@ -219,40 +233,51 @@ func TestRealAddThatFailsLeavesNothing(t *testing.T) {
 // TestRealAddThatIsKilledLeavesNothing kills ADD at moments spread over the time
 // that it takes, with nobody left who knows its result.
 func TestRealAddThatIsKilledLeavesNothing(t *testing.T) {
+	t.Parallel()
+	for part, name := range []string{"even moments", "odd moments"} { // side by side
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			forEachEdition(t, func(t *testing.T, plugins string, _ *os.File) { killAdds(t, plugins, part) })
+		})
+	}
+}
+
+// killAdds kills ADD at every second moment. After an odd one the namespace is gone.
+func killAdds(t *testing.T, plugins string, first int) {
 	const moments = 16
-	forEachEdition(t, func(t *testing.T, plugins string) {
-		r := newReal(t, plugins, bridgeRaw, firewallRaw)
-		before := r.settle()
-		c := r.container("c0")
-		start := time.Now()
-		cmd, _ := startAdd(t, c)
-		require.NoError(t, cmd.Wait())
-		whole := time.Since(start)
-		require.NoError(t, c.Del(context.Background(), nil))
-		for i := range moments {
-			c := r.container(fmt.Sprintf("c%d", i))
-			netns := c.Attachment.NetnsPath
-			cmd, ended := startAdd(t, c)
-			time.Sleep(whole * time.Duration(i) / moments)
-			_ = cmd.Process.Kill()
-			_ = cmd.Wait()
-			ended() // as the plugin waits, by the same lock
-			if i%2 == 1 {
-				require.NoError(t, deleteIfThere(netns, "eth0"))
-				c.Attachment.NetnsPath = ""
-			}
-			require.NoError(t, c.Del(context.Background(), nil))
-			require.Equal(t, before, r.snapshot(), "moment %d of %d", i, moments)
+	r := newReal(t, plugins, bridgeRaw, firewallRaw)
+	before := r.settle()
+	c := r.container("whole")
+	start := time.Now()
+	cmd, _ := startAdd(t, c)
+	require.NoError(t, cmd.Wait())
+	whole := time.Since(start)
+	require.NoError(t, c.Del(context.Background(), nil))
+	for i := first; i < moments; i += 2 {
+		c := r.container(fmt.Sprintf("c%d", i))
+		netns := c.Attachment.NetnsPath
+		cmd, ended := startAdd(t, c)
+		time.Sleep(whole * time.Duration(i) / moments)
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		ended() // as the plugin waits, by the same lock
+		if i%2 == 1 {
+			require.NoError(t, deleteIfThere(netns, "eth0"))
+			c.Attachment.NetnsPath = ""
 		}
-	})
+		require.NoError(t, c.Del(context.Background(), nil))
+		require.Equal(t, before, r.snapshot(), "moment %d of %d", i, moments)
+	}
 }
 
 // TestRealInterfaceWithoutItsAddress has the interface plugin killed when it has got
 // an address and not yet used it.
 func TestRealInterfaceWithoutItsAddress(t *testing.T) {
+	t.Parallel()
 	for kind, raw := range map[string]string{"bridge": bridgeRaw, "ptp": ptpRaw} {
 		t.Run(kind, func(t *testing.T) {
-			forEachEdition(t, func(t *testing.T, plugins string) {
+			t.Parallel()
+			forEachEdition(t, func(t *testing.T, plugins string, _ *os.File) {
 				deadly := t.TempDir()
 				script := fmt.Sprintf("#!/bin/sh\n%s/host-local; status=$?\n[ $CNI_COMMAND != ADD ] || kill -9 $PPID\nexit $status\n", plugins)
 				require.NoError(t, os.WriteFile(filepath.Join(deadly, "host-local"), []byte(script), 0o755))
@@ -280,7 +305,8 @@ func TestRealInterfaceWithoutItsAddress(t *testing.T) {
 }
 
 func TestRealDelOfALateContainerSparesTheNewOwnerOfItsAddress(t *testing.T) {
-	forEachEdition(t, func(t *testing.T, plugins string) {
+	t.Parallel()
+	forEachEdition(t, func(t *testing.T, plugins string, _ *os.File) {
 		r := newReal(t, plugins, strings.Replace(bridgeRaw, `[[{"subnet":"10.77.0.0/24"}],[{"subnet":"fd77::/64"}]]`, `[[{"subnet":"10.77.0.0/30"}]]`, 1), firewallRaw)
 		r.settle()
 		late := r.container("c1")
@@ -298,7 +324,8 @@ func TestRealDelOfALateContainerSparesTheNewOwnerOfItsAddress(t *testing.T) {
 }
 
 func TestRealDefaultChain(t *testing.T) {
-	forEachEdition(t, func(t *testing.T, plugins string) {
+	t.Parallel()
+	forEachEdition(t, func(t *testing.T, plugins string, _ *os.File) {
 		r := newReal(t, plugins)
 		var err error
 		r.chain, err = Default(conf.Bridge{Subnet6: netip.MustParsePrefix("fd89::/64")}, "web", r.ipam, []string{plugins})
