@@ -13,12 +13,15 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // slirp is one running slirp4netns.
 type slirp struct {
 	cmd   *exec.Cmd
-	ready *os.File      // one byte when the interface is there (--ready-fd)
+	ready *os.File // held bytes of ours, and one when the interface is there (--ready-fd)
+	held  int
 	exit  *os.File      // closing it makes slirp4netns leave (--exit-fd)
 	done  chan struct{} // closed when it has ended
 	err   error         // how it ended; read after done
@@ -57,12 +60,12 @@ func startSlirp(c *slirpConfig) (*slirp, error) {
 		return nil, fmt.Errorf("starting slirp4netns: %w", err)
 	}
 	defer exitRead.Close()
-	readyRead, readyWrite, err := os.Pipe()
+	readyRead, readyWrite, held, err := fullPipe()
 	if err != nil {
 		exitWrite.Close()
 		return nil, fmt.Errorf("starting slirp4netns: %w", err)
 	}
-	s := &slirp{exit: exitWrite, ready: readyRead, done: make(chan struct{}), tail: &tail{log: c.log}}
+	s := &slirp{exit: exitWrite, ready: readyRead, held: held, done: make(chan struct{}), tail: &tail{log: c.log}}
 	s.cmd = exec.Command(c.Path, c.Args...)
 	s.cmd.ExtraFiles = []*os.File{exitRead, readyWrite, c.netns, c.alive}
 	s.cmd.Stdout, s.cmd.Stderr = s.tail, s.tail
@@ -92,6 +95,26 @@ func startSlirp(c *slirpConfig) (*slirp, error) {
 	return s, nil
 }
 
+// fullPipe is a pipe that is full: the driver, which says that it is ready before it
+// reads the first frame, waits until the given number of bytes has been read.
+func fullPipe() (read, write *os.File, size int, err error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return nil, nil, 0, err
+	}
+	write = os.NewFile(uintptr(fds[1]), "ready pipe") // blocking, as the driver writes once
+	_ = unix.SetNonblock(fds[0], true)                // for a deadline
+	read = os.NewFile(uintptr(fds[0]), "ready pipe")
+	if size, err = unix.FcntlInt(uintptr(fds[1]), unix.F_SETPIPE_SZ, os.Getpagesize()); err == nil {
+		_, err = write.Write(make([]byte, size))
+	}
+	if err != nil {
+		read.Close()
+		write.Close()
+	}
+	return read, write, size, err
+}
+
 // addAPISocket has slirp4netns bind its API socket by a descriptor of the folder,
 // for the length of a socket's name (unix(7)).
 func (s *slirp) addAPISocket(path string) (*os.File, error) {
@@ -112,16 +135,19 @@ func (s *slirp) wait() {
 	close(s.done)
 }
 
-// awaitReady returns when the driver's interface is there. The error of one that
-// died holds its last lines.
+// awaitReady returns when the driver's interface is there and the host's loopback is
+// closed to it. The error of one that died holds its last lines.
 func (s *slirp) awaitReady() error {
 	defer s.ready.Close()
+	if err := s.closeLoopback(); err != nil {
+		return err
+	}
 	if err := s.ready.SetReadDeadline(time.Now().Add(slirpReady)); err != nil {
 		return fmt.Errorf("waiting for slirp4netns: %w", err)
 	}
-	if n, err := s.ready.Read(make([]byte, 1)); n == 1 && err == nil {
+	if _, err := io.ReadFull(s.ready, make([]byte, s.held+1)); err == nil {
 		return nil
-	} else if !errors.Is(err, io.EOF) {
+	} else if !errors.Is(err, io.ErrUnexpectedEOF) {
 		return fmt.Errorf("waiting for slirp4netns to become ready: %w: %s", err, s.tail.last())
 	}
 	select {

@@ -105,6 +105,9 @@ type publisher interface {
 // Supervise is the main function of the supervisor process; it returns the exit
 // status.
 func Supervise() int {
+	if len(os.Args) > 2 && os.Args[2] == tapRole {
+		return tapMain()
+	}
 	debug.SetGCPercent(-1) // until ADD has returned; settle starts the collector
 	// rootlessport's workers, one a processor, wait in epoll without telling the
 	// scheduler; one more has the control socket answered meanwhile.

@@ -16,6 +16,8 @@
 //	                      that keep a container's port from others: HOW is child (it
 //	                      goes to a child that sleeps), self, or serve (it is no
 //	                      reservation: somebody waits there for clients)
+//	peer frames INTERFACE PORT ADDR…  which addresses answer to frames made by hand and to
+//	                      sockets bound to the interface; the first one has to
 //	peer control PATH OP  print what a supervisor's control socket answers to an
 //	                      operation, or to a whole request in JSON
 //	peer unlisten PID PORT  shut down a listening socket of another process
@@ -83,6 +85,7 @@ func run(args []string) error {
 		"without":   {2, without},
 		"reserve":   {4, reserve},
 		"askfrom":   {3, func(a []string) error { return ask(a[0], a[1], a[2:]) }},
+		"frames":    {3, frames},
 	}
 	if len(args) == 0 {
 		return errors.New("no command; see its source")

@@ -1,0 +1,186 @@
+package rootless
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/conf"
+)
+
+// This file closes the host's loopback to the container. libslirp connects to whatever
+// address a frame names, 127.0.0.1, too, and --disable-host-loopback closes the
+// gateway's address only. So the tap has a filter (packet(7), "classic BPF") that the
+// container cannot take away: it belongs to the driver's descriptor. That is borrowed
+// from the running driver (pidfd_getfd(2), Linux 5.6), since slirp4netns makes it itself.
+
+// loopbackFilter passes ARP, IPv4 and IPv6 frames, but for those to an address that a
+// host may take for its own loopback: 0.0.0.0/8 and 127.0.0.0/8; ::, ::1, and the IPv4
+// addresses in ::/96 and ::ffff:0:0/96. It drops all others, tagged ones as well
+// (IEEE 802.1Q), which libslirp has no use for.
+var loopbackFilter = []unix.SockFilter{
+	0:  {Code: loadHalf, K: 12}, // the type, in an Ethernet header of 14 bytes
+	1:  ifEqual(unix.ETH_P_ARP, 15, 2, 1),
+	2:  ifEqual(unix.ETH_P_IP, 3, 6, 2),
+	3:  {Code: loadByte, K: 14 + 16}, // destination
+	4:  ifEqual(0, 14, 5, 4),
+	5:  ifEqual(127, 14, 15, 5),
+	6:  ifEqual(unix.ETH_P_IPV6, 7, 14, 6),
+	7:  {Code: loadWord, K: 14 + 24}, // destination
+	8:  ifEqual(0, 9, 15, 8),
+	9:  {Code: loadWord, K: 14 + 28},
+	10: ifEqual(0, 11, 15, 10),
+	11: {Code: loadWord, K: 14 + 32},
+	12: ifEqual(0, 14, 13, 12),
+	13: ifEqual(0xffff, 14, 15, 13),
+	14: {Code: unix.BPF_RET | unix.BPF_K, K: 0}, // drop; so is a frame too short to be looked at
+	15: {Code: unix.BPF_RET | unix.BPF_K, K: 0xffffffff},
+}
+
+const (
+	loadWord = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS
+	loadHalf = unix.BPF_LD | unix.BPF_H | unix.BPF_ABS
+	loadByte = unix.BPF_LD | unix.BPF_B | unix.BPF_ABS
+)
+
+// ifEqual goes on at the line then or otherwise. It stands at the line at.
+func ifEqual(value uint32, then, otherwise, at uint8) unix.SockFilter {
+	return unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: value, Jt: then - at - 1, Jf: otherwise - at - 1}
+}
+
+// mostDescriptors is many times what a slirp4netns has when it starts.
+const mostDescriptors = 256
+
+// errNoDriver: it has ended, and will say why.
+var errNoDriver = errors.New("slirp4netns has ended")
+
+// filterTap waits until the driver has its tap and sets the filter. Then it throws away
+// what the container has sent meanwhile: the filter looks at a frame when it is sent.
+// The driver must not read it either, see fullPipe.
+func filterTap(pidfd int) error {
+	for deadline := time.Now().Add(slirpReady); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		tap, err := borrowTap(pidfd)
+		if err != nil {
+			return err
+		}
+		if tap >= 0 {
+			defer unix.Close(tap)
+			if err := attachFilter(tap); err != nil {
+				return err
+			}
+			return discardFrames(tap, deadline)
+		}
+	}
+	return errors.New("it has no tap device")
+}
+
+// borrowTap is a descriptor of the driver's tap; -1 while it has none.
+func borrowTap(pidfd int) (int, error) {
+	for number := range mostDescriptors {
+		fd, err := unix.PidfdGetfd(pidfd, number, 0)
+		switch {
+		case errors.Is(err, unix.EBADF):
+			continue
+		case errors.Is(err, unix.ESRCH):
+			return -1, errNoDriver
+		case err != nil:
+			return -1, fmt.Errorf("pidfd_getfd: %w", err)
+		}
+		if isTap(fd) {
+			return fd, nil
+		}
+		unix.Close(fd)
+	}
+	return -1, nil
+}
+
+func isTap(fd int) bool {
+	request, err := unix.NewIfreq("")
+	return err == nil && unix.IoctlIfreq(fd, unix.TUNGETIFF, request) == nil && request.Uint16()&unix.IFF_TAP != 0
+}
+
+func attachFilter(tap int) error {
+	program := unix.SockFprog{Len: uint16(len(loopbackFilter)), Filter: &loopbackFilter[0]}
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(tap), unix.TUNATTACHFILTER, uintptr(unsafe.Pointer(&program)))
+	runtime.KeepAlive(&program)
+	if errno != 0 {
+		return fmt.Errorf("TUNATTACHFILTER: %w", errno)
+	}
+	return nil
+}
+
+func discardFrames(tap int, deadline time.Time) error {
+	frame := make([]byte, 64<<10)
+	for time.Now().Before(deadline) {
+		fds := []unix.PollFd{{Fd: int32(tap), Events: unix.POLLIN}}
+		if _, err := unix.Poll(fds, 0); err != nil && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+		if fds[0].Revents&unix.POLLIN == 0 {
+			return nil
+		}
+		if _, err := unix.Read(tap, frame); err != nil {
+			return err
+		}
+	}
+	return errors.New("the container sends without end")
+}
+
+// tapRole is the second argument of a process that sets the filter for a supervisor that
+// has given up the rights to: exec gives them back to uid 0, for this moment. The pidfd of
+// the driver is its first descriptor.
+const tapRole = "tap"
+
+// closeLoopback sets the filter.
+func (s *slirp) closeLoopback() error {
+	set := filterTap
+	if !haveCapability(unix.CAP_SYS_ADMIN) {
+		set = filterTapByHelper
+	}
+	var err error
+	if noHandle := s.cmd.Process.WithHandle(func(pidfd uintptr) { err = set(int(pidfd)) }); noHandle != nil {
+		err = noHandle
+	}
+	if err == nil || errors.Is(err, errNoDriver) || errors.Is(err, os.ErrProcessDone) {
+		return nil // one that has ended says why on the ready pipe
+	}
+	return conf.Errorf(conf.ErrNetwork, "closing the host's loopback to the container (a filter on the tap of slirp4netns): %v; it takes Linux 5.6, a seccomp profile that allows pidfd_getfd, and the sysctl kernel.yama.ptrace_scope below 3", err)
+}
+
+func filterTapByHelper(pidfd int) error {
+	own, err := unix.FcntlInt(uintptr(pidfd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	file := os.NewFile(uintptr(own), "pidfd")
+	defer file.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), slirpReady)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "/proc/self/exe")
+	cmd.Args = []string{"ambi", Role, tapRole}
+	cmd.Env, cmd.Dir = []string{}, "/"
+	cmd.ExtraFiles = []*os.File{file}
+	said, err := cmd.CombinedOutput()
+	if err != nil && len(said) > 0 {
+		return errors.New(string(bytes.TrimSpace(said)))
+	}
+	return err
+}
+
+// tapMain is the main function of that process; it returns the exit status.
+func tapMain() int {
+	const pidfd = 3
+	if err := filterTap(pidfd); err != nil && !errors.Is(err, errNoDriver) {
+		fmt.Println(err)
+		return 1
+	}
+	return 0
+}
