@@ -22,10 +22,12 @@ type slirp struct {
 	cmd   *exec.Cmd
 	ready *os.File // held bytes of ours, and one when the interface is there (--ready-fd)
 	held  int
-	exit  *os.File      // closing it makes slirp4netns leave (--exit-fd)
-	done  chan struct{} // closed when it has ended
-	err   error         // how it ended; read after done
-	tail  *tail
+	// folder of the API socket, while the driver binds that
+	folder *os.File
+	exit   *os.File      // closing it makes slirp4netns leave (--exit-fd)
+	done   chan struct{} // closed when it has ended
+	err    error         // how it ended; read after done
+	tail   *tail
 }
 
 // slirpConfig is what does not change when the driver is restarted.
@@ -46,7 +48,6 @@ const (
 	slirpReadyFD
 	slirpNetnsFD
 	_ // the alive lock
-	slirpAPIFolderFD
 )
 
 // slirpReady is the patience with a driver that is alive and says nothing.
@@ -71,14 +72,12 @@ func startSlirp(c *slirpConfig) (*slirp, error) {
 	s.cmd.Stdout, s.cmd.Stderr = s.tail, s.tail
 	s.cmd.Env, s.cmd.Dir = []string{}, "/"
 	if c.APISocket != "" {
-		folder, err := s.addAPISocket(c.APISocket)
-		if err != nil {
+		if err := s.addAPISocket(c.APISocket); err != nil {
 			exitWrite.Close()
 			readyRead.Close()
 			readyWrite.Close()
 			return nil, fmt.Errorf("API socket for slirp4netns: %w", err)
 		}
-		defer folder.Close()
 	}
 	s.cmd.Args = append(s.cmd.Args, fmt.Sprintf("--exit-fd=%d", slirpExitFD), fmt.Sprintf("--ready-fd=%d", slirpReadyFD),
 		fmt.Sprintf("/proc/self/fd/%d", slirpNetnsFD), c.IfName)
@@ -89,6 +88,7 @@ func startSlirp(c *slirpConfig) (*slirp, error) {
 	if err != nil {
 		exitWrite.Close()
 		readyRead.Close()
+		s.closeFolder()
 		return nil, fmt.Errorf("starting slirp4netns: %w", err)
 	}
 	go s.wait()
@@ -116,18 +116,26 @@ func fullPipe() (read, write *os.File, size int, err error) {
 }
 
 // addAPISocket has slirp4netns bind its API socket by a descriptor of the folder,
-// for the length of a socket's name (unix(7)).
-func (s *slirp) addAPISocket(path string) (*os.File, error) {
+// for the length of a socket's name (unix(7)). The descriptor is ours: one of its own
+// would lead out of the driver's sandbox.
+func (s *slirp) addAPISocket(path string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
+		return err
 	}
 	_, folder, err := throughFolder(path)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	s.cmd.ExtraFiles = append(s.cmd.ExtraFiles, folder)
-	s.cmd.Args = append(s.cmd.Args, fmt.Sprintf("--api-socket=/proc/self/fd/%d/%s", slirpAPIFolderFD, filepath.Base(path)))
-	return folder, nil
+	s.folder = folder
+	s.cmd.Args = append(s.cmd.Args, fmt.Sprintf("--api-socket=/proc/%d/fd/%d/%s", os.Getpid(), folder.Fd(), filepath.Base(path)))
+	return nil
+}
+
+func (s *slirp) closeFolder() {
+	if s.folder != nil {
+		s.folder.Close()
+		s.folder = nil
+	}
 }
 
 func (s *slirp) wait() {
@@ -139,6 +147,7 @@ func (s *slirp) wait() {
 // closed to it. The error of one that died holds its last lines.
 func (s *slirp) awaitReady() error {
 	defer s.ready.Close()
+	defer s.closeFolder()
 	if err := s.closeLoopback(); err != nil {
 		return err
 	}
