@@ -7,8 +7,12 @@ import (
 	"fmt"
 	"net/netip"
 	"os/exec"
+	"slices"
 
 	"github.com/containernetworking/cni/pkg/invoke"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
 )
@@ -21,8 +25,11 @@ import (
 // Without keys of its own, a network "web" gets the bridge ambi-web and the
 // subnet 10.89.N.0/24, N being made from the network's name. Two networks whose
 // names give the same N need the key bridge.subnet in one of them.
-func Default(bridge conf.Bridge, network, ipamDir string, path []string) ([]conf.Delegate, error) {
-	first, err := bridgeDelegate(bridge, network, ipamDir)
+//
+// routed are default routes that the container has already, by another network;
+// those stay, and the chain makes no second one.
+func Default(bridge conf.Bridge, network, ipamDir string, path []string, routed ...netip.Prefix) ([]conf.Delegate, error) {
+	first, err := bridgeDelegate(bridge, network, ipamDir, routed)
 	if err != nil {
 		return nil, err
 	}
@@ -61,22 +68,22 @@ type subnetConf struct {
 	Subnet netip.Prefix `json:"subnet"`
 }
 
-func bridgeDelegate(b conf.Bridge, network, ipamDir string) (conf.Delegate, error) {
+func bridgeDelegate(b conf.Bridge, network, ipamDir string, routed []netip.Prefix) (conf.Delegate, error) {
 	if b.Name == "" {
 		b.Name = bridgeName(network)
 	}
 	if !b.Subnet.IsValid() {
 		b.Subnet = defaultSubnet(network)
 	}
-	ipam := ipamConf{
-		Type:    "host-local",
-		DataDir: ipamDir,
-		Ranges:  [][]subnetConf{{{b.Subnet}}},
-		Routes:  []map[string]string{{"dst": "0.0.0.0/0"}},
-	}
-	if b.Subnet6.IsValid() {
-		ipam.Ranges = append(ipam.Ranges, []subnetConf{{b.Subnet6}})
-		ipam.Routes = append(ipam.Routes, map[string]string{"dst": "::/0"})
+	ipam := ipamConf{Type: "host-local", DataDir: ipamDir, Routes: []map[string]string{}}
+	for _, subnet := range []netip.Prefix{b.Subnet, b.Subnet6} {
+		if !subnet.IsValid() {
+			continue
+		}
+		ipam.Ranges = append(ipam.Ranges, []subnetConf{{subnet}})
+		if all := everywhere(subnet.Addr()); !slices.Contains(routed, all) {
+			ipam.Routes = append(ipam.Routes, map[string]string{"dst": all.String()})
+		}
 	}
 	raw, err := json.Marshal(bridgeConf{
 		Type: "bridge", Capabilities: map[string]bool{"ips": true, "mac": true},
@@ -86,6 +93,39 @@ func bridgeDelegate(b conf.Bridge, network, ipamDir string) (conf.Delegate, erro
 		return conf.Delegate{}, fmt.Errorf("default chain: %w", err)
 	}
 	return conf.ParseDelegate("bridge", raw)
+}
+
+// everywhere is the destination of a default route of an address's family.
+func everywhere(a netip.Addr) netip.Prefix {
+	if a.Is4() {
+		return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	}
+	return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+}
+
+// DefaultRoutes are the destinations of the default routes that a network namespace
+// has in its main table: 0.0.0.0/0, ::/0, both or none. A namespace that cannot be
+// looked into has none.
+func DefaultRoutes(netnsPath string) []netip.Prefix {
+	ns, err := netns.GetFromPath(netnsPath)
+	if err != nil {
+		return nil
+	}
+	defer ns.Close()
+	handle, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil
+	}
+	defer handle.Close()
+	var routed []netip.Prefix
+	for family, all := range map[int]netip.Prefix{netlink.FAMILY_V4: everywhere(netip.IPv4Unspecified()), netlink.FAMILY_V6: everywhere(netip.IPv6Unspecified())} {
+		filter := &netlink.Route{Table: unix.RT_TABLE_MAIN, Type: unix.RTN_UNICAST} // Dst nil: the default
+		routes, err := handle.RouteListFiltered(family, filter, netlink.RT_FILTER_DST|netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
+		if err == nil && len(routes) > 0 {
+			routed = append(routed, all)
+		}
+	}
+	return routed
 }
 
 // masqBackend has bridge masquerade by nftables where program and kernel can. Its iptables chain is

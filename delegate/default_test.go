@@ -39,6 +39,24 @@ func TestDefault(t *testing.T) {
 	}
 }
 
+func TestDefaultMakesNoSecondDefaultRoute(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	both := conf.Bridge{Subnet6: netip.MustParsePrefix("fd00:7::/64")}
+	for want, routed := range map[string][]string{
+		`"routes":[{"dst":"0.0.0.0/0"},{"dst":"::/0"}]`: nil,
+		`"routes":[{"dst":"::/0"}]`:                     {"0.0.0.0/0"},
+		`"routes":[]`:                                   {"::/0", "0.0.0.0/0"},
+	} {
+		var there []netip.Prefix
+		for _, dst := range routed {
+			there = append(there, netip.MustParsePrefix(dst))
+		}
+		chain, err := Default(both, "web", "/run/x", nil, there...)
+		require.NoError(t, err)
+		require.Contains(t, string(chain[0].Raw), want)
+	}
+}
+
 func TestDefaultHasFirewallWhereItWorks(t *testing.T) {
 	plugins, programs := t.TempDir(), t.TempDir()
 	t.Setenv("PATH", programs)

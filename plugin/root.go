@@ -134,7 +134,7 @@ func (n *rootNetwork) chain(a *conf.Attachment) (*delegate.Chain, error) {
 		err = wrap(a.NetConf)
 		chain.Delegates, chain.DisableCheck, chain.DisableGC = a.NetConf.Delegates, a.NetConf.DisableCheck, a.NetConf.DisableGC
 	case a.NetConf.PrevResult == nil || n.unchained(a):
-		chain.Delegates, err = delegate.Default(a.NetConf.Bridge, a.Network, filepath.Join(n.store.Dir(), "ipam"), a.Path)
+		chain.Delegates, err = delegate.Default(a.NetConf.Bridge, a.Network, filepath.Join(n.store.Dir(), "ipam"), a.Path, delegate.DefaultRoutes(a.NetnsPath)...)
 	}
 	return chain, err
 }
