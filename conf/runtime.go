@@ -21,6 +21,15 @@ func (n *NetConf) parseRuntimeConfig(path string, raw json.RawMessage) error {
 	return object.decode(path, n.RuntimeConfig.fields(), anyKey)
 }
 
+// Wants says whether the runtime sent anything but null or nothing for a capability.
+func (rc *RuntimeConfig) Wants(capability string) bool {
+	switch string(rc.Raw[capability]) {
+	case "", "null", "{}":
+		return false
+	}
+	return true
+}
+
 func (rc *RuntimeConfig) fields() fields {
 	return fields{
 		"portMappings": func(path string, raw json.RawMessage) (err error) {

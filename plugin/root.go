@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -41,6 +42,9 @@ func (n *rootNetwork) Add(ctx context.Context, a *conf.Attachment) (*types100.Re
 	if err != nil {
 		return nil, err
 	}
+	if err := unsupported(a, chain.Delegates); err != nil {
+		return nil, err
+	}
 	result, err := prevResult(a.NetConf)
 	if err != nil {
 		return nil, err
@@ -69,7 +73,7 @@ func (n *rootNetwork) Add(ctx context.Context, a *conf.Attachment) (*types100.Re
 			return err
 		})
 		if err != nil {
-			return nil, err
+			return nil, withRemedy(err, a)
 		}
 		if err := fillIn(result, a); err != nil {
 			return nil, err
@@ -83,6 +87,30 @@ func (n *rootNetwork) Add(ctx context.Context, a *conf.Attachment) (*types100.Re
 		n.log.step("publish the ports")
 	}
 	return withDNS(result, a), nil
+}
+
+// unsupported refuses what the runtime asks for and nobody here gives, rather than
+// leaving it out.
+func unsupported(a *conf.Attachment, delegates []conf.Delegate) error {
+	if !a.NetConf.RuntimeConfig.Wants("bandwidth") || slices.ContainsFunc(delegates, func(d conf.Delegate) bool { return d.Capabilities["bandwidth"] }) {
+		return nil
+	}
+	return conf.Unsupported("runtimeConfig.bandwidth", a.NetConf.RuntimeConfig.Raw["bandwidth"],
+		"no delegate here limits it; put the plugin bandwidth behind ambi in the conflist, or take the capability bandwidth away from ambi's entry")
+}
+
+// withRemedy adds what to do to an error that bridge of the built-in chain leaves
+// without.
+func withRemedy(err error, a *conf.Attachment) error {
+	var e *types.Error
+	if !builtIn(a.NetConf) || !errors.As(err, &e) || !strings.Contains(e.Msg, "already has an IP address different from") {
+		return err
+	}
+	remedied := conf.Errorf(types.ErrInvalidNetworkConfig,
+		"%s; the bridge has the address of a bridge.subnet of before: when no container is on it any more delete it (ip link del %s), or set the key bridge.name to another one",
+		e.Msg, delegate.BridgeName(a.NetConf.Bridge, a.Network))
+	remedied.Details = e.Details
+	return remedied
 }
 
 // busy has the delegates, and what they start, hold the lock BASE.busy while run

@@ -124,8 +124,8 @@ func unsupported(a *conf.Attachment) error {
 			return conf.Unsupported("runtimeConfig.portMappings.hostIP", m.HostIP, "rootless.portHandler slirp4netns forwards IPv4 only; use rootlessport")
 		}
 	}
-	if raw, ok := a.NetConf.RuntimeConfig.Raw["bandwidth"]; ok && string(raw) != "null" && string(raw) != "{}" {
-		return conf.Unsupported("runtimeConfig.bandwidth", raw, "without root the bandwidth of a container cannot be limited; run as root, or take the capability bandwidth away")
+	if a.NetConf.RuntimeConfig.Wants("bandwidth") {
+		return conf.Unsupported("runtimeConfig.bandwidth", a.NetConf.RuntimeConfig.Raw["bandwidth"], "without root the bandwidth of a container cannot be limited; run as root, or take the capability bandwidth away")
 	}
 	return nil
 }
