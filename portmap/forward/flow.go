@@ -20,21 +20,35 @@ type flow struct {
 	fd      int32
 	unequal [2]bool // by way: datagrams go one by one
 	origin  origin
-	replied bool
+	stage   stage
 	queued  bool
 	closed  bool
 }
 
 func (f *flow) links() *links[*flow] { return &f.place }
 
-// flowLists has a worker's flows by their time-out, longest unused first.
-type flowLists struct{ unreplied, replied list[*flow] }
+// stage is how far a flow has come. Most of the world's are done with one exchange, as
+// a look-up's, and who makes up addresses gets no further.
+type stage int8
+
+const (
+	unreplied  stage = iota
+	replied          // the service has answered
+	conversing       // and the client has gone on
+)
+
+// flowLists has a worker's flows by their stage, longest unused first.
+type flowLists [conversing + 1]list[*flow]
 
 func (f *flow) list(w *worker) (*list[*flow], time.Duration) {
-	if f.replied {
-		return &w.flows.replied, w.forwarder.config.RepliedTimeout
+	return &w.flows[f.stage], w.forwarder.config.flowTimeout(f.stage)
+}
+
+func (c *Config) flowTimeout(s stage) time.Duration {
+	if s == unreplied {
+		return c.UnrepliedTimeout
 	}
-	return &w.flows.unreplied, w.forwarder.config.UnrepliedTimeout
+	return c.RepliedTimeout
 }
 
 // touch starts the time-out anew. A flow that was touched a moment ago keeps its
@@ -48,11 +62,12 @@ func (f *flow) touch(w *worker) {
 	}
 }
 
-// answered moves a flow that got its first reply to the longer time-out.
-func (f *flow) answered(w *worker) {
-	w.flows.unreplied.remove(f)
-	f.replied, f.since = true, w.now
-	w.flows.replied.push(f)
+// advance moves a flow to the next stage.
+func (f *flow) advance(w *worker) {
+	w.flows[f.stage].remove(f)
+	f.stage++
+	f.since = w.now
+	w.flows[f.stage].push(f)
 }
 
 // openFlow makes the client's flow.
@@ -68,7 +83,7 @@ func (u *udpPort) openFlow(w *worker, key flowKey) (*flow, unix.Errno) {
 		return nil, errno
 	}
 	u.flows[key] = f
-	w.flows.unreplied.push(f)
+	w.flows[unreplied].push(f)
 	w.forwarder.flows.Add(1)
 	u.port.active.Add(1)
 	u.port.total.Add(1)
@@ -135,8 +150,8 @@ func (f *flow) dial(w *worker) (errno unix.Errno) {
 	return errno
 }
 
-// socketOrEvict makes a UDP socket inside. Without a descriptor left, a flow that
-// never had a reply gives its own.
+// socketOrEvict makes a UDP socket inside. Without a descriptor left, a flow gives its
+// own.
 func (w *worker) socketOrEvict(t *target) (int32, unix.Errno) {
 	fd, errno := w.socket(t, unix.SOCK_DGRAM)
 	if exhausted(errno) && w.evict() {
@@ -187,7 +202,11 @@ func (f *flow) close(w *worker) {
 // toService sends the received datagrams [i, end) on.
 func (f *flow) toService(w *worker, i, end int) {
 	f.account(w, up, w.datagram.send(&destination{fd: f.fd, unequal: &f.unequal[up]}, i, end))
-	f.touch(w)
+	if f.stage == replied {
+		f.advance(w)
+	} else {
+		f.touch(w)
+	}
 }
 
 func (f *flow) account(w *worker, d int, s sent) {
@@ -215,10 +234,10 @@ func (f *flow) ready(w *worker, _ int, _ uint32) {
 		return
 	}
 	f.account(w, down, d.send(&destination{f.udp.fd, &f.key, f.udp.family, &f.unequal[down], f.udp.waitForRoom}, 0, n))
-	if f.replied {
-		f.touch(w)
+	if f.stage == unreplied {
+		f.advance(w)
 	} else {
-		f.answered(w)
+		f.touch(w)
 	}
 	if n == datagramBatch {
 		f.again(w)

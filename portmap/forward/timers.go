@@ -25,11 +25,10 @@ func (w *worker) patience() time.Duration {
 	if c := w.awaiting.head; c != nil {
 		sooner(c.since + config.ConnectTimeout)
 	}
-	if f := w.flows.unreplied.head; f != nil {
-		sooner(f.since + config.UnrepliedTimeout)
-	}
-	if f := w.flows.replied.head; f != nil {
-		sooner(f.since + config.RepliedTimeout)
+	for s := range w.flows {
+		if f := w.flows[s].head; f != nil {
+			sooner(f.since + config.flowTimeout(stage(s)))
+		}
 	}
 	for _, l := range w.paused {
 		sooner(l.resumeAt)
@@ -49,8 +48,9 @@ func (w *worker) expire() {
 	for c := w.awaiting.head; c != nil && c.since+config.ConnectTimeout <= w.now; c = w.awaiting.head {
 		c.unanswered(w)
 	}
-	w.expireFlows(&w.flows.unreplied, config.UnrepliedTimeout)
-	w.expireFlows(&w.flows.replied, config.RepliedTimeout)
+	for s := range w.flows {
+		w.expireFlows(&w.flows[s], config.flowTimeout(stage(s)))
+	}
 	w.resumePaused()
 	w.forwarder.pipes.trim(w.now)
 	w.forwarder.routes.trim(w.now)

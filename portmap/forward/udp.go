@@ -119,8 +119,10 @@ func (u *udpPort) flow(w *worker, key flowKey) *flow {
 }
 
 // makeRoom keeps the table of flows bounded. When it is full, the flow that has
-// waited longest for its first reply gives way; when all had replies, the new one
-// is turned away: a flood of made-up clients does not end real conversations.
+// waited longest for its first reply gives way, or else the one whose only exchange
+// was first: otherwise a hundred look-ups a second would fill it. When all are
+// conversations, the new one is turned away: a flood of made-up clients does not end
+// real ones.
 func (w *worker) makeRoom() bool {
 	if w.forwarder.flows.Load() < int64(w.forwarder.config.MaxFlows) {
 		return true
@@ -129,11 +131,14 @@ func (w *worker) makeRoom() bool {
 }
 
 func (w *worker) evict() bool {
-	oldest := w.flows.unreplied.head
-	if oldest == nil {
-		return false
+	if oldest := w.flows[unreplied].head; oldest != nil {
+		oldest.udp.port.dropped.Add(1)
+		oldest.close(w)
+		return true
 	}
-	oldest.udp.port.dropped.Add(1)
-	oldest.close(w)
-	return true
+	if oldest := w.flows[replied].head; oldest != nil {
+		oldest.close(w) // and nothing is lost
+		return true
+	}
+	return false
 }

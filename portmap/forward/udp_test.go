@@ -271,14 +271,12 @@ func TestFlowTableIsBounded(t *testing.T) {
 	_, err = exchange(kept, []byte("x"))
 	require.NoError(t, err)
 	require.EqualValues(t, 5*most+1, l.stats().Total, "the flow that had an answer was kept")
-	// With answered flows only, a new one is turned away.
-	for range most {
-		_, err := exchange(l.dial(l.client, "udp", hostFour, 5353), []byte("x"))
-		if err != nil {
-			break
-		}
-		if l.stats().Active == most && l.stats().Total >= 6*most {
-			break
+	// With conversations only, a new one is turned away.
+	for range most - 1 {
+		c := l.dial(l.client, "udp", hostFour, 5353)
+		for range 2 {
+			_, err := exchange(c, []byte("x"))
+			require.NoError(t, err)
 		}
 	}
 	dropped := l.stats().Dropped
@@ -286,6 +284,30 @@ func TestFlowTableIsBounded(t *testing.T) {
 	_, err = late.Write([]byte("x"))
 	require.NoError(t, err)
 	l.eventually("the late one is dropped", func() bool { return l.stats().Dropped > dropped })
+}
+
+// A client that is done after one exchange, as who looks up a name, does not keep
+// others out for three minutes.
+func TestSingleExchangesAreNotBounded(t *testing.T) {
+	const most = 20
+	l := newLab(t, func(c *forward.Config) { c.MaxFlows = most })
+	l.serveUDP("[::]:53", echoDatagrams)
+	l.publish(mapping(conf.UDP, 5353, 53))
+	conversation := l.dial(l.client, "udp", hostFour, 5353)
+	for range 2 {
+		_, err := exchange(conversation, []byte("x"))
+		require.NoError(t, err)
+	}
+	for i := range 5 * most {
+		_, err := exchange(l.dial(l.client, "udp", hostFour, 5353), []byte("x"))
+		require.NoError(t, err, "client %d", i)
+	}
+	_, err := exchange(conversation, []byte("x"))
+	require.NoError(t, err)
+	s := l.stats()
+	require.EqualValues(t, 5*most+1, s.Total, "the conversation was kept")
+	require.EqualValues(t, most, s.Active)
+	require.Zero(t, s.Dropped)
 }
 
 // A service that is not there is told by ICMP when the gateway asks; the client's
