@@ -74,6 +74,7 @@ type Config struct {
 
 	// Zero values mean the defaults below.
 	ConnectTimeout   time.Duration // TCP, for the service to answer: 15 s
+	GoneTimeout      time.Duration // TCP, without any traffic, to ask whether the service is there; then for its last bytes: 2 min
 	UnrepliedTimeout time.Duration // UDP flow without a reply yet: 30 s
 	RepliedTimeout   time.Duration // UDP flow after the first reply: 180 s
 	AcceptPause      time.Duration // after descriptors or memory ran out: 100 ms
@@ -84,6 +85,7 @@ type Config struct {
 
 const (
 	defaultConnectTimeout   = 15 * time.Second
+	defaultGoneTimeout      = 2 * time.Minute
 	defaultUnrepliedTimeout = 30 * time.Second  // nf_conntrack_udp_timeout
 	defaultRepliedTimeout   = 180 * time.Second // nf_conntrack_udp_timeout_stream was 180 s until Linux 5.1
 	defaultAcceptPause      = 100 * time.Millisecond
@@ -105,6 +107,7 @@ func (c *Config) withDefaults() Config {
 	d.SourceIP = orDefault(d.SourceIP, conf.SourcePreserve)
 	d.Logger = orDefault(d.Logger, slog.New(slog.DiscardHandler))
 	d.ConnectTimeout = orDefault(d.ConnectTimeout, defaultConnectTimeout)
+	d.GoneTimeout = orDefault(d.GoneTimeout, defaultGoneTimeout)
 	d.UnrepliedTimeout = orDefault(d.UnrepliedTimeout, defaultUnrepliedTimeout)
 	d.RepliedTimeout = orDefault(d.RepliedTimeout, defaultRepliedTimeout)
 	d.AcceptPause = orDefault(d.AcceptPause, defaultAcceptPause)

@@ -1,6 +1,10 @@
 package forward
 
-import "golang.org/x/sys/unix"
+import (
+	"time"
+
+	"golang.org/x/sys/unix"
+)
 
 // way is one direction of a connection. What was read and could not be written is
 // either held in memory, if it is little, or in a pipe; only when there is neither is
@@ -71,12 +75,15 @@ func (c *conn) queue(w *worker) {
 // lastWords is for a connection one side of which was reset. What that side sent
 // before is still delivered, as the kernel would have done without us: a server
 // often answers and resets because the client has not finished its request. But
-// nobody waits for a service that does not read what a dead client sent.
+// nobody waits for a service that does not read what a dead client sent, and a client
+// that does not read what a dead service sent has a time to begin: it would keep our
+// descriptors, as many as it likes, from a service that limits its own.
 func (c *conn) lastWords(w *worker, d int, o outcome) {
 	switch {
 	case o == progress:
 		c.queue(w)
 	case d == down && o == waiting && !c.ways[d].done && !c.sides[client].writable && !c.sides[client].failed:
+		sysSetInt(c.sides[client].fd, unix.SOL_TCP, unix.TCP_USER_TIMEOUT, int32(w.forwarder.config.GoneTimeout/time.Millisecond))
 	default:
 		c.abort(w)
 	}

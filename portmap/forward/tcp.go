@@ -96,7 +96,7 @@ func (w *worker) reachFrom(a *accepted, o origin) unix.Errno {
 		w.forwarder.config.Logger.Debug("no route to a TCP client", "client", ip, "error", err)
 		return unix.ENETUNREACH
 	}
-	errno := a.target.connect(a.inside, &from, a.port.mapping.ContainerPort, w.paced)
+	errno := a.target.connect(a.inside, &from, a.port.mapping.ContainerPort, w)
 	if errno != 0 {
 		a.port.routes.removeClient(conf.TCP, ip, w.now)
 		return errno
@@ -107,7 +107,7 @@ func (w *worker) reachFrom(a *accepted, o origin) unix.Errno {
 
 // connect binds a TCP socket inside to an address that the container does not
 // have, and starts connecting.
-func (t *target) connect(fd int32, from *sockaddr, port uint16, unpace bool) unix.Errno {
+func (t *target) connect(fd int32, from *sockaddr, port uint16, w *worker) unix.Errno {
 	if errno := t.makeTransparent(fd); errno != 0 {
 		return errno
 	}
@@ -123,8 +123,11 @@ func (t *target) connect(fd int32, from *sockaddr, port uint16, unpace bool) uni
 		return errno
 	}
 	sysSetInt(fd, unix.SOL_TCP, unix.TCP_NODELAY, 1)
+	// A service that has closed its socket, and not only its direction, is forgotten by
+	// the kernel after a minute (tcp(7), tcp_fin_timeout). Its answer is a reset then.
 	sysSetInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
-	if unpace {
+	sysSetInt(fd, unix.SOL_TCP, unix.TCP_KEEPIDLE, int32(w.forwarder.config.GoneTimeout/time.Second))
+	if w.paced {
 		setCongestion(fd, unpaced) // slower without
 	}
 	to := newSockaddr(t.container, port)

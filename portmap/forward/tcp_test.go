@@ -195,6 +195,67 @@ func TestClientThatVanishesIsForgotten(t *testing.T) {
 	l.eventually("the connection is gone", func() bool { return l.stats().Active == 0 })
 }
 
+// A service that limits its clients in time closes. A client that does not, or that
+// does not read the rest, does not keep descriptors in its place.
+func TestClientThatStaysAfterItsServiceIsForgotten(t *testing.T) {
+	for name, serve := range map[string]func(*net.TCPConn){
+		"closed": func(c *net.TCPConn) { _, _ = c.Write([]byte("bye")) },
+		"reset, its last bytes unread": func(c *net.TCPConn) {
+			fillFor(c, time.Second)
+			_ = c.SetLinger(0)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			// Longer than the kernel's patience with what nobody has open any more, as it is
+			// by default.
+			l := newLab(t, func(c *forward.Config) { c.GoneTimeout = 3 * time.Second })
+			l.in(l.container, func() {
+				require.NoError(t, os.WriteFile("/proc/sys/net/ipv4/tcp_fin_timeout", []byte("1"), 0))
+			})
+			l.serveTCP(":80", serve)
+			l.publish(mapping(conf.TCP, 8080, 80))
+			l.dialNarrow(8080)
+			l.eventually("there is a connection", func() bool { return l.stats().Total == 1 })
+			l.eventually("nothing is open", func() bool { return l.stats().Active == 0 })
+		})
+	}
+}
+
+// A service that has ended its own direction only, and a client that is slow to send,
+// are both there: nobody is forgotten.
+func TestHalfClosedConnectionStays(t *testing.T) {
+	l := newLab(t, func(c *forward.Config) { c.GoneTimeout = time.Second })
+	received := make(chan string, 1)
+	l.in(l.container, func() {
+		require.NoError(t, os.WriteFile("/proc/sys/net/ipv4/tcp_fin_timeout", []byte("1"), 0))
+	})
+	l.serveTCP(":80", func(c *net.TCPConn) {
+		_ = c.CloseWrite()
+		all, _ := io.ReadAll(c)
+		received <- string(all)
+	})
+	l.publish(mapping(conf.TCP, 8080, 80))
+	c := l.dial(l.client, "tcp", hostFour, 8080)
+	_, err := io.ReadAll(c)
+	require.NoError(t, err)
+	time.Sleep(4 * time.Second) // several times what was waited for
+	_, err = c.Write([]byte("late"))
+	require.NoError(t, err)
+	c.Close()
+	require.Equal(t, "late", <-received)
+}
+
+// fillFor writes what the connection takes, until it takes nothing for a while.
+func fillFor(c net.Conn, while time.Duration) {
+	buffer := make([]byte, 60<<10)
+	for {
+		_ = c.SetWriteDeadline(time.Now().Add(while))
+		if _, err := c.Write(buffer); err != nil {
+			return
+		}
+	}
+}
+
 // pattern is reproducible data that repeats after no round number of bytes.
 func pattern() io.Reader { return rand.NewChaCha8([32]byte{1}) }
 
