@@ -170,7 +170,7 @@ func (j *journal) published(out *restored) (map[conf.Backend][]nat.Published, []
 		for _, key := range damaged {
 			errs = append(errs, hinted(fmt.Errorf("record %s cannot be read", store.Path(key, "json")), "call DEL and ADD of "+key.String()))
 		}
-		for _, r := range records {
+		for _, r := range wayOutFirst(records) {
 			switch {
 			case r.Published == nil:
 			case r.State != record.Ready:
@@ -183,6 +183,26 @@ func (j *journal) published(out *restored) (map[conf.Backend][]nat.Published, []
 		}
 	}
 	return all, errs
+}
+
+// wayOutFirst has, of the attachments of a container that publish the same ports, the
+// one with the container's default route come first, as that is to have them.
+func wayOutFirst(records []*record.Record) []*record.Record {
+	attachments := map[string]int{}
+	for _, r := range records {
+		if r.Published != nil {
+			attachments[r.ContainerID]++
+		}
+	}
+	var later []*record.Record
+	first := slices.DeleteFunc(slices.Clone(records), func(r *record.Record) bool {
+		beside := attachments[r.ContainerID] > 1 && r.Netns.WayOut() != r.IfName
+		if beside {
+			later = append(later, r)
+		}
+		return beside
+	})
+	return append(first, later...)
 }
 
 func publishedBy(r *record.Record) nat.Published {

@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"context"
+	"slices"
 
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/plugin/record"
@@ -9,7 +10,8 @@ import (
 )
 
 // A container in several networks has the same port mappings in each, and its
-// first attachment publishes them. When that has gone the others do. It takes
+// first attachment publishes them, or a later one that has the container's default
+// route (see claim). When that has gone the others do. It takes
 // their locks, so nobody may hold one when this is called, and its own least of
 // all: two that wait for each other would wait for long.
 
@@ -31,7 +33,8 @@ func (v *verbs) handOver(ctx context.Context, store *record.Store, gone *record.
 	}
 }
 
-// heirs are the attachments that may have left ports to the one that is gone.
+// heirs are the attachments that may have left ports to the one that is gone, the one
+// with the container's default route first.
 func (v *verbs) heirs(store *record.Store, gone *record.Record) []conf.Key {
 	if gone == nil || gone.Published == nil {
 		return nil
@@ -39,6 +42,12 @@ func (v *verbs) heirs(store *record.Store, gone *record.Record) []conf.Key {
 	keys, err := store.Siblings(gone.Key)
 	if err != nil {
 		v.log.Warn("looking for other attachments of the container", "attachment", gone.Key, "error", err)
+	}
+	if len(keys) > 1 {
+		out := gone.Netns.WayOut()
+		if at := slices.IndexFunc(keys, func(k conf.Key) bool { return k.IfName == out }); at > 0 {
+			keys[0], keys[at] = keys[at], keys[0]
+		}
 	}
 	return keys
 }

@@ -261,6 +261,10 @@ func (n *rootNetwork) portsFree(ctx context.Context, a *conf.Attachment, chain *
 		return nil, err
 	}
 	p := foreseen(a, chain, prev)
+	p.Ports, n.record.Ports = n.servable(a.Key, p.Ports, p.IPs), n.servable(a.Key, a.Ports, p.IPs)
+	if len(n.record.Ports) == 0 {
+		return nil, nil
+	}
 	n.reserved, err = backend.Free(ctx, p)
 	if isInUse(err) {
 		if p.Reserved = n.reservedForSiblings(a.Key); len(p.Reserved) > 0 {
@@ -273,14 +277,8 @@ func (n *rootNetwork) portsFree(ctx context.Context, a *conf.Attachment, chain *
 // reservedForSiblings are the sockets that held the ports for the container when its
 // other attachments were made.
 func (n *rootNetwork) reservedForSiblings(key conf.Key) (inodes []uint32) {
-	siblings, err := n.store.Siblings(key)
-	if err != nil {
-		n.log.Warn("looking for other attachments of the container", "attachment", key, "error", err)
-	}
-	for _, sibling := range siblings {
-		if r, err := n.store.Load(sibling); err == nil && r.Published != nil {
-			inodes = append(inodes, r.Published.Reserved...)
-		}
+	for _, r := range n.siblings(key) {
+		inodes = append(inodes, r.Published.Reserved...)
 	}
 	return inodes
 }
@@ -315,8 +313,12 @@ func foreseen(a *conf.Attachment, chain *delegate.Chain, prev *types100.Result) 
 }
 
 func (n *rootNetwork) publish(ctx context.Context, a *conf.Attachment, backend nat.Backend, result *types100.Result) error {
+	ips := containerIPs(result, a.IfName)
+	if n.record.Ports = n.servable(a.Key, n.record.Ports, ips); len(n.record.Ports) == 0 {
+		return nil
+	}
 	n.record.Published = &record.Published{
-		Backend: conf.Backend(backend.Name()), IPs: containerIPs(result, a.IfName), SNAT: a.NetConf.Portmap.SNAT,
+		Backend: conf.Backend(backend.Name()), IPs: ips, SNAT: a.NetConf.Portmap.SNAT,
 		Reserved: n.reserved,
 	}
 	if err := n.store.Save(n.record); err != nil {

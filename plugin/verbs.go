@@ -72,8 +72,11 @@ func (v *verbs) add(ctx context.Context) (err error) {
 	r := record.New(a, mode, netns)
 	defer func() {
 		unlock()
-		if err != nil {
+		switch {
+		case err != nil:
 			v.handOver(ctx, store, r)
+		case r.Published != nil:
+			v.claim(ctx, store, r)
 		}
 	}()
 	if err := v.clearLeftover(ctx, store, netns); err != nil {

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
@@ -83,6 +85,34 @@ func (n Netns) Hidden() bool {
 		var st unix.Stat_t
 		return unix.Stat(path, &st) == nil && st.Ino == n.Inode && st.Dev == n.Dev
 	})
+}
+
+// WayOut is the name of the interface that the namespace's default route leads out of:
+// the IPv4 one with the lowest metric, else the IPv6 one. Empty without one, and for a
+// namespace that cannot be looked into.
+func (n Netns) WayOut() string {
+	f, now, err := OpenNetns(n.Path)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	handle, err := netlink.NewHandleAt(netns.NsHandle(f.Fd()), unix.NETLINK_ROUTE)
+	if err != nil || !n.Same(now) {
+		return ""
+	}
+	defer handle.Close()
+	filter := &netlink.Route{Type: unix.RTN_UNICAST} // Dst nil: the default
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		routes, _ := handle.RouteListFiltered(family, filter, netlink.RT_FILTER_DST|netlink.RT_FILTER_TYPE)
+		if len(routes) == 0 {
+			continue
+		}
+		best := slices.MinFunc(routes, func(a, b netlink.Route) int { return a.Priority - b.Priority })
+		if link, err := handle.LinkByIndex(best.LinkIndex); err == nil {
+			return link.Attrs().Name
+		}
+	}
+	return ""
 }
 
 // NetnsError is code 4 of the specification for CNI_NETNS.
