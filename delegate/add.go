@@ -1,8 +1,10 @@
 package delegate
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"os"
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -22,12 +24,26 @@ func (c *Chain) Add(ctx context.Context, prev *types100.Result) (*types100.Resul
 	if err := c.Ready(prev); err != nil {
 		return nil, err
 	}
+	if len(c.Delegates) == 0 {
+		return prev, nil
+	}
+	container, err := c.hold()
+	if err != nil {
+		return nil, err
+	}
+	defer container.Close()
 	for i, d := range c.Delegates {
-		result, err := c.addOne(ctx, i, d, prev)
+		result, stray, err := c.addOne(ctx, i, d, prev, container)
 		if err != nil {
+			if result == nil {
+				stray = c.strayedAndFailed(container)
+			}
 			failed := annotate(d.Type, err)
-			if undo := c.undo(ctx, i, prev); undo != nil {
+			if undo := c.undo(ctx, i, cmp.Or(result, prev), stray); undo != nil {
 				failed.Details = appendDetail(failed.Details, "not undone: "+undo.Error())
+			}
+			if stray != nil {
+				stray.Close()
 			}
 			return nil, failed
 		}
@@ -45,32 +61,38 @@ func (c *Chain) Ready(prev *types100.Result) error {
 	return c.interfaceFree(prev)
 }
 
-func (c *Chain) addOne(ctx context.Context, i int, d conf.Delegate, prev *types100.Result) (*types100.Result, error) {
+// addOne returns the result, also with the error that the delegate has worked in
+// another namespace than the container's, and then that namespace.
+func (c *Chain) addOne(ctx context.Context, i int, d conf.Delegate, prev *types100.Result, container *os.File) (*types100.Result, *os.File, error) {
 	out, v, err := c.call(ctx, d, request{verb: "ADD", netns: c.Attachment.NetnsPath, prev: prev}, "")
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	result, err := decodeResult(out, v)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
+	}
+	if stray := c.strayed(container, result); stray != nil {
+		return result, stray, c.swapped()
 	}
 	if c.AfterEach != nil {
 		if err := c.AfterEach(i, result); err != nil {
-			return nil, conf.Errorf(types.ErrIOFailure, "recording the result: %v", err)
+			return nil, nil, conf.Errorf(types.ErrIOFailure, "recording the result: %v", err)
 		}
 	}
-	return result, nil
+	return result, nil, nil
 }
 
 // undo runs DEL of the first delegates up to and including last. The result they
-// get is that of the delegate before last: last has made none.
-func (c *Chain) undo(ctx context.Context, last int, result *types100.Result) error {
+// get is that of the delegate before last when last has made none. stray is the
+// namespace they worked in when it is not the container's.
+func (c *Chain) undo(ctx context.Context, last int, result *types100.Result, stray *os.File) error {
 	if !undoes {
 		return nil
 	}
 	ran := *c
 	ran.Delegates = c.Delegates[:last+1]
-	ran.NetnsKnown = true
+	ran.NetnsKnown, ran.stray = true, stray
 	// A time-out of the whole ADD must not leave half of it behind.
 	err := ran.Del(context.WithoutCancel(ctx), result)
 	if err != nil {

@@ -31,8 +31,11 @@ type Chain struct {
 	// it finds there is not another container's.
 	NetnsKnown bool
 	// NetnsInode is the number of the container's namespace, by which DEL finds it
-	// when its path leads elsewhere; zero when it is not known.
+	// when its path leads elsewhere, and without which ADD would not notice that it
+	// does; zero when it is not known.
 	NetnsInode uint64
+
+	stray *os.File // the namespace to undo an ADD in that did not work in the container's; nil: the container's
 
 	Logger  *slog.Logger  // nil: silent
 	Stderr  io.Writer     // of the delegates; nil: our standard error

@@ -110,6 +110,9 @@ func (c *Chain) delAddress(ctx context.Context, d conf.Delegate, ip *types100.IP
 // needed and could not be made; the place is then an empty CNI_NETNS.
 func (c *Chain) place(result *types100.Result) (*place, []*types.Error) {
 	a := c.Attachment
+	if c.stray != nil {
+		return &place{netns: pathOf(c.stray)}, nil
+	}
 	if !c.NetnsGone && a.NetnsPath != "" && (c.NetnsKnown || !c.hasAnothers(a.NetnsPath, result)) {
 		if c.worksIn(a.NetnsPath, result) {
 			return &place{netns: a.NetnsPath}, nil

@@ -147,6 +147,10 @@ func peerOf(link netlink.Link) netlink.Link {
 	return peer
 }
 
+func statOf(f *os.File) (st unix.Stat_t, err error) {
+	return st, unix.Fstat(int(f.Fd()), &st)
+}
+
 // linkIn is the link of this name in a namespace, and its addresses; nil when
 // there is none to be seen.
 func linkIn(f *os.File, name string) (netlink.Link, []netlink.Addr) {

@@ -67,7 +67,7 @@ func (n *rootNetwork) Add(ctx context.Context, a *conf.Attachment) (*types100.Re
 	}
 	n.log.step("save the record")
 	if len(chain.Delegates) > 0 {
-		chain.AfterEach = n.note
+		chain.AfterEach, chain.NetnsInode = n.note, n.record.Netns.Inode
 		err := n.busy(chain, func() (err error) {
 			result, err = chain.Add(ctx, result)
 			return err
