@@ -51,7 +51,11 @@ import (
 	"github.com/ambi-cni/ambi/e2e/snapshot"
 )
 
-const patience = 3 * time.Second
+// patience bounds every conversation. It only ends what hangs: a machine may be slow.
+const patience = time.Minute
+
+// again is after how long a datagram is sent again, which may have been lost.
+const again = 3 * time.Second
 
 func main() {
 	if err := run(os.Args[1:]); err != nil {
@@ -218,18 +222,32 @@ func sharePort(_, _ string, raw syscall.RawConn) (err error) {
 }
 
 func printAnswer(conn net.Conn, network string) error {
-	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
-		return err
-	}
-	if network == "udp" {
-		if _, err := conn.Write([]byte("who am I?")); err != nil {
-			return err
-		}
-	}
 	b := make([]byte, 512)
-	n, err := conn.Read(b)
+	n, err := answer(conn, network == "udp", b)
 	fmt.Print(string(b[:n]))
 	return err
+}
+
+// answer reads what the server says; of UDP servers it asks until they do.
+func answer(conn net.Conn, ask bool, b []byte) (n int, err error) {
+	wait := patience
+	if ask {
+		wait = again
+	}
+	for end := time.Now().Add(patience); ; {
+		if ask {
+			if _, err := conn.Write([]byte("who am I?")); err != nil {
+				return 0, err
+			}
+		}
+		if err := conn.SetReadDeadline(time.Now().Add(wait)); err != nil {
+			return 0, err
+		}
+		n, err = conn.Read(b)
+		if !errors.Is(err, os.ErrDeadlineExceeded) || time.Now().After(end) {
+			return n, err
+		}
+	}
 }
 
 // localAddr is nil, for any, when text is empty.
