@@ -43,18 +43,18 @@ demo: build setup
 	@hack/demo
 
 test: build setup
-	AMBI_TEST_PLUGINS=$(TOOLS) $(GO) test -count=1 -timeout 15m ./...
+	AMBI_TEST_PLUGINS=$(TOOLS) $(GO) test -count=1 -p 4 -parallel 16 -timeout 60m ./...
 
 test-unit:
 	$(GO) test -count=1 -short ./cli/... ./conf/... ./docs/... ./plugin/... ./rootless/...
 
 test-race: setup
-	CGO_ENABLED=1 AMBI_TEST_PLUGINS=$(TOOLS) $(GO) test -race -short -count=1 -timeout 15m ./portmap/forward/... ./rootless/...
+	CGO_ENABLED=1 AMBI_TEST_PLUGINS=$(TOOLS) $(GO) test -race -short -count=1 -timeout 60m ./portmap/forward/... ./rootless/...
 
 # What an engine needs and cannot be installed is skipped, with the reason.
 e2e-callers: build setup
 	@hack/setup-callers
-	AMBI_TEST_CALLERS=1 $(GO) test -count=1 -v -parallel 2 -timeout 15m -run '^TestCallers' ./e2e
+	AMBI_TEST_CALLERS=1 $(GO) test -count=1 -v -parallel 2 -timeout 60m -run '^TestCallers' ./e2e
 
 # About a quarter of an hour for the forwarders and some minutes for the rest;
 # BENCH_FLAGS=-quick is one short round of everything.

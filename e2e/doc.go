@@ -5,7 +5,9 @@
 // # Machines
 //
 // Each script runs in a machine of its own: new network, mount and process
-// namespaces, an empty /run and /tmp, and a neighbour host one veth away. So
+// namespaces, an empty /run and /tmp, and a neighbour host one veth away. Most of its
+// time the kernel waits (namespaces and devices come and go by RCU), so that many more
+// run at once than there are processors: make test says how many. So
 // scripts run side by side, never touch the host, cannot leave anything behind
 // whatever happens in them, and can ask whether ambi did: "snapshot" before and
 // "unchanged" after compare the whole machine.
@@ -20,10 +22,15 @@
 //	                      path, $NAME_PID its pid
 //	stopns NAME           end that process
 //	inside NAME CMD…      run CMD in the namespace (& as usual)
-//	poll CMD…             run CMD until it succeeds, for half a minute at most
+//	poll CMD…             run CMD until it succeeds
 //	snapshot              remember the machine
-//	unchanged [SECONDS]   the machine is as remembered, now or within that time
-//	                      (a namespace made since has to be gone, too)
+//	unchanged             the machine is as remembered (a namespace made since has
+//	                      to be gone, too)
+//	unchanged eventually  the same, now or when the kernel and what leaves by itself
+//	                      have had their time
+//
+// No wait has a limit that a slow and busy machine could reach: what hangs is ended
+// after five minutes.
 //
 // and these programs: asuser CMD… (run as an unprivileged user), stranger CMD… (run as another one),
 // onneighbour CMD… (run on the neighbour host), fakeroot CMD… (unshare -Ur as the user), verb VERB

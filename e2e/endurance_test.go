@@ -26,8 +26,8 @@ const enduranceVariable = "AMBI_E2E_ENDURANCE"
 // The ordeals are for the rootless side: what no number of kills and attachments
 // may leave behind. Their inner halves run in machines, as a user.
 var ordeals = map[string]func(t *testing.T){
-	"add-killed-then-DEL": func(t *testing.T) { addKilled(t, "DEL", "") },
-	"add-killed-then-GC":  func(t *testing.T) { addKilled(t, "GC", `"cni.dev/valid-attachments":[]`) },
+	"add-killed-then-DEL": func(t *testing.T) { addKilled(t, 0, "DEL", "") },
+	"add-killed-then-GC":  func(t *testing.T) { addKilled(t, 0.5, "GC", `"cni.dev/valid-attachments":[]`) },
 	"add-group-killed":    addGroupKilled,
 	"helpers-killed":      helpersKilled,
 	"hundred":             hundred,
@@ -43,8 +43,10 @@ func TestEndurance(t *testing.T) {
 	if testing.Short() {
 		t.Skip("long")
 	}
+	t.Parallel()
 	for name := range ordeals {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			out, err := inMachine("^TestEnduranceInside$", enduranceVariable+"="+name).CombinedOutput()
 			t.Logf("%s", out)
 			require.NoError(t, err)
@@ -74,21 +76,31 @@ type box struct {
 // user is who calls ambi; no shell is between, so that the pid is the plugin's.
 var user = &syscall.Credential{Uid: 40001, Gid: 40001}
 
-func newBox(t *testing.T, id, config string) *box {
-	cmd := exec.Command("unshare", "-Urn", "sleep", "infinity")
+// startBox does not wait for its namespaces (await).
+func startBox(t *testing.T, id, config string) *box {
+	cmd := exec.Command("unshare", "-Urn", "sh", "-c", "ip link set lo up; exec sleep infinity")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: user}
 	require.NoError(t, cmd.Start())
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})
-	b := &box{t: t, id: id, pid: cmd.Process.Pid, config: config}
-	require.True(t, waitUntil(patience, func() bool {
+	return &box{t: t, id: id, pid: cmd.Process.Pid, config: config}
+}
+
+// newBox is a box that is there.
+func newBox(t *testing.T, id, config string) *box {
+	b := startBox(t, id, config)
+	b.await()
+	return b
+}
+
+// await returns when the namespaces are made and mapped and lo is up.
+func (b *box) await() {
+	require.True(b.t, waitUntil(patience, func() bool {
 		name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", b.pid))
 		return string(name) == "sleep\n"
-	}), "the namespace of %s", id)
-	b.inside("ip", "link", "set", "lo", "up")
-	return b
+	}), "the namespace of %s", b.id)
 }
 
 func (b *box) netns() string { return fmt.Sprintf("/proc/%d/ns/net", b.pid) }
@@ -163,11 +175,13 @@ func (b *box) duration() time.Duration {
 	return took[len(took)/2]
 }
 
-// killMoments is how many times ADD is killed.
+// killMoments is how many times ADD is killed in each way.
 const killMoments = 50
 
-// addKilled kills ADD at moments spread evenly over its run and a little more.
-func addKilled(t *testing.T, verb, members string) {
+// addKilled kills ADD at moments spread evenly over its run and a little more; phase,
+// from 0 to less than 1, is where they lie between those of the other addKilled.
+func addKilled(t *testing.T, phase float64, verb, members string) {
+	const killMoments = killMoments / 2
 	b := newBox(t, "box", onePort)
 	b.must("ADD", "") // so that what is learnt about slirp4netns is known
 	b.must("DEL", "")
@@ -177,7 +191,7 @@ func addKilled(t *testing.T, verb, members string) {
 	for i := range killMoments {
 		cmd, _ := b.command("ADD", "")
 		require.NoError(t, cmd.Start())
-		time.Sleep(took * time.Duration(i) / (killMoments - 5)) // the moment to be tested, not a wait
+		time.Sleep(time.Duration(float64(took) * (float64(i) + phase) / (killMoments - 3))) // the moment to be tested, not a wait
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		reached[stateOfRecord()]++
@@ -251,9 +265,9 @@ func kill(t *testing.T, name string) {
 	require.True(t, waitUntil(patience, func() bool { return !slices.Contains(processesNamed(name), pids[0]) }))
 }
 
-// helpersKilled kills slirp4netns and the supervisor, twenty times each.
+// helpersKilled kills slirp4netns and the supervisor, ten times each.
 func helpersKilled(t *testing.T) {
-	const times = 20
+	const times = 10
 	b := newBox(t, "box", onePort)
 	server := exec.Command("nsenter", "--net="+b.netns(), stage+"/plugins/peer", "tcp", ":80")
 	require.NoError(t, server.Start())
@@ -311,7 +325,10 @@ func hundred(t *testing.T) {
 	const many = 100
 	boxes := make([]*box, many)
 	for i := range boxes {
-		boxes[i] = newBox(t, fmt.Sprintf("box%d", i), fmt.Sprintf(`"runtimeConfig":{"portMappings":[{"hostPort":%d,"containerPort":80,"protocol":"tcp"}]}`, 20000+i))
+		boxes[i] = startBox(t, fmt.Sprintf("box%d", i), fmt.Sprintf(`"runtimeConfig":{"portMappings":[{"hostPort":%d,"containerPort":80,"protocol":"tcp"}]}`, 20000+i))
+	}
+	for _, b := range boxes {
+		b.await()
 	}
 	warm := newBox(t, "warm", "")
 	warm.must("ADD", "")

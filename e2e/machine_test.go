@@ -32,6 +32,7 @@ func TestScripts(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, to make machines out of namespaces")
 	}
+	t.Parallel()
 	scripts, err := filepath.Glob("testdata/*.txtar")
 	require.NoError(t, err)
 	require.NotEmpty(t, scripts)
@@ -59,7 +60,7 @@ func runInMachine(t *testing.T, script string) {
 // inMachine is this test binary in a new machine, running the inner test of the
 // given name.
 func inMachine(test string, env ...string) *exec.Cmd {
-	cmd := lab.Command(os.Args[0], "-test.run="+test, "-test.v", "-test.timeout=300s")
+	cmd := lab.Command(os.Args[0], "-test.run="+test, "-test.v", "-test.timeout=45m")
 	cmd.Env = append(os.Environ(), env...)
 	return cmd
 }

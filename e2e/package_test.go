@@ -109,7 +109,7 @@ func TestPackageInside(t *testing.T) {
 	written, err := layer()
 	require.NoError(t, err)
 	bash := func(script string) {
-		cmd := exec.Command("timeout", "-k", "5", "120", "bash", "-ex", "-c", script) // its conditions have no deadline of their own
+		cmd := exec.Command("timeout", "-k", "60", "1800", "bash", "-ex", "-c", script) // its conditions have no deadline of their own
 		cmd.Env = append(os.Environ(), "DEB="+stage+"/ambi.deb", "PATH="+stage+"/sbin:"+stage+"/plugins:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
 		out, err := cmd.CombinedOutput()
 		t.Logf("\n%s", out)

@@ -47,6 +47,7 @@ func TestReadme(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, to make machines out of namespaces")
 	}
+	t.Parallel()
 	require.NotEmpty(t, sessions(t))
 	out, err := inMachine("^TestReadmeInside$", "AMBI_E2E_README=1").CombinedOutput()
 	require.NoError(t, err, "%s", out)
@@ -105,7 +106,7 @@ mount -t overlay -o lowerdir=%[2]s/checkout,upperdir=%[1]s/upper,workdir=%[1]s/w
 }
 
 func (s session) run(t *testing.T) {
-	argv := []string{"timeout", "-k", "5", "240", "bash", "-e", "-m", "-c", s.text}
+	argv := []string{"timeout", "-k", "60", "1800", "bash", "-e", "-m", "-c", s.text}
 	if s.user {
 		argv = append([]string{stage + "/sbin/asuser"}, argv...)
 	}
