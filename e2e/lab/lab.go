@@ -55,17 +55,21 @@ func (m Machine) Furnish() error {
 }
 
 // forgetNamespaces unmounts the namespaces that others have mounted on the host (other
-// tests among them): they come and go, and would look like ours.
+// tests among them): they come and go, and would look like ours. One whose file is
+// removed on the host in this moment goes by itself: the kernel unmounts it everywhere.
 func forgetNamespaces() error {
 	mounts, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
 		return err
 	}
 	for line := range strings.Lines(string(mounts)) {
-		if fields := strings.Fields(line); len(fields) > 2 && fields[2] == "nsfs" {
-			if err := unix.Unmount(fields[1], unix.MNT_DETACH); err != nil {
-				return fmt.Errorf("unmounting %s: %w", fields[1], err)
-			}
+		fields := strings.Fields(line)
+		if len(fields) < 3 || fields[2] != "nsfs" {
+			continue
+		}
+		err := unix.Unmount(fields[1], unix.MNT_DETACH)
+		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
+			return fmt.Errorf("unmounting %s: %w", fields[1], err)
 		}
 	}
 	return nil
