@@ -87,6 +87,9 @@ func (d *datagrams) local(i int) (l localAddr) {
 		l.available = true
 	case c.header.Level == unix.SOL_IPV6 && c.header.Type == unix.IPV6_PKTINFO:
 		info := (*unix.Inet6Pktinfo)(unsafe.Pointer(&c.info))
+		if info.Addr[0] == 0xff {
+			return l // multicast: the answer comes from what the kernel chooses
+		}
 		l.ip, l.available = info.Addr, true
 		if l.ip[0] == 0xfe && l.ip[1]&0xc0 == 0x80 {
 			l.iface = info.Ifindex

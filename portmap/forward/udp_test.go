@@ -123,6 +123,22 @@ func TestAnswerComesFromTheAddressUsed(t *testing.T) {
 	}
 }
 
+// Every host listens to ff02::1, which is no address that an answer could come from.
+// The index of eth0 is 2.
+func TestAnswerToAMulticastDatagram(t *testing.T) {
+	l := newLab(t)
+	l.serveUDP("[::]:53", echoDatagrams)
+	l.publish(mapping(conf.UDP, 5353, 53))
+	c := l.packet(l.client, "[::]:0")
+	l.eventually("an answer comes", func() bool {
+		_, err := c.WriteToUDPAddrPort([]byte("?"), netip.MustParseAddrPort("[ff02::1%2]:5353"))
+		require.NoError(t, err)
+		require.NoError(t, c.SetReadDeadline(time.Now().Add(time.Second)))
+		_, _, err = c.ReadFromUDPAddrPort(make([]byte, 10))
+		return err == nil
+	})
+}
+
 func TestThousandsOfUDPClientsGetTheirOwnAnswers(t *testing.T) {
 	clients := 10000
 	if testing.Short() || raceEnabled {
