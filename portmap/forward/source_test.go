@@ -4,6 +4,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"testing"
 	"time"
 
@@ -162,6 +163,22 @@ func TestClientDoesNotLoseItsAddressByItsPort(t *testing.T) {
 			require.Zero(t, s.GatewayFallbacks)
 		})
 	}
+}
+
+// Clients have their own ports inside, and may have every one that the kernel would
+// choose from. Others still get in.
+func TestClientsDoNotUseUpThePortsInside(t *testing.T) {
+	l := newLab(t)
+	l.in(l.container, func() {
+		require.NoError(t, os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", []byte("40000 40009"), 0))
+	})
+	l.serveReport(conf.TCP, "[::]:80")
+	l.publish(mapping(conf.TCP, 8080, 80))
+	for port := range uint16(10) {
+		require.Equal(t, clientFour.String(), l.seenFrom(conf.TCP, from(40000+port), to(8080)))
+	}
+	require.Equal(t, gatewayFour.String(), l.seen(conf.TCP, l.host, loopbackFour, 8080))
+	require.Equal(t, clientFour.String(), l.seenFrom(conf.TCP, from(40000), netip.AddrPortFrom(hostSecond, 8080)))
 }
 
 // Nobody outside has these addresses, and the service would take some of them for its

@@ -1,6 +1,7 @@
 package forward
 
 import (
+	"math/rand/v2"
 	"net/netip"
 	"time"
 
@@ -131,10 +132,30 @@ func (t *target) connect(fd int32, from *sockaddr, port uint16, w *worker) unix.
 		setCongestion(fd, unpaced) // slower without
 	}
 	to := newSockaddr(t.container, port)
-	if errno := sysConnect(fd, &to); errno != unix.EINPROGRESS {
+	errno := sysConnect(fd, &to)
+	if errno == unix.EADDRNOTAVAIL && from.port() == 0 {
+		errno = connectAnywhere(fd, from, &to)
+	}
+	if errno != unix.EINPROGRESS {
 		return errno
 	}
 	return 0
+}
+
+// connectAnywhere is for when the kernel has no port to choose: it passes over every
+// one that a socket has been bound to, whatever the address, and each client may have
+// bound its own. Most are free for this address nevertheless.
+func connectAnywhere(fd int32, from, to *sockaddr) unix.Errno {
+	const tries, first = 16, 1024
+	sysSetInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	at := *from
+	for range tries {
+		at.setPort(uint16(first + rand.IntN(1<<16-first)))
+		if sysBind(fd, &at) == 0 {
+			return sysConnect(fd, to)
+		}
+	}
+	return unix.EADDRNOTAVAIL
 }
 
 // refuse resets a client that no connection to the service could be started for.
