@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -442,27 +441,6 @@ func freed(ctx context.Context, f *os.File, patience time.Duration) bool {
 			return false
 		}
 	}
-}
-
-// holding finds the other processes that have the file open. /proc is the only
-// way: the lock shows the one who took it, which may be gone.
-func holding(f *os.File) []record.Process {
-	want, err := f.Stat()
-	if err != nil {
-		return nil
-	}
-	var found []record.Process
-	links, _ := filepath.Glob("/proc/[0-9]*/fd/*")
-	for _, link := range links {
-		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(filepath.Dir(link))))
-		if st, err := os.Stat(link); err != nil || pid == os.Getpid() || !os.SameFile(st, want) {
-			continue
-		}
-		if p, err := identify(pid); err == nil && !slices.Contains(found, p) {
-			found = append(found, p)
-		}
-	}
-	return found
 }
 
 // cleanInside removes the routing rules that a killed supervisor left in the
