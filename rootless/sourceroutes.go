@@ -72,10 +72,11 @@ func (in *inside) AddPort(protocol conf.Protocol, port uint16) error {
 	if added == (portRange{}) {
 		return nil
 	}
-	if err := in.rule(protocol, added, in.link.RuleAdd); err != nil && !errors.Is(err, unix.EEXIST) {
-		return err
+	err := in.replaceRules(protocol, gone, []portRange{added})
+	if err != nil {
+		in.rules[protocol].remove(port)
 	}
-	return in.deleteRules(protocol, gone)
+	return err
 }
 
 // leaveAtOnce has RemovePort and RemoveClient do nothing, as removeSourceRoutes is
@@ -95,34 +96,48 @@ func (in *inside) RemovePort(protocol conf.Protocol, port uint16) error {
 		return nil
 	}
 	added, gone := in.rules[protocol].remove(port)
-	for _, r := range added {
-		if err := in.rule(protocol, r, in.link.RuleAdd); err != nil && !errors.Is(err, unix.EEXIST) {
-			return err
-		}
-	}
 	if gone == (portRange{}) {
 		return nil
 	}
-	return in.deleteRules(protocol, []portRange{gone})
+	err := in.replaceRules(protocol, []portRange{gone}, added)
+	if err != nil {
+		in.rules[protocol].add(port)
+	}
+	return err
+}
+
+// replaceRules changes rules, the new ones first, so that no port is without one. After
+// an error they are as before, as far as the kernel lets us.
+func (in *inside) replaceRules(protocol conf.Protocol, before, after []portRange) error {
+	err := in.addRules(protocol, after)
+	if err == nil {
+		err = in.deleteRules(protocol, before)
+	}
+	if err != nil {
+		_ = in.addRules(protocol, before)
+		_ = in.deleteRules(protocol, after)
+	}
+	return err
+}
+
+func (in *inside) addRules(protocol conf.Protocol, ranges []portRange) error {
+	return in.eachRule(protocol, ranges, func(r *netlink.Rule) error { return ignoring(in.link.RuleAdd(r), unix.EEXIST) })
 }
 
 func (in *inside) deleteRules(protocol conf.Protocol, ranges []portRange) error {
-	for _, r := range ranges {
-		if err := in.rule(protocol, r, in.link.RuleDel); err != nil && !errors.Is(err, unix.ENOENT) {
-			return err
-		}
-	}
-	return nil
+	return in.eachRule(protocol, ranges, func(r *netlink.Rule) error { return ignoring(in.link.RuleDel(r), unix.ENOENT) })
 }
 
-func (in *inside) rule(protocol conf.Protocol, ports portRange, do func(*netlink.Rule) error) error {
-	for _, family := range in.families() {
-		r := netlink.NewRule()
-		r.Family, r.Priority, r.Table = family, rulePriority, in.table.of(protocol)
-		r.IifName, r.IPProto = "lo", ipProto(protocol)
-		r.Sport = netlink.NewRulePortRange(ports.first, ports.last)
-		if err := do(r); err != nil {
-			return fmt.Errorf("routing rule for %s ports %d-%d inside the container's namespace: %w", protocol, ports.first, ports.last, err)
+func (in *inside) eachRule(protocol conf.Protocol, ranges []portRange, do func(*netlink.Rule) error) error {
+	for _, ports := range ranges {
+		for _, family := range in.families() {
+			r := netlink.NewRule()
+			r.Family, r.Priority, r.Table = family, rulePriority, in.table.of(protocol)
+			r.IifName, r.IPProto = "lo", ipProto(protocol)
+			r.Sport = netlink.NewRulePortRange(ports.first, ports.last)
+			if err := do(r); err != nil {
+				return fmt.Errorf("routing rule for %s ports %d-%d inside the container's namespace: %w", protocol, ports.first, ports.last, err)
+			}
 		}
 	}
 	return nil

@@ -2,9 +2,14 @@ package rootless
 
 import (
 	"fmt"
+	"net/netip"
+	"os"
+	"runtime"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
 )
@@ -30,4 +35,53 @@ func TestTablesOf(t *testing.T) {
 	for _, name := range []string{"", "fifteen-letters", "ü"} {
 		require.Equal(t, 0x616d, tablesOf(key("box", name)).udp>>16, name)
 	}
+}
+
+// A rule that the kernel refused is not taken for one that is there, nor one that could
+// not be deleted for one that is gone: the next call tries again.
+func TestPortsAndRulesStayInStep(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to make a network namespace")
+	}
+	runtime.LockOSThread() // for good: the thread goes with its namespace
+	require.NoError(t, unix.Unshare(unix.CLONE_NEWNET))
+	in := &inside{
+		link:  &netlink.Handle{}, // a socket of its own for each request
+		plan:  &plan{IPv6: family{Addresses: []netip.Prefix{netip.MustParsePrefix("fd00::64/64")}}},
+		table: tablesOf(conf.Key{}), rules: map[conf.Protocol]*portRanges{conf.TCP: {}},
+	}
+	rules := func() (ports []string) {
+		for _, family := range in.families() {
+			have, err := in.link.RuleList(family)
+			require.NoError(t, err)
+			for _, r := range have {
+				if r.Priority == rulePriority {
+					ports = append(ports, fmt.Sprintf("%s %d-%d", familyName(family), r.Sport.Start, r.Sport.End))
+				}
+			}
+		}
+		return ports
+	}
+	refused := func(do func(conf.Protocol, uint16) error, port uint16) {
+		t.Helper()
+		var limit unix.Rlimit
+		require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
+		require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 0, Max: limit.Max}))
+		err := do(conf.TCP, port)
+		require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit))
+		require.ErrorIs(t, err, unix.EMFILE)
+	}
+	refused(in.AddPort, 80)
+	require.NoError(t, in.AddPort(conf.TCP, 80))
+	require.Equal(t, []string{"IPv4 80-80", "IPv6 80-80"}, rules())
+	refused(in.AddPort, 81)
+	require.NoError(t, in.AddPort(conf.TCP, 81))
+	require.Equal(t, []string{"IPv4 80-81", "IPv6 80-81"}, rules())
+	refused(in.RemovePort, 80)
+	require.Equal(t, []string{"IPv4 80-81", "IPv6 80-81"}, rules())
+	require.NoError(t, in.RemovePort(conf.TCP, 80))
+	require.Equal(t, []string{"IPv4 81-81", "IPv6 81-81"}, rules())
+	refused(in.RemovePort, 81)
+	require.NoError(t, in.RemovePort(conf.TCP, 81))
+	require.Empty(t, rules())
 }
