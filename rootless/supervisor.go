@@ -196,11 +196,13 @@ func newSupervisor(config supervisorConfig) (*supervisor, error) {
 	listener.Close()
 	control := l.(*net.UnixListener)
 	control.SetUnlinkOnClose(false)
-	var folder unix.Stat_t
-	if err := unix.Stat(config.StateDir, &folder); err != nil {
-		return nil, fmt.Errorf("state folder %s: %w", config.StateDir, err)
+	// Of a file in the state folder: the folder itself may be closed to a subordinate uid
+	// that the user namespace does not map its owner to.
+	var file unix.Stat_t
+	if err := unix.Fstat(aliveFD, &file); err != nil {
+		return nil, fmt.Errorf("lock of the supervisor: %w", err)
 	}
-	s := &supervisor{config: config, log: log, since: time.Now(), owner: int(folder.Uid), control: control, signals: make(chan os.Signal, 1), stopped: make(chan struct{})}
+	s := &supervisor{config: config, log: log, since: time.Now(), owner: int(file.Uid), control: control, signals: make(chan os.Signal, 1), stopped: make(chan struct{})}
 	// From the start, so that a signal in the middle of it is kept for after it.
 	signal.Notify(s.signals, unix.SIGTERM, unix.SIGINT)
 	signal.Ignore(unix.SIGHUP, unix.SIGPIPE)

@@ -88,11 +88,23 @@ func isOwnUserNamespace(f *os.File) bool {
 	return err == nil && os.SameFile(own, other)
 }
 
-// mayJoin says whether setns(2) into the user namespace would be allowed: the one
-// who made it has all capabilities in it.
-func mayJoin(owner *os.File) bool {
-	uid, err := unix.IoctlGetUint32(int(owner.Fd()), unix.NS_GET_OWNER_UID)
-	return err == nil && int(uid) == os.Geteuid()
+// mayJoin says whether setns(2) into the user namespace would be allowed: who has made
+// it from here, or the one of its ancestors that was made from here, has all
+// capabilities in it (user_namespaces(7), "Capabilities").
+func mayJoin(target *os.File) bool {
+	for ns := target; ; {
+		fd, err := unix.IoctlRetInt(int(ns.Fd()), unix.NS_GET_PARENT)
+		if err != nil {
+			return false // EPERM: it is not below ours
+		}
+		parent := os.NewFile(uintptr(fd), "parent user namespace")
+		defer parent.Close()
+		if isOwnUserNamespace(parent) {
+			uid, err := unix.IoctlGetUint32(int(ns.Fd()), unix.NS_GET_OWNER_UID)
+			return err == nil && int(uid) == os.Geteuid()
+		}
+		ns = parent
+	}
 }
 
 // haveCapability says whether the capability is in our effective set.
