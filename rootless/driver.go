@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/netip"
@@ -112,19 +113,48 @@ func (d *driver) writeCache(dir string) {
 	}
 }
 
-// probePatience is for a program that is not slirp4netns and waits for something.
-const probePatience = 10 * time.Second
+// The bounds of a program that is not slirp4netns, and waits for something or says
+// without end.
+const (
+	probePatience = 10 * time.Second
+	probeLimit    = 64 << 10
+)
 
-func (d *driver) probe() error {
+// askProgram runs a program with an option that it answers by text. With an error the
+// text is what it said before.
+func askProgram(path, option string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), probePatience)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, d.Path, "--help")
+	cmd := exec.CommandContext(ctx, path, option)
 	cmd.WaitDelay = time.Second // for output that a child of it holds open
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		return conf.Errorf(conf.ErrPluginNotAvailable, "asking %s for its options (--help): %v: %s; %s", d.Path, err, lastLines(string(out), 3), installHint)
+	var said limitedText
+	cmd.Stdout, cmd.Stderr = &said, &said
+	err := cmd.Run()
+	if said.full {
+		err = fmt.Errorf("it says more than %d bytes", probeLimit)
 	}
-	d.Features = parseHelp(string(out))
+	return said.String(), err
+}
+
+// limitedText takes so much; then whoever writes gets no further.
+type limitedText struct {
+	strings.Builder
+	full bool
+}
+
+func (l *limitedText) Write(b []byte) (int, error) {
+	if l.full = l.full || l.Len()+len(b) > probeLimit; l.full {
+		return 0, io.ErrShortWrite
+	}
+	return l.Builder.Write(b)
+}
+
+func (d *driver) probe() error {
+	out, err := askProgram(d.Path, "--help")
+	if err != nil {
+		return conf.Errorf(conf.ErrPluginNotAvailable, "asking %s for its options (--help): %v: %s; %s", d.Path, err, lastLines(out, 3), installHint)
+	}
+	d.Features = parseHelp(out)
 	if !d.Features["netns-type"] || !d.Features["ready-fd"] || !d.Features["exit-fd"] {
 		return conf.Errorf(conf.ErrPluginNotAvailable, "%s is too old: it lacks --netns-type, --ready-fd or --exit-fd; version 0.4.0 or newer is needed", d.Path)
 	}

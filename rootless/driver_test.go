@@ -160,6 +160,9 @@ func TestFindDriverFails(t *testing.T) {
 	old, _ := fakeDriver(t, "-m, --mtu=MTU")
 	broken := filepath.Join(t.TempDir(), "slirp4netns")
 	require.NoError(t, os.WriteFile(broken, []byte("#!/bin/sh\necho no library >&2\nexit 127\n"), 0o755))
+	// As much as a test may have of what has no end.
+	endless := filepath.Join(t.TempDir(), "slirp4netns")
+	require.NoError(t, os.WriteFile(endless, []byte("#!/bin/sh\nyes 'no help' | head -c 20000000\n"), 0o755))
 	for _, tt := range []struct {
 		name, path string
 		texts      []string
@@ -168,6 +171,7 @@ func TestFindDriverFails(t *testing.T) {
 		{"not a program", "/dev/null", []string{"/dev/null", "permission denied"}},
 		{"too old", old, []string{old, "too old", "0.4.0"}},
 		{"broken", broken, []string{broken, "no library"}},
+		{"endless", endless, []string{endless, "more than 65536 bytes"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := findDriver(tt.path, t.TempDir())

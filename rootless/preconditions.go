@@ -3,7 +3,6 @@ package rootless
 import (
 	"errors"
 	"fmt"
-	"os/exec"
 	"slices"
 	"strings"
 
@@ -34,8 +33,8 @@ func LookAtDriver(configured string) (*DriverInfo, error) {
 			info.Lacks = append(info.Lacks, f)
 		}
 	}
-	if out, err := exec.Command(path, "--version").Output(); err == nil {
-		first, _, _ := strings.Cut(string(out), "\n")
+	if out, err := askProgram(path, "--version"); err == nil {
+		first, _, _ := strings.Cut(out, "\n")
 		info.Version = strings.TrimSpace(strings.TrimPrefix(first, "slirp4netns version "))
 	}
 	return info, nil
