@@ -6,6 +6,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/conf"
 )
 
 // After its start a supervisor has two capabilities left (capabilities(7)) of the
@@ -37,7 +39,8 @@ func dropCapabilities(owner int) error {
 	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET,
 		uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&data[0])), 0)
 	if errno != 0 {
-		return errno
+		// ENOTSUP: with cgo there may be threads that Go does not know.
+		return conf.Errorf(conf.ErrNetwork, "giving up the supervisor's capabilities: %v; a binary that was built with cgo cannot do it, build with CGO_ENABLED=0", errno)
 	}
 	return nil
 }

@@ -80,7 +80,7 @@ func startSlirp(c *slirpConfig) (*slirp, error) {
 		}
 	}
 	s.cmd.Args = append(s.cmd.Args, fmt.Sprintf("--exit-fd=%d", slirpExitFD), fmt.Sprintf("--ready-fd=%d", slirpReadyFD),
-		fmt.Sprintf("/proc/self/fd/%d", slirpNetnsFD), c.IfName)
+		"--", fmt.Sprintf("/proc/self/fd/%d", slirpNetnsFD), c.IfName) // an interface may be called --help
 	err = s.cmd.Start()
 	// Our copy of the write end goes at once, so that a driver that dies is the end
 	// of file on the read end and not a time-out.

@@ -1,6 +1,7 @@
 package rootless
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -113,7 +114,8 @@ func Supervise() int {
 	// scheduler; one more has the control socket answered meanwhile.
 	runtime.GOMAXPROCS(runtime.NumCPU() + 1)
 	_ = os.WriteFile("/proc/self/comm", []byte("ambi"), 0) // not "exe", for ps and pgrep
-	keepDescriptors()                                      // or the driver would hold the published ports, too
+	forgetCaller()
+	keepDescriptors() // or the driver would hold the published ports, too
 	ready := os.NewFile(readyFD, "ready pipe")
 	config, err := readConfig()
 	if err != nil {
@@ -129,7 +131,11 @@ func Supervise() int {
 	if err != nil {
 		return tellFailure(ready, err)
 	}
-	if err := s.start(); err != nil {
+	err = s.start()
+	if err == nil {
+		err = dropCapabilities(s.owner)
+	}
+	if err != nil {
 		s.log.Error("start", "error", err)
 		code := tellFailure(ready, err)
 		s.leave()
@@ -144,6 +150,20 @@ func Supervise() int {
 	s.settle()
 	s.run()
 	return 0
+}
+
+// forgetCaller leaves what is inherited without being asked for, for the driver as well.
+func forgetCaller() {
+	unix.Umask(0o077)
+	unspare("/proc/self/oom_score_adj")
+}
+
+// unspare: an engine that the kernel shall spare (proc_pid_oom_score_adj(5)) does not speak
+// for what its containers use. To be killed more readily than others may be meant.
+func unspare(file string) {
+	if b, err := os.ReadFile(file); err == nil && bytes.HasPrefix(b, []byte("-")) {
+		_ = os.WriteFile(file, []byte("0"), 0)
+	}
 }
 
 // readConfig reads the configuration and closes what is of no use after it.
@@ -306,9 +326,6 @@ func (s *supervisor) inherited() []forward.Socket {
 
 // settle gives back what only the start needed.
 func (s *supervisor) settle() {
-	if err := dropCapabilities(s.owner); err != nil {
-		s.log.Warn("dropping capabilities", "error", err)
-	}
 	s.config.Sockets = nil
 	// An idle supervisor is memory times containers: collect early, keep little.
 	debug.SetGCPercent(50)
