@@ -72,6 +72,9 @@ func (c *Chain) addOne(ctx context.Context, i int, d conf.Delegate, prev *types1
 	if err != nil {
 		return nil, nil, err
 	}
+	if err := bounded(result); err != nil {
+		return nil, nil, err
+	}
 	if stray := c.strayed(container, result); stray != nil {
 		return result, stray, c.swapped()
 	}

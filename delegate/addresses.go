@@ -5,7 +5,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -80,10 +79,12 @@ func (c *Chain) resultOf(dir string) *types100.Result {
 func (c *Chain) Holders() []types.GCAttachment {
 	dir := c.store()
 	var holders []types.GCAttachment
+	seen := map[types.GCAttachment]bool{}
 	for _, ip := range storedIn(dir) {
 		o, taken := readOwner(dir, ip)
 		holder := types.GCAttachment{ContainerID: o.containerID, IfName: o.ifName}
-		if taken && o.ifName != "" && !slices.Contains(holders, holder) {
+		if taken && o.ifName != "" && !seen[holder] {
+			seen[holder] = true
 			holders = append(holders, holder)
 		}
 	}

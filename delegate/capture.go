@@ -11,7 +11,7 @@ import (
 
 // mostOutput is how much of a plugin's output is kept; a result is a few
 // kilobytes. The rest is read and thrown away, so that the plugin can end.
-const mostOutput = 16 << 20
+const mostOutput = 4 << 20
 
 // capture collects what a plugin prints into a pipe, and passes it on at once to
 // another writer if there is one.

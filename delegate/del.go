@@ -70,7 +70,7 @@ func (c *Chain) delOne(ctx context.Context, d conf.Delegate, netns string, resul
 	if _, addresses := lookOf(c.Attachment.IfName, result); len(addresses) < 2 {
 		return nil
 	}
-	for _, ip := range result.IPs {
+	for _, ip := range result.IPs[:min(len(result.IPs), mostEntries)] {
 		if err := c.delAddress(ctx, d, ip, result); err != nil && !saysAbsent(err) {
 			return err
 		}

@@ -171,9 +171,11 @@ func linkIn(f *os.File, name string) (netlink.Link, []netlink.Addr) {
 }
 
 func haveCommon(there []netlink.Addr, addresses []*net.IPNet) bool {
-	return slices.ContainsFunc(there, func(a netlink.Addr) bool {
-		return slices.ContainsFunc(addresses, func(b *net.IPNet) bool { return a.IP.Equal(b.IP) })
-	})
+	wanted := map[string]bool{}
+	for _, a := range addresses {
+		wanted[a.IP.String()] = true
+	}
+	return slices.ContainsFunc(there, func(a netlink.Addr) bool { return wanted[a.IP.String()] })
 }
 
 // isConnected says whether the other end of a veth is a port of the bridge that

@@ -45,6 +45,19 @@ func decodeResult(out []byte, asked string) (*types100.Result, error) {
 	return newest, nil
 }
 
+// mostEntries is how many interfaces, addresses and routes each a delegate's result
+// may have; real ones have a few. Each address is put on a stand-in at a late DEL, and
+// may cost a plugin's run there.
+const mostEntries = 1000
+
+// bounded refuses, with code 6, a result that is too long to be undone in time.
+func bounded(result *types100.Result) error {
+	if n := max(len(result.Interfaces), len(result.IPs), len(result.Routes)); n > mostEntries {
+		return conf.Errorf(types.ErrDecodingFailure, "its result has a list of %d entries, %d are allowed; correct the plugin or what it is configured with", n, mostEntries)
+	}
+	return nil
+}
+
 // nonNulls is a list without null in it, which the library would follow when it
 // converts the result.
 type nonNulls struct{}

@@ -84,7 +84,9 @@ func furnish(ifName string, result *types100.Result) error {
 	}
 	// A host may switch IPv6 off for new interfaces and on for containers.
 	_ = os.WriteFile(filepath.Join("/proc/sys/net/ipv6/conf", ifName, "disable_ipv6"), []byte("0"), 0)
-	for _, address := range addresses {
+	// The chain's own come first, those of a prevResult behind them; the kernel compares
+	// each with all before it.
+	for _, address := range addresses[:min(len(addresses), mostEntries)] {
 		err := netlink.AddrAdd(veth, &netlink.Addr{IPNet: address})
 		if err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("address %s: %w", address, err)

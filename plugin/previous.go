@@ -3,7 +3,6 @@ package plugin
 import (
 	"slices"
 
-	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 )
 
@@ -16,27 +15,47 @@ func withPrevious(prev, result *types100.Result) *types100.Result {
 		return result
 	}
 	joined := *result
+	joined.Interfaces, joined.IPs, joined.Routes = slices.Clone(result.Interfaces), slices.Clone(result.IPs), slices.Clone(result.Routes)
 	places := make([]int, len(prev.Interfaces)) // of prev's interfaces in the joined result
-	for i, p := range prev.Interfaces {
-		places[i] = slices.IndexFunc(joined.Interfaces, func(o *types100.Interface) bool { return o.Name == p.Name && o.Sandbox == p.Sandbox })
-		if places[i] < 0 {
-			places[i] = len(joined.Interfaces)
-			joined.Interfaces = append(slices.Clone(joined.Interfaces), p)
+	known := map[types100.Interface]int{}       // by name and sandbox alone
+	nameOf := func(i *types100.Interface) types100.Interface {
+		return types100.Interface{Name: i.Name, Sandbox: i.Sandbox}
+	}
+	for n, i := range slices.Backward(result.Interfaces) {
+		known[nameOf(i)] = n // the first counts
+	}
+	for n, p := range prev.Interfaces {
+		place, there := known[nameOf(p)]
+		if !there {
+			place = len(joined.Interfaces)
+			known[nameOf(p)] = place
+			joined.Interfaces = append(joined.Interfaces, p)
 		}
+		places[n] = place
+	}
+	seen := map[string]bool{}
+	for _, ip := range result.IPs {
+		seen[ip.Address.String()] = true
 	}
 	for _, p := range prev.IPs {
-		if slices.ContainsFunc(joined.IPs, func(o *types100.IPConfig) bool { return o.Address.String() == p.Address.String() }) {
+		if seen[p.Address.String()] {
 			continue
 		}
+		seen[p.Address.String()] = true
 		ip := *p
 		if p.Interface != nil && *p.Interface >= 0 && *p.Interface < len(places) {
 			ip.Interface = types100.Int(places[*p.Interface])
 		}
-		joined.IPs = append(slices.Clone(joined.IPs), &ip)
+		joined.IPs = append(joined.IPs, &ip)
+	}
+	routes := map[string]bool{}
+	for _, r := range result.Routes {
+		routes[r.String()] = true
 	}
 	for _, p := range prev.Routes {
-		if !slices.ContainsFunc(joined.Routes, func(o *types.Route) bool { return o.String() == p.String() }) {
-			joined.Routes = append(slices.Clone(joined.Routes), p)
+		if !routes[p.String()] {
+			routes[p.String()] = true
+			joined.Routes = append(joined.Routes, p)
 		}
 	}
 	if joined.DNS.IsEmpty() {

@@ -2,11 +2,31 @@ package plugin
 
 import (
 	"encoding/json"
+	"net"
+	"strconv"
 	"testing"
 
+	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/stretchr/testify/require"
 )
+
+// TestWithPreviousIsLinear: a quadratic one takes longer than a test may.
+func TestWithPreviousIsLinear(t *testing.T) {
+	const n = 50_000
+	prev := &types100.Result{}
+	for i := range n {
+		at := net.IPNet{IP: net.IPv4(10, byte(i>>16), byte(i>>8), byte(i)), Mask: net.CIDRMask(32, 32)}
+		prev.Interfaces = append(prev.Interfaces, &types100.Interface{Name: strconv.Itoa(i), Sandbox: "/run/netns/c"})
+		prev.IPs = append(prev.IPs, &types100.IPConfig{Address: at, Interface: types100.Int(i)})
+		prev.Routes = append(prev.Routes, &types.Route{Dst: at})
+	}
+	joined := withPrevious(prev, &types100.Result{Interfaces: []*types100.Interface{{Name: "eth0"}}})
+	require.Len(t, joined.Interfaces, n+1)
+	require.Len(t, joined.IPs, n)
+	require.Len(t, joined.Routes, n)
+	require.Equal(t, n, *joined.IPs[n-1].Interface)
+}
 
 func TestWithPrevious(t *testing.T) {
 	const (
