@@ -260,7 +260,10 @@ func (n *rootNetwork) portsFree(ctx context.Context, a *conf.Attachment, chain *
 	if err != nil {
 		return nil, err
 	}
-	p := foreseen(a, chain, prev)
+	p, err := foreseen(a, chain, prev)
+	if err != nil {
+		return nil, err
+	}
 	p.Ports, n.record.Ports = n.servable(a.Key, p.Ports, p.IPs), n.servable(a.Key, a.Ports, p.IPs)
 	if len(n.record.Ports) == 0 {
 		return nil, nil
@@ -292,11 +295,11 @@ func isInUse(err error) bool {
 // foreseen is what is known of the ports to be published before the container has
 // addresses. When not even their families are known, the ports of every address
 // are left out: they may turn out to be of the other family than those in use.
-func foreseen(a *conf.Attachment, chain *delegate.Chain, prev *types100.Result) nat.Published {
-	p := nat.Published{Owner: a.Key, Ports: a.Ports}
+func foreseen(a *conf.Attachment, chain *delegate.Chain, prev *types100.Result) (p nat.Published, err error) {
+	p = nat.Published{Owner: a.Key, Ports: a.Ports}
 	if len(chain.Delegates) == 0 && prev != nil {
-		p.IPs = containerIPs(prev, a.IfName)
-		return p
+		p.IPs, _, err = nat.Targets(containerIPs(prev, a.IfName))
+		return p, err
 	}
 	v4, v6 := chain.Families()
 	if !v4 && !v6 {
@@ -309,11 +312,17 @@ func foreseen(a *conf.Attachment, chain *delegate.Chain, prev *types100.Result) 
 	if v6 {
 		p.IPs = append(p.IPs, netip.IPv6Unspecified())
 	}
-	return p
+	return p, nil
 }
 
 func (n *rootNetwork) publish(ctx context.Context, a *conf.Attachment, backend nat.Backend, result *types100.Result) error {
-	ips := containerIPs(result, a.IfName)
+	ips, refused, err := nat.Targets(containerIPs(result, a.IfName))
+	if err != nil {
+		return err
+	}
+	if len(refused) > 0 {
+		n.log.Warn("addresses of the result that are not the container's", "attachment", a.Key, "addresses", refused)
+	}
 	if n.record.Ports = n.servable(a.Key, n.record.Ports, ips); len(n.record.Ports) == 0 {
 		return nil
 	}
@@ -326,7 +335,7 @@ func (n *rootNetwork) publish(ctx context.Context, a *conf.Attachment, backend n
 	}
 	// Only with the container's addresses it is known that somebody else has a port
 	// when the delegates do not tell their families before.
-	err := backend.Add(ctx, published(n.record))
+	err = backend.Add(ctx, published(n.record))
 	if isInUse(err) {
 		n.evict(ctx)
 		err = backend.Add(ctx, published(n.record))
