@@ -11,15 +11,21 @@
 package main
 
 import (
+	_ "embed" // for VERSION
 	"os"
-	"runtime/debug"
+	"strings"
 
 	"github.com/ambi-cni/ambi/plugin"
 	"github.com/ambi-cni/ambi/rootless"
 )
 
-// version is set by the build (-ldflags -X main.version=…).
+// version is set by the build (-ldflags -X main.version=…), see hack/version.
 var version string
+
+// number is the release that a build without it comes from, or comes before.
+//
+//go:embed VERSION
+var number string
 
 func main() { os.Exit(run()) }
 
@@ -37,14 +43,13 @@ func run() int {
 	return plugin.Main(about()) // tells about itself
 }
 
+// about is what the plugin says of itself without CNI_COMMAND. Nomad takes the first
+// word that is a semantic version for the plugin's.
 func about() string { return "CNI plugin ambi " + buildVersion() }
 
 func buildVersion() string {
 	if version != "" {
 		return version
 	}
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "(unknown version)"
+	return strings.TrimSpace(number)
 }

@@ -259,7 +259,9 @@ func licensed(id string) []licence {
 	return []licence{l}
 }
 
-func purl(path, version string) string { return "pkg:golang/" + path + "@" + version }
+func purl(path, version string) string {
+	return "pkg:golang/" + path + "@" + strings.ReplaceAll(version, "+", "%2B")
+}
 
 // bill is the bill of materials.
 func (c *contents) bill(version string) bill {
