@@ -148,13 +148,18 @@ func (r reader) hasChain(name string) (bool, error) {
 	return err == nil, err
 }
 
+// rulesPerChain counts a rule once. The kernel goes on with the next part of a list at a
+// number, and lists the same rules again when somebody has put others before them into
+// a transaction meanwhile; it says that a list was interrupted only after the commit.
 func (r reader) rulesPerChain() (map[string]int, error) {
-	rules := map[string]int{}
+	rules, listed := map[string]int{}, map[string]bool{}
 	m := nftMessage(unix.NFT_MSG_GETRULE, 0, attrs(nil).text(unix.NFTA_RULE_TABLE, tableName))
 	err := r.dump(m, func(data []byte) bool {
 		data = data[min(headerSize, len(data)):]
 		// Older kernels list the rules of all tables.
-		if parseName(findAttr(data, unix.NFTA_RULE_TABLE)) == tableName {
+		handle := string(findAttr(data, unix.NFTA_RULE_HANDLE))
+		if parseName(findAttr(data, unix.NFTA_RULE_TABLE)) == tableName && !listed[handle] {
+			listed[handle] = true
 			rules[parseName(findAttr(data, unix.NFTA_RULE_CHAIN))]++
 		}
 		return true
