@@ -2,6 +2,7 @@ package nat
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"net"
 	"net/netip"
@@ -10,6 +11,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,9 +23,34 @@ import (
 	"github.com/ambi-cni/ambi/conf"
 )
 
+// chosen is an empty folder, first in PATH: see useIPTables.
+var chosen string
+
+func TestMain(m *testing.M) { os.Exit(testMain(m)) }
+
+func testMain(m *testing.M) int {
+	// Namespaces wait for the kernel most of the time. A -parallel of the command line
+	// still has precedence.
+	if err := flag.Set("test.parallel", "8"); err != nil {
+		panic(err)
+	}
+	var err error
+	if chosen, err = os.MkdirTemp("", "nat-chosen-"); err != nil {
+		panic(err)
+	}
+	defer os.Remove(chosen)
+	if err := os.Setenv("PATH", chosen+":"+os.Getenv("PATH")); err != nil {
+		panic(err)
+	}
+	return m.Run()
+}
+
+// patience only ends a wait for what never comes.
+const patience = 2 * time.Minute
+
 // space is a network namespace without a name: it is gone when its last file is
-// closed.
-type space struct{ file *os.File }
+// closed. One for a certain kind of iptables has a mount namespace, too.
+type space struct{ file, mounts *os.File }
 
 func newSpace(t testing.TB) *space {
 	t.Helper()
@@ -35,6 +63,9 @@ func newSpace(t testing.TB) *space {
 		file, err := os.Open("/proc/thread-self/ns/net")
 		require.NoError(t, err)
 		s.file = file
+		if programs := programsOf(t); programs != "" {
+			s.mounts = chooseIPTables(t, programs)
+		}
 		lo, err := netlink.LinkByName("lo")
 		require.NoError(t, err)
 		require.NoError(t, netlink.LinkSetUp(lo))
@@ -43,8 +74,26 @@ func newSpace(t testing.TB) *space {
 			require.NoError(t, os.WriteFile("/proc/sys/net/ipv6/conf/"+which+"/accept_dad", []byte("0"), 0o644))
 		}
 	})
-	t.Cleanup(func() { _ = s.file.Close() })
+	t.Cleanup(func() {
+		_ = s.file.Close()
+		if s.mounts != nil {
+			_ = s.mounts.Close()
+		}
+	})
 	return s
+}
+
+// chooseIPTables gives the thread a mount namespace where these programs are first in
+// PATH. Its /run is its own, since locks there are for one host.
+func chooseIPTables(t testing.TB, programs string) (mounts *os.File) {
+	t.Helper()
+	require.NoError(t, unix.Unshare(unix.CLONE_NEWNS))
+	require.NoError(t, unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+	require.NoError(t, unix.Mount("tmpfs", "/run", "tmpfs", 0, "mode=0755"))
+	require.NoError(t, unix.Mount(programs, chosen, "", unix.MS_BIND, ""))
+	mounts, err := os.Open("/proc/thread-self/ns/mnt")
+	require.NoError(t, err)
+	return mounts
 }
 
 // onFreshThread runs f on a thread of its own that ends with it, so that no other
@@ -68,6 +117,10 @@ func (s *space) do(t testing.TB, f func()) {
 	t.Helper()
 	onFreshThread(t, func() {
 		require.NoError(t, unix.Setns(int(s.file.Fd()), unix.CLONE_NEWNET))
+		if s.mounts != nil {
+			require.NoError(t, unix.Unshare(unix.CLONE_FS)) // setns(2) asks for it
+			require.NoError(t, unix.Setns(int(s.mounts.Fd()), unix.CLONE_NEWNS))
+		}
 		f()
 	})
 }
@@ -157,6 +210,7 @@ func newLab(t testing.TB, backend conf.Backend) *lab {
 	l.host.sysctl(t, "ipv4/ip_forward", "1")
 	l.host.sysctl(t, "ipv6/conf/all/forwarding", "1")
 	l.setBridgeNetfilter(t, "0")
+	l.rememberConnections(t)
 	if backend != conf.BackendNFTables {
 		l.host.prime(t)
 	}
@@ -164,6 +218,15 @@ func newLab(t testing.TB, backend conf.Backend) *lab {
 	l.web.endpoint(t, bridgeAddr, "fd88::1", webAddr+"/24", webAddr6+"/64")
 	l.twin.endpoint(t, bridgeAddr, "fd88::1", twinAddr+"/24", twinAddr6+"/64")
 	return l
+}
+
+// rememberConnections has the kernel keep what it tracks for longer than a test takes,
+// however slow the machine is.
+func (l *lab) rememberConnections(t testing.TB) {
+	t.Helper()
+	for _, what := range []string{"udp_timeout", "udp_timeout_stream", "tcp_timeout_close", "tcp_timeout_time_wait"} {
+		l.host.sysctl(t, "netfilter/nf_conntrack_"+what, "3600")
+	}
 }
 
 // setBridgeNetfilter says whether bridged packets go through the firewall, where
@@ -237,14 +300,15 @@ func serveTCP(l net.Listener, name string) {
 	}
 }
 
+// serveUDP has the question behind the answer, which may be late.
 func serveUDP(c net.PacketConn, name string) {
 	b := make([]byte, 64)
 	for {
-		_, from, err := c.ReadFrom(b)
+		n, from, err := c.ReadFrom(b)
 		if err != nil {
 			return
 		}
-		_, _ = c.WriteTo(sawText(name, from), from)
+		_, _ = c.WriteTo(append(sawText(name, from), b[:n]...), from)
 	}
 }
 
@@ -253,7 +317,7 @@ func (s *space) ask(t testing.TB, network, addr string) (answer string, err erro
 	t.Helper()
 	s.do(t, func() {
 		var c net.Conn
-		d := net.Dialer{Timeout: 2 * time.Second}
+		d := net.Dialer{Timeout: patience}
 		if c, err = d.Dial(network, addr); err == nil {
 			answer, err = converse(c)
 			_ = c.Close()
@@ -262,25 +326,31 @@ func (s *space) ask(t testing.TB, network, addr string) (answer string, err erro
 	return answer, err
 }
 
+// asked numbers the questions.
+var asked atomic.Int64
+
 // converse sends a word and reads the answer. A datagram may be lost while a
-// neighbour is being resolved, so it is repeated.
+// neighbour is being resolved, so it is repeated; the answer to an earlier one may be
+// late, and is passed over.
 func converse(c net.Conn) (string, error) {
+	question := fmt.Sprintf(" (question %d)", asked.Add(1))
 	b := make([]byte, 128)
-	var err error
-	for range 10 {
-		if _, err = c.Write([]byte("hello")); err != nil {
+	for end := time.Now().Add(patience); ; {
+		if _, err := c.Write([]byte(question)); err != nil {
 			return "", err
 		}
 		_ = c.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
-		var n int
-		if n, err = c.Read(b); err == nil {
-			return string(b[:n]), nil
+		n, err := c.Read(b)
+		for ; err == nil; n, err = c.Read(b) {
+			answer, isIts := strings.CutSuffix(string(b[:n]), question)
+			if _, isStream := c.(*net.TCPConn); isIts || isStream {
+				return answer, nil
+			}
 		}
-		if !errors.Is(err, os.ErrDeadlineExceeded) {
+		if !errors.Is(err, os.ErrDeadlineExceeded) || time.Now().After(end) {
 			return "", err
 		}
 	}
-	return "", err
 }
 
 // inHost runs f with the backend in the host's namespace.
@@ -363,19 +433,44 @@ func port(proto conf.Protocol, hostIP string, host, container uint16) conf.PortM
 	return m
 }
 
-// backends runs a test against each backend, iptables in both its kinds.
+// backends runs a test against each backend, iptables in both its kinds, beside
+// each other and other tests.
 func backends(t *testing.T, f func(t *testing.T, backend conf.Backend)) {
 	t.Helper()
-	t.Run("nftables", func(t *testing.T) { f(t, conf.BackendNFTables) })
+	t.Parallel()
+	t.Run("nftables", func(t *testing.T) {
+		t.Parallel()
+		f(t, conf.BackendNFTables)
+	})
 	for _, kind := range []string{"nft", "legacy"} {
 		t.Run("iptables-"+kind, func(t *testing.T) {
+			t.Parallel()
 			useIPTables(t, kind)
 			f(t, conf.BackendIPTables)
 		})
 	}
 }
 
-// useIPTables has the name iptables mean this kind of it.
+// programs has the folder of the programs that a test uses, by its name.
+var programs sync.Map
+
+// programsOf is the folder of a test or of the one that it is a part of; empty for one
+// that takes the host's own.
+func programsOf(t testing.TB) string {
+	for name := t.Name(); ; {
+		if dir, ok := programs.Load(name); ok {
+			return dir.(string)
+		}
+		end := strings.LastIndexByte(name, '/')
+		if end < 0 {
+			return ""
+		}
+		name = name[:end]
+	}
+}
+
+// useIPTables has the name iptables mean this kind of it in the spaces of the test. The
+// environment is that of all tests: each space has the folder at the same place instead.
 func useIPTables(t *testing.T, kind string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -388,5 +483,5 @@ func useIPTables(t *testing.T, kind string) {
 			require.NoError(t, os.Symlink(program, filepath.Join(dir, name+suffix)))
 		}
 	}
-	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	programs.Store(t.Name(), dir)
 }

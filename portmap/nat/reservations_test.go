@@ -59,5 +59,5 @@ func reserve() {
 		panic(err)
 	}
 	fmt.Println("reserved")
-	time.Sleep(time.Minute)
+	time.Sleep(time.Hour)
 }

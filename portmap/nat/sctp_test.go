@@ -2,6 +2,7 @@ package nat
 
 import (
 	"encoding/binary"
+	"errors"
 	"hash/crc32"
 	"testing"
 
@@ -28,6 +29,9 @@ func TestSCTP(t *testing.T) {
 		})
 		packet := make([]byte, 1500)
 		n, from, err := unix.Recvfrom(in, packet, 0)
+		for errors.Is(err, unix.EINTR) { // by a signal of the Go runtime
+			n, from, err = unix.Recvfrom(in, packet, 0)
+		}
 		require.NoError(t, err)
 		require.Equal(t, &unix.SockaddrInet4{Addr: [4]byte{192, 0, 2, 2}}, from)
 		const ipHeader = 20
@@ -45,7 +49,7 @@ func (s *space) rawSCTP(t *testing.T) (fd int) {
 		var err error
 		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_SCTP)
 		require.NoError(t, err)
-		require.NoError(t, unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 10}))
+		require.NoError(t, unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: int64(patience.Seconds())}))
 	})
 	t.Cleanup(func() { _ = unix.Close(fd) })
 	return fd

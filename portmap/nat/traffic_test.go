@@ -189,7 +189,7 @@ func (s *space) tell(t *testing.T, addr, word string) {
 func hear(t *testing.T, c net.PacketConn) string {
 	t.Helper()
 	b := make([]byte, 64)
-	require.NoError(t, c.SetReadDeadline(time.Now().Add(10*time.Second)))
+	require.NoError(t, c.SetReadDeadline(time.Now().Add(patience)))
 	n, _, err := c.ReadFrom(b)
 	require.NoError(t, err)
 	return string(b[:n])
@@ -273,6 +273,7 @@ func (l *lab) flows(t *testing.T) []string {
 
 // TestFlowFilters shows that the kernel sends the entries asked for only.
 func TestFlowFilters(t *testing.T) {
+	t.Parallel()
 	l := newLab(t, conf.BackendNFTables)
 	l.web.serve(t, "web", 80)
 	l.twin.serve(t, "twin", 80)
