@@ -13,9 +13,9 @@ import (
 // After its start a supervisor has two capabilities left (capabilities(7)) of the
 // user namespace that owns the container's: CAP_NET_ADMIN, for IP_TRANSPARENT
 // sockets, for the routes of clients and for the interface of a restarted driver,
-// and CAP_NET_BIND_SERVICE, for clients whose port is below 1024. The driver gets rights of its own at execve(2), as uid 0 of that user
-// namespace, out of the bounding set. So neither that set nor no_new_privs can be
-// tightened.
+// and CAP_NET_BIND_SERVICE, for clients whose port is below 1024. The driver gets
+// rights of its own at execve(2), as uid 0 of that user namespace, out of the bounding
+// set: so that set cannot be emptied, and no_new_privs cannot be set.
 const forClients = 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_NET_BIND_SERVICE
 
 // Where uid 0 of the user namespace is not the user who called ADD but one of his
