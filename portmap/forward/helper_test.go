@@ -3,6 +3,7 @@ package forward_test
 import (
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -38,6 +39,10 @@ func TestMain(m *testing.M) {
 	// Clients and services run in this process too, beside workers that hold a P
 	// each for a moment.
 	runtime.GOMAXPROCS(runtime.NumCPU() + 2)
+	// A -parallel of the command line still has precedence.
+	if err := flag.Set("test.parallel", "8"); err != nil {
+		panic(err)
+	}
 	os.Exit(m.Run())
 }
 

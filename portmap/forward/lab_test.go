@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -51,9 +52,24 @@ var (
 
 var labs atomic.Int32
 
-const deadline = 20 * time.Second
+// deadline only ends what hangs.
+const deadline = 3 * time.Minute
 
+// beside has the tests that run beside others, by name.
+var beside sync.Map
+
+// newLab makes a lab for a test that runs beside others: most of the time is waiting
+// for the kernel to make and unmake namespaces.
 func newLab(t *testing.T, change ...func(*forward.Config)) *lab {
+	t.Helper()
+	if _, is := beside.LoadOrStore(t.Name(), true); !is {
+		t.Parallel()
+	}
+	return newLabAlone(t, change...)
+}
+
+// newLabAlone is newLab for a test that counts what the whole process has.
+func newLabAlone(t *testing.T, change ...func(*forward.Config)) *lab {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, as it makes network namespaces: run with sudo, or in \"unshare -Urnm\" with a writable /run/netns")
@@ -88,27 +104,43 @@ func (l *lab) makeNamespaces() {
 	for _, name := range []string{l.host, l.client, l.container} {
 		ip(l.t, "netns add "+name)
 		l.t.Cleanup(func() { ip(l.t, "netns del "+name) })
-		ip(l.t, "-n "+name+" link set lo up")
 	}
-	h, c, b := "-n "+l.host+" ", "-n "+l.client+" ", "-n "+l.container+" "
-	ip(l.t, h+"link add eth0 type veth peer name eth0 netns "+l.client)
-	ip(l.t, b+"link add tap0 type veth peer name tap0 netns "+l.client)
-	for _, line := range []string{
-		h + "addr add 192.0.2.1/24 dev eth0", h + "addr add 192.0.2.3/24 dev eth0",
-		h + "addr add 2001:db8:1::1/64 dev eth0 nodad", h + "link set eth0 up",
-		c + "addr add 192.0.2.2/24 dev eth0", c + "addr add 2001:db8:1::2/64 dev eth0 nodad", c + "link set eth0 up",
-		c + "addr add 10.0.2.2/24 dev tap0", c + "addr add 203.0.113.7/32 dev lo", c + "link set tap0 up",
-		b + "addr add 10.0.2.100/24 dev tap0", b + "addr add fd00::100/64 dev tap0 nodad", b + "link set tap0 up",
-		b + "route add default via 10.0.2.2", b + "route add default via fd00::2",
-	} {
-		ip(l.t, line)
-	}
-	// Until the kernel has said that a link is up, in its own time, what is sent is lost.
-	for _, name := range []string{l.host, l.client, l.container} {
+	ipBatch(l.t, l.host, `link set lo up
+link add eth0 type veth peer name eth0 netns `+l.client+`
+addr add 192.0.2.1/24 dev eth0
+addr add 192.0.2.3/24 dev eth0
+addr add 2001:db8:1::1/64 dev eth0 nodad
+link set eth0 up
+`)
+	ipBatch(l.t, l.container, `link set lo up
+link add tap0 type veth peer name tap0 netns `+l.client+`
+addr add 10.0.2.100/24 dev tap0
+addr add fd00::100/64 dev tap0 nodad
+link set tap0 up
+`)
+	ipBatch(l.t, l.client, `link set lo up
+addr add 192.0.2.2/24 dev eth0
+addr add 2001:db8:1::2/64 dev eth0 nodad
+link set eth0 up
+addr add 10.0.2.2/24 dev tap0
+addr add 203.0.113.7/32 dev lo
+link set tap0 up
+`)
+	ipBatch(l.t, l.container, `route add 0.0.0.0/0 via 10.0.2.2
+route add ::/0 via fd00::2
+`)
+	// Until the kernel has said that a link is up, in its own time, what is sent is lost;
+	// and until it has made its own route to an IPv6 address, nobody is reached there.
+	for name, own := range map[string]netip.Addr{l.host: hostSix, l.client: clientSix, l.container: containerSix} {
 		l.eventually("the links are up", func() bool {
 			down, err := exec.Command("ip", "-n", name, "-brief", "link", "show", "type", "veth").Output()
 			require.NoError(l.t, err)
 			return !strings.Contains(string(down), "DOWN") && !strings.Contains(string(down), "UNKNOWN")
+		})
+		l.eventually("IPv6 has begun", func() bool {
+			routes, err := exec.Command("ip", "-n", name, "-6", "route", "show", "table", "local").Output()
+			require.NoError(l.t, err)
+			return strings.Contains(string(routes), "local ::1 ") && strings.Contains(string(routes), "local "+own.String()+" ")
 		})
 	}
 }
@@ -117,6 +149,15 @@ func ip(t *testing.T, line string) {
 	t.Helper()
 	out, err := exec.Command("ip", strings.Fields(line)...).CombinedOutput()
 	require.NoError(t, err, "ip %s: %s", line, out)
+}
+
+// ipBatch runs lines of ip in a namespace.
+func ipBatch(t *testing.T, name, lines string) {
+	t.Helper()
+	cmd := exec.Command("ip", "-n", name, "-batch", "-")
+	cmd.Stdin = strings.NewReader(lines)
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "in %s: %s: %s", name, lines, out)
 }
 
 // in runs f on a thread of its own inside a namespace; sockets that f makes belong

@@ -93,7 +93,7 @@ func TestThousandsOfPorts(t *testing.T) {
 		ports = 500
 	}
 	require.NoError(t, forward.RaiseNoFile())
-	l := newLab(t)
+	l := newLabAlone(t)
 	l.serveTCP(":80", echo)
 	l.serveUDP("[::]:80", echoDatagrams)
 	var mappings []conf.PortMapping

@@ -263,7 +263,7 @@ func bulkSize() int64 {
 	if testing.Short() || raceEnabled {
 		return 64 << 20
 	}
-	return 1 << 30
+	return 256 << 20
 }
 
 func TestBulkArrivesIntact(t *testing.T) {
@@ -329,7 +329,7 @@ func TestSlowReaderGetsEverything(t *testing.T) {
 // the pool stays within its bound.
 func TestManyBulkFlowsShareFewPipes(t *testing.T) {
 	const flows, pipes, size = 64, 4, 4 << 20
-	l := newLab(t, func(c *forward.Config) { c.MaxPipes = pipes })
+	l := newLabAlone(t, func(c *forward.Config) { c.MaxPipes = pipes })
 	l.serveTCP(":80", func(c *net.TCPConn) { _, _ = io.CopyN(c, pattern(), size) })
 	l.publish(mapping(conf.TCP, 8080, 80))
 	before := openPipes(t)
@@ -370,7 +370,7 @@ func openPipes(t *testing.T) (n int) {
 // after 64 MiB of one user the kernel makes only small ones (pipe(7)).
 func TestPipesOfManyBulkFlowsAreAPartOfTheUsersBudget(t *testing.T) {
 	const flows = 64
-	l := newLab(t)
+	l := newLabAlone(t)
 	l.serveTCP(":80", func(c *net.TCPConn) {
 		buffer := make([]byte, 256<<10)
 		for {
@@ -414,10 +414,10 @@ func pipeRoom(t *testing.T) (room int) {
 }
 
 func TestShortConnectionsLeaveNothing(t *testing.T) {
-	l := newLab(t)
+	l := newLabAlone(t)
 	l.serveTCP(":80", echo)
 	l.publish(mapping(conf.TCP, 8080, 80))
-	total := 100000
+	total := 20000
 	if testing.Short() || raceEnabled {
 		total = 2000
 	}
