@@ -55,7 +55,7 @@ import (
 const patience = time.Minute
 
 // again is after how long a datagram is sent again, which may have been lost.
-const again = 3 * time.Second
+const again = 10 * time.Second
 
 func main() {
 	if err := run(os.Args[1:]); err != nil {
