@@ -190,10 +190,7 @@ func addKilled(t *testing.T, phase float64, verb, members string) {
 	reached := map[string]int{}
 	for i := range killMoments {
 		cmd, _ := b.command("ADD", "")
-		require.NoError(t, cmd.Start())
-		time.Sleep(time.Duration(float64(took) * (float64(i) + phase) / (killMoments - 3))) // the moment to be tested, not a wait
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
+		killedAt(t, cmd, time.Duration(float64(took)*(float64(i)+phase)/(killMoments-3)), func() { _ = cmd.Process.Kill() })
 		reached[stateOfRecord()]++
 		b.must(verb, members)
 		b.requireSame(before, fmt.Sprintf("after %s of an ADD killed at moment %d of %d", verb, i, killMoments))
@@ -229,10 +226,7 @@ func addGroupKilled(t *testing.T) {
 	again := 0
 	for i := range killMoments {
 		cmd, _ := b.command("ADD", "")
-		require.NoError(t, cmd.Start())
-		time.Sleep(took * time.Duration(i) / killMoments)
-		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
-		_ = cmd.Wait()
+		killedAt(t, cmd, took*time.Duration(i)/killMoments, func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) })
 		if stateOfRecord() != "ready" {
 			b.must("ADD", "")
 			again++

@@ -60,7 +60,7 @@ func runInMachine(t *testing.T, script string) {
 // inMachine is this test binary in a new machine, running the inner test of the
 // given name.
 func inMachine(test string, env ...string) *exec.Cmd {
-	cmd := lab.Command(os.Args[0], "-test.run="+test, "-test.v", "-test.timeout=45m")
+	cmd := lab.Command(os.Args[0], "-test.run="+test, "-test.v", "-test.timeout=90m")
 	cmd.Env = append(os.Environ(), env...)
 	return cmd
 }

@@ -3,6 +3,7 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"os/exec"
 	"slices"
 	"sync"
 	"testing"
@@ -63,8 +64,9 @@ func killADD(t *testing.T, k killing, phase float64) {
 	before := machine.Take()
 	finished := 0
 	for i := range moments {
-		if killed(t, add, time.Duration(float64(life)*(float64(i)+phase)/moments)) {
+		if done, took := killed(t, add, time.Duration(float64(life)*(float64(i)+phase)/moments)); done {
 			finished++
+			life = min(life, took) // the machine was busier before
 		}
 		if k.lost {
 			sh(t, "rm -f /run/ambi/own@box@eth0.json")
@@ -87,14 +89,30 @@ const moments = 20
 const momentsOfDEL = 50
 
 // killed starts a call and kills it at that moment; it says whether it was done
-// before.
-func killed(t *testing.T, c call, at time.Duration) bool {
+// before, and how long it lived.
+func killed(t *testing.T, c call, at time.Duration) (done bool, lived time.Duration) {
 	t.Helper()
 	cmd := c.command()
+	return killedAt(t, cmd, at, func() { _ = cmd.Process.Kill() })
+}
+
+// killedAt starts a program and has it killed at that moment, or at its end when that
+// comes first: a machine that was busy may not be any more.
+func killedAt(t *testing.T, cmd *exec.Cmd, at time.Duration, kill func()) (done bool, lived time.Duration) {
+	t.Helper()
+	began := time.Now()
 	require.NoError(t, cmd.Start())
-	time.Sleep(at)
-	_ = cmd.Process.Kill()
-	return cmd.Wait() == nil
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	select {
+	case err := <-ended:
+		lived = time.Since(began)
+		kill() // what it has started
+		return err == nil, lived
+	case <-time.After(at): // the moment to be tested, not a wait
+		kill()
+		return <-ended == nil, time.Since(began)
+	}
 }
 
 // killDEL kills DEL at moments evenly spread over its life, then calls it again.
@@ -113,7 +131,9 @@ func killDEL(t *testing.T) {
 	before := machine.Take()
 	for i := range momentsOfDEL {
 		add.must(t)
-		killed(t, del, life*time.Duration(i)/momentsOfDEL)
+		if done, took := killed(t, del, life*time.Duration(i)/momentsOfDEL); done {
+			life = min(life, took)
+		}
 		del.must(t)
 		requireSame(t, before)
 	}
