@@ -94,7 +94,7 @@ func (p *prober) try(attempts []*attempt) error {
 	}
 	const rounds = 5
 	control, answers := attempts[0], 0
-	for deadline := time.Now().Add(40 * patience); answers < rounds; {
+	for deadline := time.Now().Add(2 * patience); answers < rounds; {
 		if time.Now().After(deadline) {
 			return fmt.Errorf("%s: no answer", control.name)
 		}
