@@ -10,8 +10,8 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 
-	"github.com/ambi-cni/ambi/plugin/record"
 	"github.com/ambi-cni/ambi/portmap/nat"
+	"github.com/ambi-cni/ambi/record"
 	"github.com/ambi-cni/ambi/rootless"
 )
 

@@ -14,7 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ambi-cni/ambi/conf"
-	"github.com/ambi-cni/ambi/plugin/record"
+	"github.com/ambi-cni/ambi/record"
 )
 
 func (a *app) inspectCommand() *cobra.Command {

@@ -11,8 +11,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ambi-cni/ambi/conf"
-	"github.com/ambi-cni/ambi/plugin/record"
 	"github.com/ambi-cni/ambi/portmap/nat"
+	"github.com/ambi-cni/ambi/record"
 )
 
 func (a *app) restoreCommand() *cobra.Command {

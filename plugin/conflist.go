@@ -8,7 +8,7 @@ import (
 	"slices"
 
 	"github.com/ambi-cni/ambi/conf"
-	"github.com/ambi-cni/ambi/plugin/record"
+	"github.com/ambi-cni/ambi/record"
 )
 
 // conflistDir is where runtimes look for conflists by default.

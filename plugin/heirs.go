@@ -5,8 +5,8 @@ import (
 	"slices"
 
 	"github.com/ambi-cni/ambi/conf"
-	"github.com/ambi-cni/ambi/plugin/record"
 	"github.com/ambi-cni/ambi/portmap/nat"
+	"github.com/ambi-cni/ambi/record"
 )
 
 // A container in several networks has the same port mappings in each, and its

@@ -19,8 +19,8 @@ import (
 
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/delegate"
-	"github.com/ambi-cni/ambi/plugin/record"
 	"github.com/ambi-cni/ambi/portmap/nat"
+	"github.com/ambi-cni/ambi/record"
 	"github.com/ambi-cni/ambi/rootless"
 )
 

@@ -7,8 +7,8 @@ import (
 	"strings"
 
 	"github.com/ambi-cni/ambi/conf"
-	"github.com/ambi-cni/ambi/plugin/record"
 	"github.com/ambi-cni/ambi/portmap/nat"
+	"github.com/ambi-cni/ambi/record"
 )
 
 // siblings are the records of the container's other attachments that publish ports.

@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ambi-cni/ambi/plugin/record"
+	"github.com/ambi-cni/ambi/record"
 )
 
 // holding finds the other processes that hold the lock (flock(2)) on the file. Who has it

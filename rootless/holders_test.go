@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
-	"github.com/ambi-cni/ambi/plugin/record"
+	"github.com/ambi-cni/ambi/record"
 )
 
 // with starts a process that has the file open.

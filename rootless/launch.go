@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
-	"github.com/ambi-cni/ambi/plugin/record"
 	"github.com/ambi-cni/ambi/portmap/forward"
+	"github.com/ambi-cni/ambi/record"
 )
 
 // Role is the first argument of a process that is to be a supervisor.

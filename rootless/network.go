@@ -19,8 +19,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
-	"github.com/ambi-cni/ambi/plugin/record"
 	"github.com/ambi-cni/ambi/portmap/forward"
+	"github.com/ambi-cni/ambi/record"
 )
 
 // Network is the rootless network of one attachment.

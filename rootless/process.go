@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ambi-cni/ambi/plugin/record"
+	"github.com/ambi-cni/ambi/record"
 )
 
 // identify reads what tells a process from a later one of the same pid.

@@ -22,8 +22,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
-	"github.com/ambi-cni/ambi/plugin/record"
 	"github.com/ambi-cni/ambi/portmap/forward"
+	"github.com/ambi-cni/ambi/record"
 )
 
 // The descriptors that a supervisor is started with, beside standard error, which

@@ -19,7 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
-	"github.com/ambi-cni/ambi/plugin/record"
+	"github.com/ambi-cni/ambi/record"
 )
 
 var box = conf.Key{Network: "web", ContainerID: "box", IfName: "eth0"}
