@@ -1,11 +1,13 @@
 package delegate
 
 import (
+	"context"
 	"encoding/json"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -13,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/flock"
 )
 
 // This file reads host-local's store, the only account of who has which address
@@ -160,7 +163,7 @@ func readOwner(dir string, ip net.IP) (o owner, taken bool) {
 // he has them: host-local finds an address by its owner, and would keep these for
 // ever. It is called when DEL has let all addresses go that have an owner. The lock
 // is host-local's own, so that a file is not taken for damaged while it is written.
-func (c *Chain) releaseDamaged(result *types100.Result) {
+func (c *Chain) releaseDamaged(ctx context.Context, result *types100.Result) {
 	dir := c.store()
 	if dir == "" || result == nil {
 		return
@@ -170,8 +173,11 @@ func (c *Chain) releaseDamaged(result *types100.Result) {
 		return // nothing was ever given out here
 	}
 	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return
+	// host-local holds it for milliseconds; one that hangs is not to hang DEL.
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if err := flock.Lock(ctx, lock, flock.Exclusive); err != nil {
+		return // the next DEL or GC finds them
 	}
 	for _, ip := range result.IPs {
 		if ip == nil {

@@ -49,7 +49,7 @@ func (c *Chain) Del(ctx context.Context, result *types100.Result) error {
 		}
 	}
 	if len(errs) == 0 {
-		c.releaseDamaged(result)
+		c.releaseDamaged(ctx, result)
 	}
 	return join(errs)
 }

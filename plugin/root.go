@@ -19,9 +19,9 @@ import (
 
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/delegate"
+	"github.com/ambi-cni/ambi/flock"
 	"github.com/ambi-cni/ambi/portmap/nat"
 	"github.com/ambi-cni/ambi/record"
-	"github.com/ambi-cni/ambi/rootless"
 )
 
 // rootNetwork runs the delegates and publishes host ports itself.
@@ -121,14 +121,14 @@ func (n *rootNetwork) busy(chain *delegate.Chain, run func() error) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
 	if err == nil {
 		defer f.Close()
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		err = flock.Try(f, flock.Exclusive)
 	}
 	if err != nil {
 		return fmt.Errorf("lock %s of the delegates: %w", path, err)
 	}
 	defer func() {
 		// A delegate may leave a daemon behind, which is not to be waited for.
-		_ = unix.Flock(int(f.Fd()), unix.LOCK_UN)
+		_ = flock.Unlock(f)
 		os.Remove(path)
 	}()
 	chain.Inherit = f
@@ -412,7 +412,7 @@ func (n *rootNetwork) Del(ctx context.Context, a *conf.Attachment) error {
 	if n.record != nil && !n.record.Saved() {
 		return nil
 	}
-	if err := rootless.AwaitEnd(ctx, n.store.Path(a.Key, "busy")); err != nil {
+	if err := record.AwaitEnd(ctx, n.store.Path(a.Key, "busy")); err != nil {
 		return fmt.Errorf("delegates of a killed ADD: %w", err)
 	}
 	if err := n.unpublish(ctx, a); err != nil {

@@ -1,8 +1,10 @@
 package record
 
 import (
+	"bytes"
 	"encoding/json"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -76,5 +78,20 @@ func FuzzNames(f *testing.F) {
 		} else {
 			require.Greater(t, len(network+containerID+ifName)+2, longestBase)
 		}
+	})
+}
+
+// FuzzStat: a process may call itself what it likes.
+func FuzzStat(f *testing.F) {
+	f.Add([]byte("7 (a) Z 1) S " + strings.Repeat("1 ", 40)))
+	f.Add([]byte(""))
+	f.Add([]byte(")"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		_, _, _ = parseStat(b)
+		named := append(append([]byte("7 ("), bytes.ReplaceAll(b, []byte("\n"), nil)...), []byte(") S "+strings.Repeat("5 ", 18)+"4711 9 9")...)
+		state, start, err := parseStat(named)
+		require.NoError(t, err)
+		require.Equal(t, byte('S'), state)
+		require.Equal(t, uint64(4711), start)
 	})
 }

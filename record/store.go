@@ -11,12 +11,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/flock"
 )
 
 // ErrUnreadable is what Load returns, wrapped, for a record that is there but is
@@ -298,19 +298,21 @@ func (s *Store) Remove(k conf.Key) error {
 // folder, and keeps others waiting until unlock is called. unlock removes the
 // lock file when the attachment has no record, so that nothing is left behind.
 func (s *Store) Lock(ctx context.Context, k conf.Key) (unlock func(), err error) {
-	folder, err := s.lockFolder(ctx, unix.LOCK_SH)
+	folder, err := s.lockFolder(ctx, flock.Shared)
 	if err != nil {
 		return nil, err
 	}
 	path := s.Path(k, "lock")
-	f, err := lockFile(ctx, path)
+	f, err := flock.Acquire(ctx, func() (*os.File, error) {
+		return os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
+	})
 	if err != nil {
 		folder.Close()
 		return nil, fmt.Errorf("lock of attachment %s: %w", k, err)
 	}
 	return func() {
 		// After RemoveLock the name may be another verb's lock by now.
-		if _, err := os.Lstat(s.Path(k, "json")); errors.Is(err, fs.ErrNotExist) && sameFile(f, path) {
+		if _, err := os.Lstat(s.Path(k, "json")); errors.Is(err, fs.ErrNotExist) && flock.Named(f) {
 			os.Remove(path)
 		}
 		f.Close()
@@ -321,7 +323,7 @@ func (s *Store) Lock(ctx context.Context, k conf.Key) (unlock func(), err error)
 // LockAll keeps every other verb out of the folder, for GC (specification
 // section 2, "GC": no ADD or DEL at the same time).
 func (s *Store) LockAll(ctx context.Context) (unlock func(), err error) {
-	folder, err := s.lockFolder(ctx, unix.LOCK_EX)
+	folder, err := s.lockFolder(ctx, flock.Exclusive)
 	if err != nil {
 		return nil, err
 	}
@@ -329,61 +331,16 @@ func (s *Store) LockAll(ctx context.Context) (unlock func(), err error) {
 }
 
 // lockFolder locks the folder itself, so that there is no lock file to leave.
-func (s *Store) lockFolder(ctx context.Context, how int) (*os.File, error) {
+func (s *Store) lockFolder(ctx context.Context, how flock.How) (*os.File, error) {
 	f, err := os.Open(s.dir)
 	if err != nil {
 		return nil, fmt.Errorf("state folder: %w", err)
 	}
-	if err := flock(ctx, f, how); err != nil {
+	if err := flock.Lock(ctx, f, how); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("lock of state folder %s: %w", s.dir, err)
 	}
 	return f, nil
-}
-
-// lockFile opens and locks path, again and again if the file was removed between
-// the two by whoever held it before.
-func lockFile(ctx context.Context, path string) (*os.File, error) {
-	for {
-		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
-		if err != nil {
-			return nil, err
-		}
-		if err := flock(ctx, f, unix.LOCK_EX); err != nil {
-			f.Close()
-			return nil, err
-		}
-		if sameFile(f, path) {
-			return f, nil
-		}
-		f.Close()
-	}
-}
-
-func sameFile(f *os.File, path string) bool {
-	opened, err := f.Stat()
-	if err != nil {
-		return false
-	}
-	there, err := os.Lstat(path)
-	return err == nil && os.SameFile(opened, there)
-}
-
-// flock waits for the lock until ctx ends. flock(2) itself cannot be given a
-// time, so a contended lock is asked for again after a short while.
-func flock(ctx context.Context, f *os.File, how int) error {
-	const first, most = 500 * time.Microsecond, 20 * time.Millisecond
-	for pause := first; ; pause = min(2*pause, most) {
-		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
-		if err == nil || (!errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR)) {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("held by another verb: %w", context.Cause(ctx))
-		case <-time.After(pause):
-		}
-	}
 }
 
 // Busy says whether a verb is at work on the attachment or a GC on the folder.
@@ -394,9 +351,9 @@ func (s *Store) Busy(k conf.Key) bool {
 			continue
 		}
 		// A verb that comes at this very moment asks again.
-		err = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+		err = flock.Try(f, flock.Shared)
 		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
+		if errors.Is(err, flock.ErrHeld) {
 			return true
 		}
 	}

@@ -317,7 +317,7 @@ func behindSocket(path string) (*record.Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := identify(int(cred.Pid))
+	p, err := record.ProcessOf(int(cred.Pid))
 	if err != nil {
 		return nil, fmt.Errorf("process %s behind the control socket: %w", strconv.Itoa(int(cred.Pid)), err)
 	}

@@ -128,7 +128,7 @@ func TestControlSocket(t *testing.T) {
 	p, err := behindSocket(path)
 	require.NoError(t, err)
 	require.Equal(t, os.Getpid(), p.PID)
-	require.True(t, alive(p))
+	require.True(t, p.Alive())
 }
 
 func TestControlSocketAnswersGarbage(t *testing.T) {

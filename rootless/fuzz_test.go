@@ -124,18 +124,3 @@ func FuzzHelp(f *testing.F) {
 		}
 	})
 }
-
-// FuzzStat: a process may call itself what it likes.
-func FuzzStat(f *testing.F) {
-	f.Add([]byte("7 (a) Z 1) S " + strings.Repeat("1 ", 40)))
-	f.Add([]byte(""))
-	f.Add([]byte(")"))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		_, _, _ = parseStat(b)
-		named := append(append([]byte("7 ("), bytes.ReplaceAll(b, []byte("\n"), nil)...), []byte(") S "+strings.Repeat("5 ", 18)+"4711 9 9")...)
-		state, start, err := parseStat(named)
-		require.NoError(t, err)
-		require.Equal(t, byte('S'), state)
-		require.Equal(t, uint64(4711), start)
-	})
-}

@@ -80,7 +80,7 @@ func (l *launcher) try(ctx context.Context, credentials ...string) (record.Proce
 	if err != nil {
 		return record.Process{}, nil, fmt.Errorf("starting the supervisor: %w", err)
 	}
-	process, err := identify(cmd.Process.Pid)
+	process, err := record.ProcessOf(cmd.Process.Pid)
 	if err != nil {
 		return record.Process{}, nil, fmt.Errorf("starting the supervisor: %w", err)
 	}
@@ -93,7 +93,7 @@ func (l *launcher) try(ctx context.Context, credentials ...string) (record.Proce
 	message, err := l.await(ctx, readyRead)
 	if err != nil {
 		// It keeps a signal for after its start, which it may never get to.
-		if err := stop(context.WithoutCancel(ctx), process); err != nil {
+		if err := process.Stop(context.WithoutCancel(ctx)); err != nil {
 			return record.Process{}, nil, fmt.Errorf("ending a supervisor that does not become ready: %w", err)
 		}
 		_ = cmd.Wait()

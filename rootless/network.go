@@ -12,13 +12,13 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/flock"
 	"github.com/ambi-cni/ambi/portmap/forward"
 	"github.com/ambi-cni/ambi/record"
 )
@@ -205,7 +205,7 @@ func lockAlive(path string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock of the supervisor: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := flock.Try(f, flock.Exclusive); err != nil {
 		f.Close()
 		return nil, conf.Errorf(types.ErrTryAgainLater, "another supervisor of this attachment is still there (%s is locked): call DEL first", path)
 	}
@@ -311,7 +311,7 @@ func recordedMAC(a *conf.Attachment) (string, error) {
 // Check asks the supervisor, which looks at the driver, at its ports and into the
 // namespace.
 func (n *Network) Check(_ context.Context, a *conf.Attachment) error {
-	if n.Record == nil || !alive(n.Record.Supervisor) {
+	if n.Record == nil || !n.Record.Supervisor.Alive() {
 		return conf.Errorf(conf.ErrNetwork, "attachment %s: its supervisor is not running, so the container has no network; call DEL and ADD again", a.Key)
 	}
 	mac, err := recordedMAC(a)
@@ -330,7 +330,7 @@ func (n *Network) Check(_ context.Context, a *conf.Attachment) error {
 }
 
 // Alive says whether the supervisor of the record runs.
-func Alive(r *record.Record) bool { return alive(r.Supervisor) }
+func Alive(r *record.Record) bool { return r.Supervisor.Alive() }
 
 // Del stops the supervisor and returns when its ports are free and its driver is
 // gone. What is gone already is success.
@@ -338,12 +338,12 @@ func (n *Network) Del(ctx context.Context, a *conf.Attachment) error {
 	p, err := n.findSupervisor(a)
 	started := p != nil || err != nil
 	if p != nil {
-		if err := stop(ctx, *p); err != nil {
+		if err := p.Stop(ctx); err != nil {
 			return fmt.Errorf("stopping the supervisor of %s: %w", a.Key, err)
 		}
 	}
 	n.step("stop the supervisor")
-	if err := awaitFree(ctx, n.Store.Path(a.Key, "alive")); err != nil {
+	if err := record.AwaitEnd(ctx, n.Store.Path(a.Key, "alive")); err != nil {
 		return fmt.Errorf("attachment %s: %w", a.Key, err)
 	}
 	n.step("wait for the driver")
@@ -360,11 +360,8 @@ var errKilled = errors.New("the supervisor ended without cleaning up")
 // there never was.
 func (n *Network) findSupervisor(a *conf.Attachment) (*record.Process, error) {
 	key := a.Key
-	if n.Record != nil && n.Record.Supervisor != nil {
-		if pidfd, _, err := openAnyway(*n.Record.Supervisor); err == nil {
-			pidfd.Close()
-			return n.Record.Supervisor, nil
-		}
+	if n.Record != nil && n.Record.Supervisor != nil && n.Record.Supervisor.There() {
+		return n.Record.Supervisor, nil
 	}
 	if p, err := behindSocket(n.Store.Path(key, "sock")); err == nil {
 		return p, nil
@@ -374,10 +371,6 @@ func (n *Network) findSupervisor(a *conf.Attachment) (*record.Process, error) {
 	}
 	return nil, errKilled
 }
-
-// AwaitEnd waits until no process holds the lock on a file of the attachment. One
-// that does not let go is killed. No file is success.
-func AwaitEnd(ctx context.Context, path string) error { return awaitFree(ctx, path) }
 
 // findByNamespace looks for the supervisor of an attachment whose files are all
 // gone, among the processes: by its command line and by the namespace that it has
@@ -398,49 +391,11 @@ func (n *Network) findByNamespace(a *conf.Attachment) *record.Process {
 			continue
 		}
 		pid, _ := strconv.Atoi(filepath.Base(folder))
-		if p, err := identify(pid); err == nil {
+		if p, err := record.ProcessOf(pid); err == nil {
 			return &p
 		}
 	}
 	return nil
-}
-
-// awaitFree waits until nobody holds the lock of supervisor and driver; a driver
-// whose supervisor was killed leaves by itself when its exit descriptor closes.
-// One that does not is killed.
-func awaitFree(ctx context.Context, path string) error {
-	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("lock of the supervisor: %w", err)
-	}
-	defer f.Close()
-	if freed(ctx, f, stopGrace) {
-		return nil
-	}
-	holders := holding(f)
-	for _, p := range holders {
-		if err := stop(ctx, p); err != nil {
-			return err
-		}
-	}
-	if freed(ctx, f, killGrace) {
-		return nil
-	}
-	return fmt.Errorf("processes %v of the attachment do not end", holders)
-}
-
-func freed(ctx context.Context, f *os.File, patience time.Duration) bool {
-	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
-		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-			return true
-		}
-		if time.Now().After(deadline) || ctx.Err() != nil {
-			return false
-		}
-	}
 }
 
 // cleanInside removes the routing rules that a killed supervisor left in the

@@ -53,6 +53,9 @@ const (
 // slirpReady is the patience with a driver that is alive and says nothing.
 const slirpReady = 10 * time.Second
 
+// leaveGrace is the patience with a driver that was told to leave, before it is killed.
+const leaveGrace = 5 * time.Second
+
 // startSlirp starts the driver. It is of use when awaitReady has returned, which
 // gives work a place that needs neither.
 func startSlirp(c *slirpConfig) (*slirp, error) {
@@ -161,7 +164,7 @@ func (s *slirp) awaitReady() error {
 	}
 	select {
 	case <-s.done:
-	case <-time.After(stopGrace):
+	case <-time.After(leaveGrace):
 		return fmt.Errorf("slirp4netns runs and could not say whether it is ready: %s", s.tail.last())
 	}
 	return fmt.Errorf("slirp4netns ended before it was ready (%s): %s", s.ending(), s.tail.last())
@@ -183,7 +186,7 @@ func (s *slirp) stop() {
 	s.dismiss()
 	select {
 	case <-s.done:
-	case <-time.After(stopGrace):
+	case <-time.After(leaveGrace):
 		_ = s.cmd.Process.Kill()
 		<-s.done
 	}

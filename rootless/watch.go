@@ -1,7 +1,6 @@
 package rootless
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -29,7 +28,7 @@ func newWatch(netns record.Netns) (watch, error) {
 	}
 	fd, err := unix.PidfdOpen(pid, 0)
 	switch {
-	case isThread(err):
+	case record.IsThread(err):
 		return w, nil // a thread's; there are no pidfds of those before Linux 6.9
 	case err != nil:
 		return w, fmt.Errorf("watching process %d of the container's namespace: %w", pid, err)
@@ -49,10 +48,6 @@ func pidOf(path string) (pid int, ok bool) {
 	return pid, err == nil
 }
 
-// isThread: pidfd_open(2) says so of a thread that is not its process's first one,
-// since Linux 6.15 by the second error.
-func isThread(err error) bool { return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) }
-
 // gone looks at the path, and for a path under /proc/PID at the process as well:
 // to follow its links takes CAP_SYS_PTRACE over it (ptrace(2), "Ptrace access mode
 // checking"), which a supervisor that has given up its capabilities lacks. Where /proc
@@ -62,7 +57,7 @@ func (w watch) gone() bool {
 	if w.process == nil {
 		return w.netns.Gone()
 	}
-	return hasEnded(w.process) || (w.visible() && w.netns.Gone())
+	return record.HasEnded(w.process) || (w.visible() && w.netns.Gone())
 }
 
 func (w watch) visible() bool {

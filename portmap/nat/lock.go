@@ -5,9 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/flock"
 )
 
 // lockPath is beside iptables' own lock, which it holds for one program's run
@@ -34,23 +35,13 @@ func (b iptBackend) locked(ctx context.Context, f func(iptBackend) error) error 
 	return f(b)
 }
 
-// takeLock opens and locks the file, again and again if it was removed between
-// the two by whoever held it before.
+// takeLock opens and locks the file.
 func takeLock(ctx context.Context) (*os.File, error) {
-	for {
-		file, err := openLock()
-		if err != nil {
-			return nil, err
-		}
-		if err := waitLock(ctx, file); err != nil {
-			_ = file.Close()
-			return nil, fmt.Errorf("waiting for another ambi that publishes ports (lock %s): %w", file.Name(), err)
-		}
-		if isStill(file) {
-			return file, nil
-		}
-		_ = file.Close()
+	file, err := flock.Acquire(ctx, openLock)
+	if errors.Is(err, flock.ErrHeld) {
+		return nil, fmt.Errorf("waiting for another ambi that publishes ports (lock %s): %w", lockPath, err)
 	}
+	return file, err
 }
 
 // openLock falls back to the network namespace itself where /run is not ours: in
@@ -61,28 +52,4 @@ func openLock() (*os.File, error) {
 		return os.Open("/proc/thread-self/ns/net")
 	}
 	return file, err
-}
-
-// isStill says whether the file's name leads to it.
-func isStill(file *os.File) bool {
-	opened, err := file.Stat()
-	if err != nil {
-		return false
-	}
-	there, err := os.Stat(file.Name())
-	return err == nil && os.SameFile(opened, there)
-}
-
-func waitLock(ctx context.Context, file *os.File) error {
-	for {
-		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(5 * time.Millisecond):
-		}
-	}
 }

@@ -1,4 +1,4 @@
-package rootless
+package record
 
 import (
 	"bytes"
@@ -11,14 +11,12 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/ambi-cni/ambi/record"
 )
 
-// identify reads what tells a process from a later one of the same pid.
-func identify(pid int) (record.Process, error) {
+// ProcessOf reads what tells a process from a later one of the same pid.
+func ProcessOf(pid int) (Process, error) {
 	_, start, err := procStat(pid)
-	return record.Process{PID: pid, StartTime: start}, err
+	return Process{PID: pid, StartTime: start}, err
 }
 
 // procStat reads state and start time of a process (proc_pid_stat(5), fields 3
@@ -41,26 +39,16 @@ func parseStat(b []byte) (state byte, startTime uint64, err error) {
 	return fields[stateField][0], startTime, err
 }
 
-// openProcess returns a pidfd of exactly this process, or os.ErrProcessDone when
-// it has ended. Start times are compared after the pidfd is open, so a recycled
-// pid cannot come between. A zombie has ended: only its parent can free it.
-func openProcess(p record.Process) (*os.File, error) {
-	f, state, err := openAnyway(p)
-	if err == nil && ended(state) {
-		f.Close()
-		return nil, os.ErrProcessDone
-	}
-	return f, err
-}
-
 // ended says so of a process's state.
 func ended(state byte) bool { return state == 'Z' || state == 'X' }
 
-// openAnyway opens also what has ended: while the first thread of a killed process
-// is a zombie, others may still be on their way out, with everything open.
-func openAnyway(p record.Process) (pidfd *os.File, state byte, err error) {
+// open returns a pidfd of exactly this process and its state, or os.ErrProcessDone. Start
+// times are compared after the pidfd is open, so a recycled pid cannot come between. It
+// opens also what has ended: while the first thread of a killed process is a zombie,
+// others may still be on their way out, with everything open.
+func (p Process) open() (pidfd *os.File, state byte, err error) {
 	fd, err := unix.PidfdOpen(p.PID, 0) // Linux 5.3
-	if errors.Is(err, unix.ESRCH) || isThread(err) {
+	if errors.Is(err, unix.ESRCH) || IsThread(err) {
 		return nil, 0, os.ErrProcessDone
 	}
 	if err != nil {
@@ -81,37 +69,48 @@ func openAnyway(p record.Process) (pidfd *os.File, state byte, err error) {
 	return f, state, nil
 }
 
-// alive says whether the process still runs. That we cannot look, for want of
-// descriptors, say, is no proof of its end.
-func alive(p *record.Process) bool {
+// Alive says whether the process still runs; nil does not. A zombie has ended: only its
+// parent can free it. That we cannot look, for want of descriptors, say, is no proof of
+// an end.
+func (p *Process) Alive() bool {
 	if p == nil {
 		return false
 	}
-	f, err := openProcess(*p)
+	f, state, err := p.open()
 	if err == nil {
 		f.Close()
+		return !ended(state)
 	}
 	return !errors.Is(err, os.ErrProcessDone)
 }
 
-// hasEnded says whether the last thread of the process has ended, without opening
+// There says that the process is there, if only as a zombie.
+func (p Process) There() bool {
+	f, _, err := p.open()
+	if err == nil {
+		f.Close()
+	}
+	return err == nil
+}
+
+// HasEnded says whether the last thread of the process has ended, without opening
 // anything.
-func hasEnded(pidfd *os.File) bool {
+func HasEnded(pidfd *os.File) bool {
 	fds := []unix.PollFd{{Fd: int32(pidfd.Fd()), Events: unix.POLLIN}}
 	n, err := unix.Poll(fds, 0)
 	return err == nil && n > 0
 }
 
-// The patience of stop with a process before it is killed, and after.
+// The patience of Stop with a process before it is killed, and after.
 const (
 	stopGrace = 5 * time.Second
 	killGrace = 5 * time.Second
 )
 
-// stop ends a process: SIGTERM, then SIGKILL, and returns when it is gone. A
-// process that has ended is success.
-func stop(ctx context.Context, p record.Process) error {
-	pidfd, state, err := openAnyway(p)
+// Stop ends a process: SIGTERM, then SIGKILL, and returns when it is gone. A process that
+// has ended is success.
+func (p Process) Stop(ctx context.Context) error {
+	pidfd, state, err := p.open()
 	if errors.Is(err, os.ErrProcessDone) {
 		return nil
 	}
@@ -157,3 +156,7 @@ func awaitEnd(ctx context.Context, pidfd *os.File, grace time.Duration) bool {
 	}
 	return false
 }
+
+// IsThread: pidfd_open(2) says so of a thread that is not its process's first one,
+// since Linux 6.15 by the second error.
+func IsThread(err error) bool { return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) }

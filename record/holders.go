@@ -1,29 +1,71 @@
-package rootless
+package record
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ambi-cni/ambi/record"
+	"github.com/ambi-cni/ambi/flock"
 )
+
+// AwaitEnd waits until no process holds the lock on a file of an attachment: BASE.alive,
+// of a supervisor and its driver, which leaves by itself when its supervisor was killed;
+// BASE.busy, of delegates. One that does not let go is killed. No file is success.
+func AwaitEnd(ctx context.Context, path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("lock of an attachment: %w", err)
+	}
+	defer f.Close()
+	if free, err := freed(ctx, f, stopGrace); free || err != nil {
+		return err
+	}
+	holders := holding(f)
+	for _, p := range holders {
+		if err := p.Stop(ctx); err != nil {
+			return err
+		}
+	}
+	if free, err := freed(ctx, f, killGrace); free || err != nil {
+		return err
+	}
+	return fmt.Errorf("processes %v of the attachment do not end", holders)
+}
+
+// freed says whether the lock is free within that time.
+func freed(ctx context.Context, f *os.File, patience time.Duration) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	err := flock.Lock(ctx, f, flock.Exclusive)
+	if errors.Is(err, flock.ErrHeld) {
+		return false, nil
+	}
+	return err == nil, err
+}
 
 // holding finds the other processes that hold the lock (flock(2)) on the file. Who has it
 // open without the lock is none of them. /proc/locks names the one who took it, which
 // may be gone; fdinfo (proc_pid_fdinfo(5), "lock:") has it for every descriptor that was
 // inherited with it. Nothing here looks at the files themselves: one on a server that is
 // gone would have us wait.
-func holding(f *os.File) []record.Process {
+func holding(f *os.File) []Process {
 	name, err := nameOfLocks(f)
 	if err != nil {
 		return nil
 	}
-	var found []record.Process
+	var found []Process
 	infos, _ := filepath.Glob("/proc/[0-9]*/fdinfo/*")
 	for _, info := range infos {
 		b, err := os.ReadFile(info)
@@ -31,7 +73,7 @@ func holding(f *os.File) []record.Process {
 		if err != nil || pid == os.Getpid() || lockedFile(b, "FLOCK") != name {
 			continue
 		}
-		if p, err := identify(pid); err == nil && !slices.Contains(found, p) {
+		if p, err := ProcessOf(pid); err == nil && !slices.Contains(found, p) {
 			found = append(found, p)
 		}
 	}

@@ -1,4 +1,4 @@
-package rootless
+package record
 
 import (
 	"os"
@@ -7,19 +7,18 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
 
-	"github.com/ambi-cni/ambi/record"
+	"github.com/ambi-cni/ambi/flock"
 )
 
 // with starts a process that has the file open.
-func with(t *testing.T, f *os.File) record.Process {
+func with(t *testing.T, f *os.File) Process {
 	t.Helper()
 	cmd := exec.Command("sleep", "60")
 	cmd.ExtraFiles = []*os.File{f}
 	require.NoError(t, cmd.Start())
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	p, err := identify(cmd.Process.Pid)
+	p, err := ProcessOf(cmd.Process.Pid)
 	require.NoError(t, err)
 	return p
 }
@@ -35,13 +34,13 @@ func TestHoldersOfTheLock(t *testing.T) {
 	asked, unlocked := open(path), open(path)
 	require.Empty(t, holding(asked))
 
-	locked, err := lockAlive(path)
-	require.NoError(t, err)
+	locked := open(path)
+	require.NoError(t, flock.Try(locked, flock.Exclusive))
 	first, second := with(t, locked), with(t, locked)
 	locked.Close() // who took it does not hold it any more
 	with(t, unlocked)
 	other := open(path + "-other")
-	require.NoError(t, unix.Flock(int(other.Fd()), unix.LOCK_EX))
+	require.NoError(t, flock.Try(other, flock.Exclusive))
 	with(t, other)
-	require.ElementsMatch(t, []record.Process{first, second}, holding(asked))
+	require.ElementsMatch(t, []Process{first, second}, holding(asked))
 }

@@ -1,4 +1,4 @@
-package rootless
+package record
 
 import (
 	"context"
@@ -8,31 +8,29 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
-
-	"github.com/ambi-cni/ambi/record"
 )
 
-func startSleep(t *testing.T) (*exec.Cmd, record.Process) {
+func startSleep(t *testing.T) (*exec.Cmd, Process) {
 	t.Helper()
 	cmd := exec.Command("sleep", "60")
 	require.NoError(t, cmd.Start())
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	p, err := identify(cmd.Process.Pid)
+	p, err := ProcessOf(cmd.Process.Pid)
 	require.NoError(t, err)
 	return cmd, p
 }
 
 func TestProcessIsNotMistaken(t *testing.T) {
 	_, p := startSleep(t)
-	require.True(t, alive(&p))
-	require.False(t, alive(nil))
-	recycled := record.Process{PID: p.PID, StartTime: p.StartTime + 1}
-	require.False(t, alive(&recycled), "another process has this pid now")
-	require.NoError(t, stop(context.Background(), recycled), "it has ended: success")
-	require.True(t, alive(&p), "and the other one was let be")
+	require.True(t, p.Alive())
+	require.False(t, (*Process)(nil).Alive())
+	recycled := Process{PID: p.PID, StartTime: p.StartTime + 1}
+	require.False(t, recycled.Alive(), "another process has this pid now")
+	require.NoError(t, recycled.Stop(context.Background()), "it has ended: success")
+	require.True(t, p.Alive(), "and the other one was let be")
 	for _, pid := range []int{0, -1, 1 << 30} {
-		require.False(t, alive(&record.Process{PID: pid}), pid)
-		require.NoError(t, stop(context.Background(), record.Process{PID: pid}), pid)
+		require.False(t, (&Process{PID: pid}).Alive(), pid)
+		require.NoError(t, Process{PID: pid}.Stop(context.Background()), pid)
 	}
 }
 
@@ -42,16 +40,16 @@ func TestNoDescriptorIsNoDeath(t *testing.T) {
 	var limit unix.Rlimit
 	require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
 	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 0, Max: limit.Max}))
-	seen := alive(&p)
+	seen := p.Alive()
 	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit))
 	require.True(t, seen)
 }
 
 func TestStop(t *testing.T) {
 	cmd, p := startSleep(t)
-	require.NoError(t, stop(context.Background(), p))
-	require.False(t, alive(&p), "a zombie has ended: only its parent, this test, can free it")
-	require.NoError(t, stop(context.Background(), p), "again")
+	require.NoError(t, p.Stop(context.Background()))
+	require.False(t, p.Alive(), "a zombie has ended: only its parent, this test, can free it")
+	require.NoError(t, p.Stop(context.Background()), "again")
 	require.Equal(t, "signal: terminated", cmd.Wait().Error())
 }
 
@@ -67,10 +65,10 @@ func TestProcStatOfAnOddName(t *testing.T) {
 	cmd := exec.Command(odd, "60")
 	require.NoError(t, cmd.Start())
 	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
-	p, err := identify(cmd.Process.Pid)
+	p, err := ProcessOf(cmd.Process.Pid)
 	require.NoError(t, err)
-	own, err := identify(os.Getpid())
+	own, err := ProcessOf(os.Getpid())
 	require.NoError(t, err)
 	require.GreaterOrEqual(t, p.StartTime, own.StartTime)
-	require.True(t, alive(&p))
+	require.True(t, p.Alive())
 }
