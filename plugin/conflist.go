@@ -40,6 +40,9 @@ func (v *verbs) standsAlone() bool {
 		return true
 	}
 	for _, dir := range []string{os.Getenv("NETCONFPATH"), conflistDir} {
+		if !filepath.IsAbs(dir) {
+			continue // not set; the current folder is nobody's
+		}
 		path, l, err := conflistNamed(dir, v.netConf.Name)
 		if err != nil || addBesides(path, l) != nil {
 			continue
