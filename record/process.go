@@ -104,7 +104,7 @@ func HasEnded(pidfd *os.File) bool {
 // The patience of Stop with a process before it is killed, and after.
 const (
 	stopGrace = 5 * time.Second
-	killGrace = 5 * time.Second
+	killGrace = time.Minute // for the kernel alone, which on a busy machine has much to do
 )
 
 // Stop ends a process: SIGTERM, then SIGKILL, and returns when it is gone. A process that

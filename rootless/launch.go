@@ -24,8 +24,9 @@ import (
 const Role = "supervisor"
 
 // launchTimeout is the patience with a supervisor that says nothing at all; one
-// that fails says so, and one that dies is noticed at once.
-const launchTimeout = 30 * time.Second
+// that fails says so, and one that dies is noticed at once. It may wait for the driver
+// twice (slirpReady).
+const launchTimeout = 3 * time.Minute
 
 // launcher holds what a supervisor is started with.
 type launcher struct {

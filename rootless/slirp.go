@@ -50,8 +50,9 @@ const (
 	_ // the alive lock
 )
 
-// slirpReady is the patience with a driver that is alive and says nothing.
-const slirpReady = 10 * time.Second
+// slirpReady is the patience with a driver that is alive and says nothing. It only ends
+// what hangs: a hundred that start at once on a busy machine take a quarter of a minute.
+const slirpReady = time.Minute
 
 // leaveGrace is the patience with a driver that was told to leave, before it is killed.
 const leaveGrace = 5 * time.Second

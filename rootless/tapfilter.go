@@ -66,7 +66,11 @@ var errNoDriver = errors.New("slirp4netns has ended")
 // what the container has sent meanwhile: the filter looks at a frame when it is sent.
 // The driver must not read it either, see fullPipe.
 func filterTap(pidfd int) error {
-	for deadline := time.Now().Add(slirpReady); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	began := time.Now()
+	deadline := began.Add(slirpReady)
+	// The longer it takes the less often we look, which is hundreds of system calls: many
+	// that start at once on a busy machine would take the time from the drivers they wait for.
+	for ; time.Now().Before(deadline); time.Sleep(min(max(time.Since(began)/4, time.Millisecond), 20*time.Millisecond)) {
 		tap, err := borrowTap(pidfd)
 		if err != nil {
 			return err
@@ -119,7 +123,7 @@ func attachFilter(tap int) error {
 
 func discardFrames(tap int, deadline time.Time) error {
 	frame := make([]byte, 64<<10)
-	for time.Now().Before(deadline) {
+	for {
 		fds := []unix.PollFd{{Fd: int32(tap), Events: unix.POLLIN}}
 		if _, err := unix.Poll(fds, 0); err != nil && !errors.Is(err, unix.EINTR) {
 			return err
@@ -130,8 +134,10 @@ func discardFrames(tap int, deadline time.Time) error {
 		if _, err := unix.Read(tap, frame); err != nil {
 			return err
 		}
+		if time.Now().After(deadline) {
+			return errors.New("the container sends without end")
+		}
 	}
-	return errors.New("the container sends without end")
 }
 
 // tapRole is the second argument of a process that sets the filter for a supervisor that
