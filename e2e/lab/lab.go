@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -139,5 +140,25 @@ route add ::/0 via 2001:db8::2
 			return fmt.Errorf("ip %s: %w: %s", step.args, err, out)
 		}
 	}
-	return nil
+	return errors.Join(
+		awaitRoute("ip", "-6", "route", "show", "table", "local", "2001:db8::1"),
+		awaitRoute("ip", "-n", "neighbour", "-6", "route", "show", "table", "local", "2001:db8::2"))
+}
+
+// awaitRoute waits until packets for an address of IPv6 are delivered. The kernel makes
+// that route some time after the address, on a busy machine a second, and whoever has
+// looked at the machine meanwhile would say that it has changed.
+func awaitRoute(show ...string) error {
+	for deadline := time.Now().Add(Patience); ; time.Sleep(5 * time.Millisecond) {
+		out, err := exec.Command(show[0], show[1:]...).Output()
+		if err != nil {
+			return fmt.Errorf("%q: %w", show, err)
+		}
+		if len(out) > 0 {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%q shows none", show)
+		}
+	}
 }
