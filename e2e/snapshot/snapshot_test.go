@@ -15,6 +15,9 @@ import (
 // insideVariable is set in the machine that the inner test runs in.
 const insideVariable = "AMBI_SNAPSHOT_INSIDE"
 
+// patience only ends a wait for what never comes.
+const patience = 3 * time.Minute
+
 // leftovers are what a plugin could leave behind, one of each kind: the command
 // that makes it, the one that takes it away, and what is shown of it. They run in
 // a machine of their own.
@@ -83,14 +86,13 @@ iptables-nft -t nat -A OUTPUT -p tcp -j RETURN; iptables-nft -t nat -D OUTPUT -p
 iptables-legacy -t nat -S >/dev/null; ip netns add first; ip netns del first`)
 	for name, l := range leftovers {
 		t.Run(name, func(t *testing.T) {
-			o := Options{Settled: 10 * time.Second}
+			var o Options
 			before := o.Take()
 			sh(l.leave)
-			o.Settled = 0
 			difference := o.Difference(before)
 			require.Regexp(t, `(?m)^\+ .*`+l.shown, difference)
 			sh(l.mend)
-			o.Settled = 10 * time.Second
+			o.Settled = patience
 			require.Empty(t, o.Difference(before))
 		})
 	}
@@ -108,7 +110,7 @@ iptables-legacy -t nat -S >/dev/null; ip netns add first; ip netns del first`)
 				_ = cmd.Wait()
 				require.Empty(t, Options{}.Difference(before))
 			}()
-			require.Eventually(t, func() bool { return strings.Contains(Options{}.Difference(before), "+ "+shown) }, 10*time.Second, 20*time.Millisecond)
+			require.Eventually(t, func() bool { return strings.Contains(Options{}.Difference(before), "+ "+shown) }, patience, 20*time.Millisecond)
 		})
 	}
 	t.Run("sockets", func(t *testing.T) {
