@@ -59,21 +59,29 @@ func (m Machine) Furnish() error {
 // tests among them): they come and go, and would look like ours. One whose file is
 // removed on the host in this moment goes by itself: the kernel unmounts it everywhere.
 func forgetNamespaces() error {
+	for try := 1; ; try++ {
+		named, err := namedNamespaces()
+		if err != nil || len(named) == 0 {
+			return err
+		}
+		if try == 3 {
+			return fmt.Errorf("namespaces of others stay mounted: %v", named)
+		}
+		for _, path := range named {
+			_ = unix.Unmount(path, unix.MNT_DETACH) // its owner may have removed it
+		}
+	}
+}
+
+// namedNamespaces are where namespaces are mounted.
+func namedNamespaces() (paths []string, err error) {
 	mounts, err := os.ReadFile("/proc/self/mounts")
-	if err != nil {
-		return err
-	}
 	for line := range strings.Lines(string(mounts)) {
-		fields := strings.Fields(line)
-		if len(fields) < 3 || fields[2] != "nsfs" {
-			continue
-		}
-		err := unix.Unmount(fields[1], unix.MNT_DETACH)
-		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
-			return fmt.Errorf("unmounting %s: %w", fields[1], err)
+		if fields := strings.Fields(line); len(fields) > 2 && fields[2] == "nsfs" {
+			paths = append(paths, fields[1])
 		}
 	}
-	return nil
+	return paths, err
 }
 
 // folders gives the machine its programs and empty folders of state.

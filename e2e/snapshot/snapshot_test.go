@@ -78,7 +78,9 @@ func TestSeesInside(t *testing.T) {
 		out, err := exec.Command("sh", "-ec", line).CombinedOutput()
 		require.NoError(t, err, "%s: %s", line, out)
 	}
-	sh(`for d in /run /tmp /var/lib/cni; do mkdir -p $d; mount -t tmpfs tmpfs $d; done
+	sh(`# Namespaces of others, which come and go.
+awk '$3 == "nsfs" {print $2}' /proc/self/mounts | xargs -r umount -l || true
+for d in /run /tmp /var/lib/cni; do mkdir -p $d; mount -t tmpfs tmpfs $d; done
 ip link set lo up
 # What the tools themselves make when they are first used.
 nft 'add table ip kept; add map ip kept m { type inet_service : inet_service; }'
