@@ -68,7 +68,9 @@ func newLab(t *testing.T, change ...func(*forward.Config)) *lab {
 	return newLabAlone(t, change...)
 }
 
-// newLabAlone is newLab for a test that counts what the whole process has.
+// newLabAlone is newLab for a test that counts what the whole process has, or takes a
+// port again that was just given back: a program of another test has a copy of all
+// descriptors between fork and exec.
 func newLabAlone(t *testing.T, change ...func(*forward.Config)) *lab {
 	t.Helper()
 	if os.Geteuid() != 0 {

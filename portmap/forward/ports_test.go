@@ -18,7 +18,7 @@ import (
 )
 
 func TestPortsComeAndGoAtRunTime(t *testing.T) {
-	l := newLab(t)
+	l := newLabAlone(t)
 	l.serveTCP(":80", echo)
 	l.serveUDP("[::]:80", echoDatagrams)
 	first, second := mapping(conf.TCP, 8080, 80), mapping(conf.TCP, 8081, 80)
@@ -59,7 +59,7 @@ func TestRemovedPortKeepsItsRuleForItsConnections(t *testing.T) {
 }
 
 func TestRemovedUDPPortEndsItsFlows(t *testing.T) {
-	l := newLab(t)
+	l := newLabAlone(t)
 	l.serveUDP("[::]:53", echoDatagrams)
 	m := mapping(conf.UDP, 5353, 53)
 	l.publish(m)
@@ -156,7 +156,7 @@ func (l *lab) indexOf(name, link string) string {
 }
 
 func TestListenIsAllOrNothing(t *testing.T) {
-	l := newLab(t)
+	l := newLabAlone(t)
 	taken, err := l.listen(mapping(conf.TCP, 8081, 80))
 	require.NoError(t, err)
 	_, err = l.listen(mapping(conf.TCP, 8080, 80), mapping(conf.TCP, 8081, 80))
@@ -207,7 +207,7 @@ func TestConfigIsChecked(t *testing.T) {
 }
 
 func TestClosedForwarderTakesNoPorts(t *testing.T) {
-	l := newLab(t)
+	l := newLabAlone(t)
 	l.serveTCP(":80", echo)
 	l.publish(mapping(conf.TCP, 8080, 80))
 	c := l.dial(l.client, "tcp", hostFour, 8080)
