@@ -30,7 +30,11 @@
 // # Two backends
 //
 // nftables works over netlink only, in one table "inet ambi_portmap" (see
-// layout.go), with one transaction per call and one map element per port.
+// nftlayout.go), with one transaction per call and one map element per port.
 // iptables is for hosts without nf_tables: chains named AMBI-*, a bounded number
 // of processes per call whatever the number of ports.
+//
+// Files named nft… are about the first, files named ipt… about the second, and all
+// others about both. Start reading at [Backend] in nat.go, then nftlayout.go or
+// iptruleset.go, which show the rules. The package imports conf and flock.
 package nat

@@ -246,6 +246,19 @@ func (r ruleset) own(pl plan) []forward {
 	return fs
 }
 
+// notOfSiblings are the mappings of a plan but those that a sibling of its owner
+// publishes.
+func (r ruleset) notOfSiblings(pl plan) []forward {
+	return slices.DeleteFunc(r.own(pl), func(f forward) bool {
+		for t, fs := range r.forwards {
+			if siblings(pl.Owner, r.owners[t]) && slices.ContainsFunc(fs, func(o forward) bool { return o.slot == f.slot }) {
+				return true
+			}
+		}
+		return false
+	})
+}
+
 // masquerades are the pairs of source and destination whose connections are
 // masqueraded.
 func (r ruleset) masquerades(pl plan) []string {
