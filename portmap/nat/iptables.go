@@ -12,16 +12,16 @@ import (
 	"github.com/ambi-cni/ambi/conf"
 )
 
-// iptBackend publishes with iptables and ip6tables, for hosts without nf_tables.
+// iptRules publishes with iptables and ip6tables, for hosts without nf_tables.
 // A call runs iptables-save and iptables-restore once for each family, whatever
 // the number of ports. There is nothing in iptables that refuses a rule because
 // another one is there, so calls take turns under a lock.
-type iptBackend struct {
+type iptRules struct {
 	v4, v6 bool
 	lock   *os.File // while it is held, see locked
 }
 
-var _ Backend = iptBackend{}
+var _ rules = iptRules{}
 
 func openIPTables() (Backend, error) {
 	_, err4 := iptables.New(iptables.IPFamily(iptables.ProtocolIPv4))
@@ -29,13 +29,13 @@ func openIPTables() (Backend, error) {
 	if err4 != nil && err6 != nil {
 		return nil, conf.Errorf(conf.ErrNetwork, "iptables does not work (%v); install the package iptables", err4)
 	}
-	return iptBackend{v4: err4 == nil, v6: err6 == nil}, nil
+	return backend{iptRules{v4: err4 == nil, v6: err6 == nil}}, nil
 }
 
-func (iptBackend) Name() string { return string(conf.BackendIPTables) }
+func (iptRules) Name() string { return string(conf.BackendIPTables) }
 
 // families are those whose program is installed.
-func (b iptBackend) families() []family {
+func (b iptRules) families() []family {
 	var fs []family
 	if b.v4 {
 		fs = append(fs, ipv4)
@@ -47,7 +47,7 @@ func (b iptBackend) families() []family {
 }
 
 // serves refuses mappings of a family whose program is not installed.
-func (b iptBackend) serves(fs []forward) error {
+func (b iptRules) serves(fs []forward) error {
 	for _, f := range fs {
 		if !slices.Contains(b.families(), f.family()) {
 			return conf.Errorf(conf.ErrNetwork, "publishing %s: %s is not installed; install the package iptables, or set portmap.backend to nftables", f, f.family().iptables())
@@ -63,71 +63,40 @@ func (f family) iptables() string {
 	return "ip6tables"
 }
 
-func (b iptBackend) Free(ctx context.Context, p Published) ([]uint32, error) {
-	if len(p.Ports) == 0 {
-		return nil, nil
-	}
-	fs, err := p.forwards()
-	if err != nil {
-		return nil, err
-	}
-	reserved, err := hostSocketsFree(p, fs)
-	if err := errors.Join(validOwner(p.Owner), b.serves(fs), err); err != nil {
-		return nil, err
-	}
+func (b iptRules) free(ctx context.Context, in intent) error {
 	now, err := b.read(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return reserved, refusedBy(now, plan{Published: p, forwards: fs})
+	return refusedBy(now, in)
 }
 
-func (b iptBackend) Add(ctx context.Context, p Published) error {
-	if len(p.Ports) == 0 {
-		return nil
-	}
-	fs, err := p.forwards()
-	if err != nil {
-		return err
-	}
-	_, err = hostSocketsFree(p, fs)
-	if err := errors.Join(validOwner(p.Owner), b.serves(fs), err); err != nil {
-		return err
-	}
-	hostIf, err := hostInterface(p)
-	if err != nil {
-		return err
-	}
-	pl := plan{p, fs, hostIf}
-	var done []forward
-	err = b.locked(ctx, func(b iptBackend) (err error) {
-		done, err = b.publish(ctx, pl)
+func (b iptRules) publish(ctx context.Context, in intent) (done []forward, err error) {
+	err = b.locked(ctx, func(b iptRules) (err error) {
+		done, err = b.publishLocked(ctx, in)
 		return err
 	})
-	if err == nil {
-		err = settle(p, fs, done, pl.hostIf)
-	}
 	// A conflict is found before anything is done, and what is there is then not
 	// ours to remove.
 	if err != nil && !isConflict(err) {
-		err = errors.Join(err, b.Del(context.WithoutCancel(ctx), p))
+		err = errors.Join(err, b.Del(context.WithoutCancel(ctx), in.Published))
 	}
-	return err
+	return done, err
 }
 
-// publish is under the lock: every family is looked at before the first is
-// changed. It returns the mappings that no sibling has.
-func (b iptBackend) publish(ctx context.Context, pl plan) (done []forward, err error) {
+// publishLocked is under the lock: every family is looked at before the first is
+// changed.
+func (b iptRules) publishLocked(ctx context.Context, in intent) (done []forward, err error) {
 	before, err := b.read(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if err := refusedBy(before, pl); err != nil {
+	if err := refusedBy(before, in); err != nil {
 		return nil, err
 	}
 	for _, r := range before {
-		done = append(done, r.notOfSiblings(pl)...)
-		if err := r.apply(ctx, r.publication(pl)); err != nil {
+		done = append(done, r.notOfSiblings(in)...)
+		if err := r.apply(ctx, r.publication(in)); err != nil {
 			return nil, err
 		}
 	}
@@ -135,19 +104,19 @@ func (b iptBackend) publish(ctx context.Context, pl plan) (done []forward, err e
 }
 
 // refusedBy is the error of what cannot be published beside what is there.
-func refusedBy(there []ruleset, pl plan) error {
+func refusedBy(there []ruleset, in intent) error {
 	for _, r := range there {
-		if r.has(tag(pl.Owner)) {
-			return alreadyPublished(pl.Owner)
+		if r.has(tag(in.Owner)) {
+			return alreadyPublished(in.Owner)
 		}
-		if err := r.refuses(pl); err != nil {
+		if err := r.refuses(in); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (b iptBackend) read(ctx context.Context) ([]ruleset, error) {
+func (b iptRules) read(ctx context.Context) ([]ruleset, error) {
 	var all []ruleset
 	for _, f := range b.families() {
 		r, err := readRuleset(ctx, f)
@@ -160,39 +129,17 @@ func (b iptBackend) read(ctx context.Context) ([]ruleset, error) {
 	return all, nil
 }
 
-func (b iptBackend) Check(ctx context.Context, p Published) error {
-	if len(p.Ports) == 0 {
-		return nil
-	}
-	fs, err := p.forwards()
-	if err != nil {
-		return err
-	}
-	if err := b.serves(fs); err != nil {
-		return err
-	}
+func (b iptRules) missing(ctx context.Context, in intent) (missing []string, err error) {
 	now, err := b.read(ctx)
-	if err != nil {
-		return err
-	}
-	hostIf, err := hostInterface(p)
-	if err != nil {
-		return err
-	}
-	pl := plan{p, fs, hostIf}
-	var missing []string
 	for _, r := range now {
-		missing = append(missing, r.missing(pl)...)
+		missing = append(missing, r.missing(in)...)
 	}
-	if err := checkLocalnet(p, fs, pl.hostIf); err != nil {
-		missing = append(missing, err.Error())
-	}
-	return notAsPublished(p.Owner, missing)
+	return missing, err
 }
 
-func (b iptBackend) Del(ctx context.Context, p Published) error {
+func (b iptRules) Del(ctx context.Context, p Published) error {
 	var gone []forward
-	err := b.locked(ctx, func(b iptBackend) error {
+	err := b.locked(ctx, func(b iptRules) error {
 		now, err := b.read(ctx)
 		if err != nil {
 			return err
@@ -216,20 +163,15 @@ func (b iptBackend) Del(ctx context.Context, p Published) error {
 	return errors.Join(err, forgetForwards(gone))
 }
 
-func (b iptBackend) Restore(ctx context.Context, all []Published) ([]conf.Key, error) {
-	ready, errPlans := plans(all)
-	if len(ready) == 0 {
-		return nil, errPlans
-	}
-	var restored []conf.Key
-	err := b.locked(ctx, func(b iptBackend) error {
+func (b iptRules) restore(ctx context.Context, all []intent) (restored []conf.Key, done []forward, err error) {
+	err = b.locked(ctx, func(b iptRules) error {
 		now, err := b.read(ctx)
 		if err != nil {
 			return err
 		}
 		var errs []error
 		for _, r := range now {
-			owners, err := r.restore(ctx, ready)
+			owners, err := r.restore(ctx, all)
 			for _, k := range owners {
 				if !slices.Contains(restored, k) {
 					restored = append(restored, k)
@@ -239,10 +181,10 @@ func (b iptBackend) Restore(ctx context.Context, all []Published) ([]conf.Key, e
 		}
 		return errors.Join(errs...)
 	})
-	return restored, errors.Join(errPlans, err, settleAll(ready, firstOfSiblings(ready)))
+	return restored, firstOfSiblings(all), err
 }
 
-func (b iptBackend) Owners(ctx context.Context, network string) ([]conf.Key, error) {
+func (b iptRules) Owners(ctx context.Context, network string) ([]conf.Key, error) {
 	now, err := b.read(ctx)
 	if err != nil {
 		return nil, err

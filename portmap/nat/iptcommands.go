@@ -41,30 +41,30 @@ func (r ruleset) missingBase(c commands) {
 }
 
 // publication makes the chains of an owner, replacing what is there of them.
-func (r ruleset) publication(pl plan) commands {
+func (r ruleset) publication(in intent) commands {
 	c := commands{}
-	fs := r.own(pl)
+	fs := r.own(in)
 	if len(fs) == 0 {
 		return c
 	}
 	r.missingBase(c)
-	r.publishOwner(c, pl)
+	r.publishOwner(c, in)
 	return c
 }
 
-func (r ruleset) publishOwner(c commands, pl plan) {
-	t := tag(pl.Owner)
+func (r ruleset) publishOwner(c commands, in intent) {
+	t := tag(in.Owner)
 	c.add("nat", ":%s%s - [0:0]", dnatPrefix, t)
 	c.add("nat", ":%s%s - [0:0]", masqPrefix, t)
-	for _, f := range r.own(pl) {
+	for _, f := range r.own(in) {
 		c.add("nat", "-A %s%s %s", dnatPrefix, t, f.rule())
 	}
-	for _, pair := range r.masquerades(pl) {
+	for _, pair := range r.masquerades(in) {
 		source, destination, _ := strings.Cut(pair, " ")
 		c.add("nat", "-A %s%s -s %s -d %s -j MASQUERADE", masqPrefix, t, source, destination)
 	}
 	if r.jumps[dnatChain+" "+dnatPrefix+t] == 0 {
-		c.add("nat", "-A %s -m comment --comment %q -j %s%s", dnatChain, pl.Owner.String(), dnatPrefix, t)
+		c.add("nat", "-A %s -m comment --comment %q -j %s%s", dnatChain, in.Owner.String(), dnatPrefix, t)
 	}
 	if r.jumps[masqChain+" "+masqPrefix+t] == 0 {
 		c.add("nat", "-A %s -j %s%s", masqChain, masqPrefix, t)
@@ -153,25 +153,25 @@ func (r ruleset) removeBase(c commands, last []string) {
 
 // restore rewrites the owners of which something is missing, in one go, and
 // returns them.
-func (r ruleset) restore(ctx context.Context, ready []plan) ([]conf.Key, error) {
+func (r ruleset) restore(ctx context.Context, all []intent) ([]conf.Key, error) {
 	var restored []conf.Key
 	var errs []error
 	c := commands{}
-	for _, pl := range ready {
-		if len(r.missing(pl)) == 0 {
+	for _, in := range all {
+		if len(r.missing(in)) == 0 {
 			continue
 		}
-		if err := r.refuses(pl); err != nil {
+		if err := r.refuses(in); err != nil {
 			errs = append(errs, err)
 			continue
 		}
 		if len(c) == 0 {
 			r.missingBase(c)
 		}
-		r.publishOwner(c, pl)
-		r.forwards[tag(pl.Owner)] = r.own(pl)
-		r.owners[tag(pl.Owner)] = pl.Owner.String()
-		restored = append(restored, pl.Owner)
+		r.publishOwner(c, in)
+		r.forwards[tag(in.Owner)] = r.own(in)
+		r.owners[tag(in.Owner)] = in.Owner.String()
+		restored = append(restored, in.Owner)
 	}
 	if err := r.apply(ctx, c); err != nil {
 		return nil, errors.Join(append(errs, err)...)

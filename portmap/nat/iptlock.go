@@ -19,7 +19,7 @@ const lockPath = "/run/ambi-iptables.lock"
 
 // locked runs f while no other process changes our chains, with a backend whose
 // programs hold the lock too.
-func (b iptBackend) locked(ctx context.Context, f func(iptBackend) error) error {
+func (b iptRules) locked(ctx context.Context, f func(iptRules) error) error {
 	file, err := takeLock(ctx)
 	if err != nil {
 		return fmt.Errorf("iptables lock: %w", err)

@@ -160,14 +160,14 @@ func (r ruleset) has(t string) bool {
 	return jumped || r.chains[dnatPrefix+t] || r.chains[masqPrefix+t]
 }
 
-// refuses is the error of the first port of a plan that another owner has.
-func (r ruleset) refuses(pl plan) error {
+// refuses is the error of the first port that another owner has.
+func (r ruleset) refuses(in intent) error {
 	type portOf struct {
 		proto uint8
 		port  uint16
 	}
 	wanted := map[portOf][]forward{}
-	for _, f := range pl.forwards {
+	for _, f := range in.forwards {
 		if f.family() == r.family {
 			wanted[portOf{f.proto, f.port}] = append(wanted[portOf{f.proto, f.port}], f)
 		}
@@ -175,7 +175,7 @@ func (r ruleset) refuses(pl plan) error {
 	for t, fs := range r.forwards {
 		for _, rival := range fs {
 			for _, f := range wanted[portOf{rival.proto, rival.port}] {
-				if t == tag(pl.Owner) || (f.slot == rival.slot && siblings(pl.Owner, r.owners[t])) {
+				if t == tag(in.Owner) || (f.slot == rival.slot && siblings(in.Owner, r.owners[t])) {
 					continue
 				}
 				if f.wide() || rival.wide() || f.host == rival.host {
@@ -190,17 +190,17 @@ func (r ruleset) refuses(pl plan) error {
 // unowned are the mappings of p that nobody has in this ruleset.
 func (r ruleset) unowned(p Published) []forward {
 	var free []forward
-	for _, f := range r.own(plan{forwards: p.known()}) {
-		if r.refuses(plan{forwards: []forward{f}}) == nil {
+	for _, f := range r.own(intent{forwards: p.known()}) {
+		if r.refuses(intent{forwards: []forward{f}}) == nil {
 			free = append(free, f)
 		}
 	}
 	return free
 }
 
-// missing names what of a plan is not there.
-func (r ruleset) missing(pl plan) []string {
-	want := r.own(pl)
+// missing names what is not there.
+func (r ruleset) missing(in intent) []string {
+	want := r.own(in)
 	if len(want) == 0 {
 		return nil
 	}
@@ -215,7 +215,7 @@ func (r ruleset) missing(pl plan) []string {
 	if r.family == ipv4 && r.guards == 0 {
 		missing = append(missing, fmt.Sprintf("iptables: the rule of chain %s of table raw is missing", guardChain))
 	}
-	t := tag(pl.Owner)
+	t := tag(in.Owner)
 	for _, jump := range []string{dnatChain + " " + dnatPrefix + t, masqChain + " " + masqPrefix + t} {
 		if r.jumps[jump] == 0 {
 			from, to, _ := strings.Cut(jump, " ")
@@ -227,7 +227,7 @@ func (r ruleset) missing(pl plan) []string {
 			missing = append(missing, "host port "+f.String()+" is missing")
 		}
 	}
-	for _, pair := range r.masquerades(pl) {
+	for _, pair := range r.masquerades(in) {
 		if !slices.Contains(r.masq[t], pair) {
 			missing = append(missing, fmt.Sprintf("%s: the masquerading of %q is missing", r.family.iptables(), pair))
 		}
@@ -235,10 +235,10 @@ func (r ruleset) missing(pl plan) []string {
 	return missing
 }
 
-// own are the mappings of a plan in the ruleset's family.
-func (r ruleset) own(pl plan) []forward {
+// own are the mappings in the ruleset's family.
+func (r ruleset) own(in intent) []forward {
 	var fs []forward
-	for _, f := range pl.forwards {
+	for _, f := range in.forwards {
 		if f.family() == r.family {
 			fs = append(fs, f)
 		}
@@ -246,12 +246,12 @@ func (r ruleset) own(pl plan) []forward {
 	return fs
 }
 
-// notOfSiblings are the mappings of a plan but those that a sibling of its owner
+// notOfSiblings are the mappings but those that a sibling of the owner
 // publishes.
-func (r ruleset) notOfSiblings(pl plan) []forward {
-	return slices.DeleteFunc(r.own(pl), func(f forward) bool {
+func (r ruleset) notOfSiblings(in intent) []forward {
+	return slices.DeleteFunc(r.own(in), func(f forward) bool {
 		for t, fs := range r.forwards {
-			if siblings(pl.Owner, r.owners[t]) && slices.ContainsFunc(fs, func(o forward) bool { return o.slot == f.slot }) {
+			if siblings(in.Owner, r.owners[t]) && slices.ContainsFunc(fs, func(o forward) bool { return o.slot == f.slot }) {
 				return true
 			}
 		}
@@ -261,13 +261,13 @@ func (r ruleset) notOfSiblings(pl plan) []forward {
 
 // masquerades are the pairs of source and destination whose connections are
 // masqueraded.
-func (r ruleset) masquerades(pl plan) []string {
-	ip := pl.target(r.family)
-	if !pl.SNAT || !ip.IsValid() {
+func (r ruleset) masquerades(in intent) []string {
+	ip := in.target(r.family)
+	if !in.SNAT || !ip.IsValid() {
 		return nil
 	}
 	to := " " + netip.PrefixFrom(ip, ip.BitLen()).String()
-	pairs := []string{subnetOf(pl.hostIf, ip).String() + to}
+	pairs := []string{subnetOf(in.hostIf, ip).String() + to}
 	if r.family == ipv4 {
 		pairs = append(pairs, "127.0.0.0/8"+to)
 	}

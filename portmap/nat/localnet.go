@@ -69,13 +69,13 @@ func directLink(ip netip.Addr) (string, error) {
 // that it lacks the address family.
 var noRoute = []unix.Errno{unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EACCES, unix.EINVAL, unix.ESRCH, unix.ENOENT, unix.ENODEV, unix.EAFNOSUPPORT, unix.EOPNOTSUPP}
 
-// needsLocalnet says whether a mapping can be reached over 127.0.0.1. Without
+// needsLocalnet says whether a mapping shall be reached over 127.0.0.1. Without
 // SNAT it cannot: the container would answer to itself.
-func needsLocalnet(p Published, fs []forward) bool {
-	if !p.SNAT {
+func (in intent) needsLocalnet() bool {
+	if !in.SNAT || in.hostIf == "" {
 		return false
 	}
-	for _, f := range fs {
+	for _, f := range in.forwards {
 		if f.family() == ipv4 && (f.wide() || f.host.IsLoopback()) {
 			return true
 		}
@@ -88,43 +88,34 @@ func localnetPath(hostIf string) string {
 }
 
 // allowLocalnet has the host's interface accept answers to 127.0.0.1.
-func allowLocalnet(p Published, fs []forward, hostIf string) error {
-	if hostIf == "" || !needsLocalnet(p, fs) {
+func allowLocalnet(in intent) error {
+	if !in.needsLocalnet() {
 		return nil
 	}
-	path := localnetPath(hostIf)
+	path := localnetPath(in.hostIf)
 	// Reading first lets this work where /proc/sys is read-only and the host has
 	// set it already.
 	if now, err := os.ReadFile(path); err == nil && len(now) > 0 && now[0] == '1' {
 		return nil
 	}
 	if err := os.WriteFile(path, []byte("1"), 0o644); err != nil {
-		return conf.Errorf(conf.ErrNetwork, "publishing ports over 127.0.0.1: %v; set net.ipv4.conf.%s.route_localnet=1 on the host, or portmap.snat to false", err, hostIf)
+		return conf.Errorf(conf.ErrNetwork, "publishing ports over 127.0.0.1: %v; set net.ipv4.conf.%s.route_localnet=1 on the host, or portmap.snat to false", err, in.hostIf)
 	}
 	return nil
 }
 
-func checkLocalnet(p Published, fs []forward, hostIf string) error {
-	if hostIf == "" || !needsLocalnet(p, fs) {
+func checkLocalnet(in intent) error {
+	if !in.needsLocalnet() {
 		return nil
 	}
-	now, err := os.ReadFile(localnetPath(hostIf))
+	now, err := os.ReadFile(localnetPath(in.hostIf))
 	if err != nil {
 		return fmt.Errorf("reading route_localnet: %w", err)
 	}
 	if len(now) == 0 || now[0] != '1' {
-		return fmt.Errorf("net.ipv4.conf.%s.route_localnet is not 1, so published ports do not answer over 127.0.0.1", hostIf)
+		return fmt.Errorf("net.ipv4.conf.%s.route_localnet is not 1, so published ports do not answer over 127.0.0.1", in.hostIf)
 	}
 	return nil
-}
-
-// settle is what both backends do once the rules are there: the sysctl, and the
-// conversations that the kernel still sends where the port pointed before.
-func settle(p Published, fs, done []forward, hostIf string) error {
-	if err := allowLocalnet(p, fs, hostIf); err != nil {
-		return err
-	}
-	return forgetElsewhere(done)
 }
 
 // localnetIsOurs says whether route_localnet of the interface is on and ours to take

@@ -71,7 +71,7 @@ func openAny() (Backend, error) {
 	nftErr := askNFTables()
 	switch {
 	case nftErr == nil:
-		return nftBackend{}, nil
+		return backend{nftRules{}}, nil
 	case !notThere(nftErr):
 		// Not a kernel without it, but a moment: with the ports of one container here
 		// and those of the next in iptables, neither would see the other's.

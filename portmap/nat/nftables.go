@@ -11,22 +11,22 @@ import (
 	"github.com/ambi-cni/ambi/conf"
 )
 
-// nftBackend publishes over netlink; it starts no process. Every call opens its
+// nftRules publishes over netlink; it starts no process. Every call opens its
 // own socket in the network namespace of the calling thread.
 //
 // Calls of several processes meet in the kernel only. A transaction that must
 // agree with what was read before, such as the one that removes the table because
 // no other owner is there, carries the generation of the ruleset and is repeated
 // when the kernel says that it has changed.
-type nftBackend struct{}
+type nftRules struct{}
 
-var _ Backend = nftBackend{}
+var _ rules = nftRules{}
 
 func openNFTables() (Backend, error) {
 	if err := askNFTables(); err != nil {
 		return nil, noAnswer(err)
 	}
-	return nftBackend{}, nil
+	return backend{nftRules{}}, nil
 }
 
 func noAnswer(err error) error {
@@ -52,42 +52,43 @@ func notThere(err error) bool {
 		errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL)
 }
 
-func (nftBackend) Name() string { return string(conf.BackendNFTables) }
+func (nftRules) Name() string { return string(conf.BackendNFTables) }
 
-func (nftBackend) Free(ctx context.Context, p Published) ([]uint32, error) {
-	if len(p.Ports) == 0 {
-		return nil, nil
-	}
-	fs, err := p.forwards()
-	if err != nil {
-		return nil, err
-	}
-	reserved, err := hostSocketsFree(p, fs)
-	if err := errors.Join(validOwner(p.Owner), err); err != nil {
-		return nil, err
-	}
-	if err := retry(ctx, func() error { return nftFree(p, fs) }); err != nil {
-		return nil, nftError("looking for ports of", p.Owner, err)
-	}
-	return reserved, nil
+// serves: tables of the family inet are for both.
+func (nftRules) serves([]forward) error { return nil }
+
+func (nftRules) free(ctx context.Context, in intent) error {
+	return nftRetry(ctx, "looking for ports of", in.Owner, func(r reader) error { return r.free(in) })
 }
 
-// nftFree is one attempt. The taken maps have something of every published port,
+// nftRetry repeats an attempt (see retry), each with a reader of its own, and says what
+// was being done when none succeeds.
+func nftRetry(ctx context.Context, doing string, owner conf.Key, attempt func(reader) error) error {
+	err := retry(ctx, func() error {
+		r, err := newReader()
+		if err != nil {
+			return err
+		}
+		defer r.close()
+		return attempt(r)
+	})
+	if err != nil {
+		return nftError(doing, owner, err)
+	}
+	return nil
+}
+
+// free is one attempt. The taken maps have something of every published port,
 // so one element for each port tells that nothing is in the way; only otherwise
 // it reads what is.
-func nftFree(p Published, fs []forward) error {
-	r, err := newReader()
-	if err != nil {
-		return err
-	}
-	defer r.close()
+func (r reader) free(in intent) error {
 	// Most often nothing is published yet, and a question for each port takes longer
 	// than publishing them all.
 	if there, err := r.hasTable(); err != nil || !there {
 		return err
 	}
-	asked := []placed{{ownersMap, element{key: ifnameBytes(tag(p.Owner))}}}
-	for _, f := range fs {
+	asked := []placed{{ownersMap, element{key: ifnameBytes(tag(in.Owner))}}}
+	for _, f := range in.forwards {
 		asked = append(asked, f.taken(""))
 	}
 	there, err := r.lookUp(asked)
@@ -96,61 +97,34 @@ func nftFree(p Published, fs []forward) error {
 	}
 	for _, e := range asked {
 		if _, ok := there.of(e); ok {
-			_, err := r.conflict(p, fs)
+			_, err := r.conflict(in)
 			return err
 		}
 	}
 	return nil
 }
 
-func (b nftBackend) Add(ctx context.Context, p Published) error {
-	if len(p.Ports) == 0 {
-		return nil
-	}
-	fs, err := p.forwards()
-	if err != nil {
-		return err
-	}
-	_, err = hostSocketsFree(p, fs)
-	if err := errors.Join(validOwner(p.Owner), err); err != nil {
-		return err
-	}
-	hostIf, err := hostInterface(p)
-	if err != nil {
-		return err
-	}
-	var done []forward
-	err = retry(ctx, func() (err error) {
-		done, err = nftAdd(p, fs, hostIf)
+func (nftRules) publish(ctx context.Context, in intent) (done []forward, err error) {
+	err = nftRetry(ctx, "publishing ports of", in.Owner, func(r reader) (err error) {
+		done, err = r.publish(in)
 		return err
 	})
-	if err != nil {
-		return nftError("publishing ports of", p.Owner, err)
-	}
-	if err := settle(p, fs, done, hostIf); err != nil {
-		return errors.Join(err, b.Del(context.WithoutCancel(ctx), p))
-	}
-	return nil
+	return done, err
 }
 
-// nftAdd is one attempt. It first inserts without having read anything, which
+// publish is one attempt. It first inserts without having read anything, which
 // the kernel refuses when something is there; only then it reads what. It returns
 // the mappings that it published.
-func nftAdd(p Published, fs []forward, hostIf string) ([]forward, error) {
-	r, err := newReader()
-	if err != nil {
-		return nil, err
-	}
-	defer r.close()
+func (r reader) publish(in intent) ([]forward, error) {
 	there, err := r.hasTable()
 	if err != nil {
 		return nil, err
 	}
-	err = commitInTable(there, 0, inserts(elements(p, fs, hostIf)))
+	err = commitInTable(there, 0, inserts(elements(in)))
 	if errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY) {
-		return nftAddCarefully(r, p, fs, hostIf)
+		return r.publishCarefully(in)
 	}
-	return fs, err
+	return in.forwards, err
 }
 
 // commitInTable commits messages that need our table. It makes the table when it
@@ -178,24 +152,23 @@ func hasHosted(fs []forward) bool {
 	return false
 }
 
-// nftAddCarefully reads first: ports of others are a conflict, those of siblings
+// publishCarefully reads first: ports of others are a conflict, those of siblings
 // are left to them, masquerade elements of others are left over from an attachment
 // that had our address before us, and are taken over.
-func nftAddCarefully(r reader, p Published, fs []forward, hostIf string) ([]forward, error) {
+func (r reader) publishCarefully(in intent) ([]forward, error) {
 	generation, err := r.generation()
 	if err != nil {
 		return nil, err
 	}
-	left, err := r.conflict(p, fs)
-	if err != nil {
+	if in.forwards, err = r.conflict(in); err != nil {
 		return nil, err
 	}
-	all := elements(p, left, hostIf)
+	all := elements(in)
 	stale, err := r.leftOver(all)
 	if err != nil {
 		return nil, err
 	}
-	return left, commitInTable(true, generation, append(removals(stale), inserts(all)...))
+	return in.forwards, commitInTable(true, generation, append(removals(stale), inserts(all)...))
 }
 
 func (r reader) leftOver(all []placed) ([]placed, error) {
@@ -217,26 +190,21 @@ func (r reader) leftOver(all []placed) ([]placed, error) {
 	return stale, nil
 }
 
-func (nftBackend) Del(ctx context.Context, p Published) error {
+func (nftRules) Del(ctx context.Context, p Published) error {
 	var gone []forward
-	err := retry(ctx, func() (err error) {
-		gone, err = nftDel(p)
+	err := nftRetry(ctx, "unpublishing ports of", p.Owner, func(r reader) (err error) {
+		gone, err = r.unpublish(p)
 		return err
 	})
 	if err != nil {
-		return nftError("unpublishing ports of", p.Owner, err)
+		return err
 	}
 	return forgetForwards(gone)
 }
 
-// nftDel is one attempt. It returns the mappings whose connections are to be
+// unpublish is one attempt. It returns the mappings whose connections are to be
 // forgotten: those it removed, and those of p that nobody has.
-func nftDel(p Published) ([]forward, error) {
-	r, err := newReader()
-	if err != nil {
-		return nil, err
-	}
-	defer r.close()
+func (r reader) unpublish(p Published) ([]forward, error) {
 	generation, err := r.generation()
 	if err != nil {
 		return nil, err
@@ -251,7 +219,7 @@ func nftDel(p Published) ([]forward, error) {
 			fs = append(fs, parseForward(e))
 		}
 	}
-	msgs, last, err := r.unpublish(p.Owner, mine, fs)
+	msgs, last, err := r.removal(p.Owner, mine, fs)
 	if err != nil {
 		return nil, err
 	}
@@ -265,10 +233,10 @@ func nftDel(p Published) ([]forward, error) {
 	return append(fs, unowned...), nil
 }
 
-// unpublish removes the elements, or the whole table when no other owner is
+// removal removes the elements, or the whole table when no other owner is
 // there, so that nothing is left behind. last is the interface of the host when no
 // other owner has the same.
-func (r reader) unpublish(owner conf.Key, mine []placed, fs []forward) (msgs []message, last string, err error) {
+func (r reader) removal(owner conf.Key, mine []placed, fs []forward) (msgs []message, last string, err error) {
 	hostIf, err := hostIfOf(mine)
 	if err != nil {
 		return nil, "", err
@@ -389,7 +357,7 @@ func (c contents) markedBy(mark string) []placed {
 	return all
 }
 
-func (nftBackend) Owners(ctx context.Context, network string) ([]conf.Key, error) {
+func (nftRules) Owners(ctx context.Context, network string) ([]conf.Key, error) {
 	var keys []conf.Key
 	err := retry(ctx, func() error {
 		keys = nil

@@ -83,8 +83,8 @@ func BenchmarkConnect(b *testing.B) {
 			l := newLab(b, conf.BackendNFTables)
 			l.web.serve(b, "web", 80)
 			l.host.do(b, func() {
-				crowd(b, nftBackend{}, others)
-				require.NoError(b, nftBackend{}.Add(b.Context(), publishWeb(port(conf.TCP, "", 8080, 80))))
+				crowd(b, backend{nftRules{}}, others)
+				require.NoError(b, backend{nftRules{}}.Add(b.Context(), publishWeb(port(conf.TCP, "", 8080, 80))))
 			})
 			l.client.do(b, func() {
 				for b.Loop() {

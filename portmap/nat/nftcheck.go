@@ -5,60 +5,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/ambi-cni/ambi/conf"
 )
 
-func (nftBackend) Check(ctx context.Context, p Published) error {
-	if len(p.Ports) == 0 {
-		return nil
-	}
-	fs, err := p.forwards()
-	if err != nil {
-		return err
-	}
-	hostIf, err := hostInterface(p)
-	if err != nil {
-		return err
-	}
-	var missing []string
-	err = retry(ctx, func() (err error) {
-		missing, err = nftMissing(p, fs, hostIf)
+func (nftRules) missing(ctx context.Context, in intent) (missing []string, err error) {
+	err = nftRetry(ctx, "checking ports of", in.Owner, func(r reader) (err error) {
+		missing, err = r.missing(in)
 		return err
 	})
-	if err != nil {
-		return nftError("checking ports of", p.Owner, err)
-	}
-	if err := checkLocalnet(p, fs, hostIf); err != nil {
-		missing = append(missing, err.Error())
-	}
-	return notAsPublished(p.Owner, missing)
+	return missing, err
 }
 
-// notAsPublished is CHECK's error; nil when nothing is missing. It names the first
-// few and counts the rest.
-func notAsPublished(owner conf.Key, missing []string) error {
-	const shown = 5
-	if len(missing) == 0 {
-		return nil
-	}
-	list := strings.Join(missing[:min(shown, len(missing))], "; ")
-	if more := len(missing) - shown; more > 0 {
-		list += fmt.Sprintf("; and %d more", more)
-	}
-	return conf.Errorf(conf.ErrNetwork, "published ports of container %s of network %s are not as they should be: %s; \"ambi restore\" puts them back", owner.ContainerID, owner.Network, list)
-}
-
-// nftMissing compares the kernel with what Add would have made.
-func nftMissing(p Published, fs []forward, hostIf string) ([]string, error) {
-	r, err := newReader()
-	if err != nil {
-		return nil, err
-	}
-	defer r.close()
+// missing is one attempt. It compares the kernel with what publish would make.
+func (r reader) missing(in intent) ([]string, error) {
 	there, err := r.hasTable()
 	if err != nil {
 		return nil, err
@@ -70,13 +30,14 @@ func nftMissing(p Published, fs []forward, hostIf string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	all := elements(p, fs, hostIf)
+	all := elements(in)
 	found, err := r.lookUp(all)
 	if err != nil {
 		return nil, err
 	}
-	if left := found.notOfSiblings(p.Owner, fs, r.ownerNames()); len(left) < len(fs) {
-		all = elements(p, left, hostIf)
+	if left := found.notOfSiblings(in, r.ownerNames()); len(left) < len(in.forwards) {
+		in.forwards = left
+		all = elements(in)
 	}
 	for _, e := range all {
 		if text := found.differs(e); text != "" {
@@ -136,16 +97,7 @@ func (r reader) incompleteChains() ([]string, error) {
 }
 
 func (r reader) hasChain(name string) (bool, error) {
-	a := attrs(nil).text(unix.NFTA_CHAIN_TABLE, tableName).text(unix.NFTA_CHAIN_NAME, name)
-	seq, err := r.send(nftMessage(unix.NFT_MSG_GETCHAIN, unix.NLM_F_ACK, a))
-	if err != nil {
-		return false, err
-	}
-	err = r.answers(seq, func(uint32, []byte) {})
-	if errors.Is(err, unix.ENOENT) {
-		return false, nil
-	}
-	return err == nil, err
+	return r.has(unix.NFT_MSG_GETCHAIN, attrs(nil).text(unix.NFTA_CHAIN_TABLE, tableName).text(unix.NFTA_CHAIN_NAME, name))
 }
 
 // rulesPerChain counts a rule once. The kernel goes on with the next part of a list at a

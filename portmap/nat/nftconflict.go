@@ -1,17 +1,13 @@
 package nat
 
-import (
-	"slices"
-
-	"github.com/ambi-cni/ambi/conf"
-)
+import "slices"
 
 // conflict finds the first port that cannot be published and names its owner. When
 // there is none it returns the mappings that no sibling publishes.
-func (r reader) conflict(p Published, fs []forward) ([]forward, error) {
-	self := placed{ownersMap, element{key: ifnameBytes(tag(p.Owner))}}
+func (r reader) conflict(in intent) ([]forward, error) {
+	self := placed{ownersMap, element{key: ifnameBytes(tag(in.Owner))}}
 	rivals := []placed{self}
-	for _, f := range fs {
+	for _, f := range in.forwards {
 		wide := f
 		wide.host = f.family().unspecified()
 		rivals = append(rivals, f.element(""), wide.element(""), f.taken(""))
@@ -21,9 +17,9 @@ func (r reader) conflict(p Published, fs []forward) ([]forward, error) {
 		return nil, err
 	}
 	if _, ok := there.of(self); ok {
-		return nil, alreadyPublished(p.Owner)
+		return nil, alreadyPublished(in.Owner)
 	}
-	left := there.notOfSiblings(p.Owner, fs, r.ownerNames())
+	left := there.notOfSiblings(in, r.ownerNames())
 	for _, f := range left {
 		if rival, ok := r.rival(there, f); ok {
 			return nil, inUse(rival.slot, r.ownerName(rival.mark))
@@ -79,10 +75,10 @@ func (r reader) ownerName(mark string) string {
 
 // notOfSiblings are the mappings but those that a sibling of the owner publishes.
 // The contents have to have the mappings' elements.
-func (c contents) notOfSiblings(owner conf.Key, fs []forward, nameOf func(mark string) string) []forward {
-	return slices.DeleteFunc(slices.Clone(fs), func(f forward) bool {
+func (c contents) notOfSiblings(in intent, nameOf func(mark string) string) []forward {
+	return slices.DeleteFunc(slices.Clone(in.forwards), func(f forward) bool {
 		e, ok := c.of(f.element(""))
-		return ok && e.comment != tag(owner) && siblings(owner, nameOf(e.comment))
+		return ok && e.comment != tag(in.Owner) && siblings(in.Owner, nameOf(e.comment))
 	})
 }
 

@@ -1,6 +1,7 @@
 package nat
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"net/netip"
@@ -16,15 +17,15 @@ type placed struct {
 
 // elements are all that an owner has in the table: what Add inserts, Check
 // compares and Del removes.
-func elements(p Published, fs []forward, hostIf string) []placed {
-	mark := tag(p.Owner)
-	all := make([]placed, 0, 2*len(fs)+5)
-	all = append(all, placed{ownersMap, ownerElement(p, len(fs), hostIf)})
-	for _, f := range fs {
+func elements(in intent) []placed {
+	mark := tag(in.Owner)
+	all := make([]placed, 0, 2*len(in.forwards)+5)
+	all = append(all, placed{ownersMap, ownerElement(in)})
+	for _, f := range in.forwards {
 		all = append(all, f.element(mark), f.taken(mark))
 	}
-	if p.SNAT {
-		all = append(all, masqueraded(p, hostIf)...)
+	if in.SNAT {
+		all = append(all, masqueraded(in.Published, in.hostIf)...)
 	}
 	return all
 }
@@ -57,19 +58,17 @@ func masqueraded(p Published, hostIf string) []placed {
 
 // ownerElement says in the kernel who the owner is and what it has, so that Del
 // finds it all without being told.
-func ownerElement(p Published, ports int, hostIf string) element {
-	data := binary.NativeEndian.AppendUint32(nil, uint32(ports))
+func ownerElement(in intent) element {
+	data := binary.NativeEndian.AppendUint32(nil, uint32(len(in.forwards)))
 	for _, f := range families() {
-		ip := p.target(f)
+		ip := in.target(f)
 		if !ip.IsValid() {
 			ip = f.unspecified()
 		}
 		data = append(data, ip.AsSlice()...)
 	}
-	if hostIf == "" {
-		hostIf = noInterface
-	}
-	return element{ifnameBytes(tag(p.Owner)), append(data, ifnameBytes(hostIf)...), p.Owner.String()}
+	link := ifnameBytes(cmp.Or(in.hostIf, noInterface))
+	return element{ifnameBytes(tag(in.Owner)), append(data, link...), in.Owner.String()}
 }
 
 // owned is an owner's element, read back.

@@ -168,7 +168,12 @@ func (r reader) generation() (uint32, error) {
 
 // hasTable says whether our table is there.
 func (r reader) hasTable() (bool, error) {
-	seq, err := r.send(nftMessage(unix.NFT_MSG_GETTABLE, unix.NLM_F_ACK, attrs(nil).text(unix.NFTA_TABLE_NAME, tableName)))
+	return r.has(unix.NFT_MSG_GETTABLE, attrs(nil).text(unix.NFTA_TABLE_NAME, tableName))
+}
+
+// has says whether what the attributes name is there.
+func (r reader) has(op uint16, a attrs) (bool, error) {
+	seq, err := r.send(nftMessage(op, unix.NLM_F_ACK, a))
 	if err != nil {
 		return false, err
 	}

@@ -8,31 +8,21 @@ import (
 	"github.com/ambi-cni/ambi/conf"
 )
 
-func (nftBackend) Restore(ctx context.Context, all []Published) ([]conf.Key, error) {
-	ready, errPlans := plans(all)
-	if len(ready) == 0 {
-		return nil, errPlans
-	}
+func (nftRules) restore(ctx context.Context, all []intent) ([]conf.Key, []forward, error) {
 	var d deficit
-	err := retry(ctx, func() (err error) {
-		d, err = nftRestore(ready)
+	err := nftRetry(ctx, "restoring ports of", all[0].Owner, func(r reader) (err error) {
+		d, err = r.restore(all)
 		return err
 	})
 	if err != nil {
 		d.owners = nil
-		err = nftError("restoring ports of", ready[0].Owner, err)
 	}
-	return d.owners, errors.Join(errPlans, d.conflicts, err, settleAll(ready, d.done))
+	return d.owners, d.done, errors.Join(d.conflicts, err)
 }
 
-// nftRestore is one attempt: it reads everything, and inserts what is missing in
+// restore is one attempt: it reads everything, and inserts what is missing in
 // one transaction against that generation.
-func nftRestore(ready []plan) (deficit, error) {
-	r, err := newReader()
-	if err != nil {
-		return deficit{}, err
-	}
-	defer r.close()
+func (r reader) restore(all []intent) (deficit, error) {
 	generation, err := r.generation()
 	if err != nil {
 		return deficit{}, err
@@ -45,7 +35,7 @@ func nftRestore(ready []plan) (deficit, error) {
 	if err != nil {
 		return deficit{}, err
 	}
-	d := there.missing(ready)
+	d := there.missing(all)
 	if len(damaged) == 0 && len(d.missing) == 0 {
 		return d, nil
 	}
@@ -67,7 +57,7 @@ func allSets() []string {
 	return names
 }
 
-// deficit is what the kernel lacks of the plans.
+// deficit is what the kernel lacks of the intents.
 type deficit struct {
 	// stale are elements to be replaced: ours with other data, and masquerade
 	// elements of an earlier owner of the address.
@@ -79,20 +69,20 @@ type deficit struct {
 	conflicts error      // names what others have meanwhile
 }
 
-// missing compares the contents with the plans and adds to the contents what it
-// decides to insert, so that two plans that want the same port are a conflict.
-func (c contents) missing(ready []plan) deficit {
+// missing compares the contents with the intents and adds to the contents what it
+// decides to insert, so that two that want the same port are a conflict.
+func (c contents) missing(all []intent) deficit {
 	var d deficit
 	var errs []error
 	hosted := c.hostedByPort()
-	for _, p := range ready {
-		p.forwards = c.notOfSiblings(p.Owner, p.forwards, c.ownerName)
-		if err := c.refuses(p, hosted); err != nil {
+	for _, in := range all {
+		in.forwards = c.notOfSiblings(in, c.ownerName)
+		if err := c.refuses(in, hosted); err != nil {
 			errs = append(errs, err)
 			continue
 		}
 		before := len(d.missing)
-		for _, e := range elements(p.Published, p.forwards, p.hostIf) {
+		for _, e := range elements(in) {
 			if c.differs(e) == "" {
 				continue
 			}
@@ -103,9 +93,9 @@ func (c contents) missing(ready []plan) deficit {
 			c.put(e)
 			hosted.note(e)
 		}
-		d.sound, d.done = append(d.sound, p.Owner), append(d.done, p.forwards...)
+		d.sound, d.done = append(d.sound, in.Owner), append(d.done, in.forwards...)
 		if len(d.missing) > before {
-			d.owners = append(d.owners, p.Owner)
+			d.owners = append(d.owners, in.Owner)
 		}
 	}
 	d.conflicts = errors.Join(errs...)
@@ -139,10 +129,10 @@ func (c contents) hostedByPort() hosted {
 	return h
 }
 
-// refuses is the error of the first port of a plan that another owner has.
-func (c contents) refuses(p plan, h hosted) error {
-	mark := tag(p.Owner)
-	for _, f := range p.forwards {
+// refuses is the error of the first port that another owner has.
+func (c contents) refuses(in intent, h hosted) error {
+	mark := tag(in.Owner)
+	for _, f := range in.forwards {
 		for _, e := range c.rivals(f, h) {
 			if e.comment != mark {
 				return inUse(parseForward(e).slot, c.ownerName(e.comment))

@@ -486,7 +486,7 @@ func addCheckDel(t *testing.T, b Backend, p Published) error {
 // nothing to publish.
 func TestNoPorts(t *testing.T) {
 	l := &lab{host: newSpace(t), backend: conf.BackendNFTables}
-	for _, b := range []Backend{nftBackend{}, iptBackend{v4: true, v6: true}} {
+	for _, b := range []Backend{backend{nftRules{}}, backend{iptRules{v4: true, v6: true}}} {
 		l.host.do(t, func() {
 			require.NoError(t, b.Add(t.Context(), publishWeb()))
 			require.NoError(t, b.Check(t.Context(), publishWeb()))

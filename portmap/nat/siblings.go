@@ -14,11 +14,11 @@ func siblings(k conf.Key, owner string) bool {
 	return ok && other != k && other.ContainerID == k.ContainerID
 }
 
-// firstOfSiblings are the mappings of all plans, each slot once.
-func firstOfSiblings(ready []plan) []forward {
+// firstOfSiblings are the mappings of all, each slot once.
+func firstOfSiblings(all []intent) []forward {
 	seen := map[slot]bool{}
 	var first []forward
-	for _, p := range ready {
+	for _, p := range all {
 		for _, f := range p.forwards {
 			if !seen[f.slot] {
 				seen[f.slot] = true
