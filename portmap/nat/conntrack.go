@@ -17,9 +17,9 @@ import (
 // the port is published, and all conversations with the container, TCP too, when
 // it is unpublished.
 
-// flow is an entry of connection tracking: what the client addressed, and who
-// answers.
-type flow struct {
+// entry is one conversation that connection tracking knows: what the client addressed,
+// and who answers.
+type entry struct {
 	proto         uint8
 	dst, answerer netip.AddrPort
 	tuple         []byte // CTA_TUPLE_ORIG, to delete it by
@@ -29,7 +29,7 @@ type flow struct {
 // forgetElsewhere deletes the UDP and SCTP conversations with published ports
 // that go elsewhere than to the container.
 func forgetElsewhere(fs []forward) error {
-	elsewhere := func(f forward, c flow) bool { return c.answerer != f.to }
+	elsewhere := func(f forward, e entry) bool { return e.answerer != f.to }
 	for _, proto := range []uint8{unix.IPPROTO_UDP, unix.IPPROTO_SCTP} {
 		var some []forward
 		for _, f := range fs {
@@ -51,7 +51,7 @@ func forgetForwards(fs []forward) error {
 		byTarget[f.to.Addr()] = append(byTarget[f.to.Addr()], f)
 	}
 	for ip, some := range byTarget {
-		if err := forget(some, func(f forward, c flow) bool { return c.answerer == f.to }, answeredBy(ip)); err != nil {
+		if err := forget(some, func(f forward, e entry) bool { return e.answerer == f.to }, answeredBy(ip)); err != nil {
 			return err
 		}
 	}
@@ -59,7 +59,7 @@ func forgetForwards(fs []forward) error {
 }
 
 // forget lists each family's entries once, whatever the number of mappings.
-func forget(fs []forward, match func(forward, flow) bool, filter attrs) error {
+func forget(fs []forward, match func(forward, entry) bool, filter attrs) error {
 	bySlot := make(map[slot]forward, len(fs))
 	present := map[family]bool{}
 	for _, f := range fs {
@@ -70,7 +70,7 @@ func forget(fs []forward, match func(forward, flow) bool, filter attrs) error {
 		if !present[f] {
 			continue
 		}
-		if err := forgetFamily(f, filter, func(c flow) bool { return matches(bySlot, c, match) }); err != nil {
+		if err := forgetFamily(f, filter, func(e entry) bool { return matches(bySlot, e, match) }); err != nil {
 			return fmt.Errorf("forgetting %s connections of unpublished or republished ports: %w", f, err)
 		}
 	}
@@ -100,33 +100,33 @@ func filterBy(which uint16, flags uint32) attrs {
 	return attrs(nil).nest(ctaFilter, attrs(nil).bytes(which, binary.NativeEndian.AppendUint32(nil, flags)))
 }
 
-func matches(bySlot map[slot]forward, c flow, match func(forward, flow) bool) bool {
-	for _, host := range []netip.Addr{c.dst.Addr(), familyOf(c.dst.Addr()).unspecified()} {
-		if f, ok := bySlot[slot{c.proto, host, c.dst.Port()}]; ok && match(f, c) {
+func matches(bySlot map[slot]forward, e entry, match func(forward, entry) bool) bool {
+	for _, host := range []netip.Addr{e.dst.Addr(), familyOf(e.dst.Addr()).unspecified()} {
+		if f, ok := bySlot[slot{e.proto, host, e.dst.Port()}]; ok && match(f, e) {
 			return true
 		}
 	}
 	return false
 }
 
-func forgetFamily(fam family, filter attrs, match func(flow) bool) error {
-	flows, err := listFlows(fam, filter, match)
-	if err != nil || len(flows) == 0 {
+func forgetFamily(fam family, filter attrs, match func(entry) bool) error {
+	entries, err := listEntries(fam, filter, match)
+	if err != nil || len(entries) == 0 {
 		return err
 	}
 	local, err := localAddresses(fam)
 	if err != nil {
 		return err
 	}
-	flows = slices.DeleteFunc(flows, func(c flow) bool { return !local.have(c.dst.Addr()) })
+	entries = slices.DeleteFunc(entries, func(e entry) bool { return !local.have(e.dst.Addr()) })
 	s, err := dial(unix.NETLINK_NETFILTER)
 	if err != nil {
 		return err
 	}
 	defer s.close()
-	for _, c := range flows {
+	for _, e := range entries {
 		m := conntrackMessage(ctDelete, unix.NLM_F_ACK, fam)
-		m.data = attrs(m.data).nest(ctaTupleOrig, c.tuple).bytes(ctaID, c.id)
+		m.data = attrs(m.data).nest(ctaTupleOrig, e.tuple).bytes(ctaID, e.id)
 		seq, err := s.send(m)
 		if err != nil {
 			return err
@@ -139,18 +139,18 @@ func forgetFamily(fam family, filter attrs, match func(flow) bool) error {
 	return nil
 }
 
-func listFlows(fam family, filter attrs, match func(flow) bool) ([]flow, error) {
+func listEntries(fam family, filter attrs, match func(entry) bool) ([]entry, error) {
 	s, err := dial(unix.NETLINK_NETFILTER)
 	if err != nil {
 		return nil, err
 	}
 	defer s.close()
-	var flows []flow
+	var entries []entry
 	m := conntrackMessage(ctGet, 0, fam)
 	m.data = append(m.data, filter...)
 	err = s.dump(m, func(data []byte) bool {
-		if c, ok := parseFlow(data); ok && match(c) {
-			flows = append(flows, c)
+		if e, ok := parseEntry(data); ok && match(e) {
+			entries = append(entries, e)
 		}
 		return true
 	})
@@ -161,7 +161,7 @@ func listFlows(fam family, filter attrs, match func(flow) bool) ([]flow, error) 
 	if errors.Is(err, errInterrupted) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {
 		err = nil
 	}
-	return flows, err
+	return entries, err
 }
 
 // prefixes are the destinations of routes.
@@ -248,22 +248,22 @@ func conntrackMessage(op, flags uint16, fam family) message {
 	return message{unix.NFNL_SUBSYS_CTNETLINK<<8 | op, flags, genericHeader(uint8(fam), 0)}
 }
 
-func parseFlow(data []byte) (flow, bool) {
+func parseEntry(data []byte) (entry, bool) {
 	if len(data) < headerSize {
-		return flow{}, false
+		return entry{}, false
 	}
 	data = data[headerSize:]
 	orig, reply := findAttr(data, ctaTupleOrig), findAttr(data, ctaTupleReply)
 	proto := findAttr(orig, ctaTupleProto, ctaProtoNum)
 	id := findAttr(data, ctaID)
 	if len(proto) != 1 || len(id) != 4 {
-		return flow{}, false
+		return entry{}, false
 	}
-	c := flow{proto: proto[0], tuple: append([]byte(nil), orig...), id: append([]byte(nil), id...)}
+	e := entry{proto: proto[0], tuple: append([]byte(nil), orig...), id: append([]byte(nil), id...)}
 	var okDst, okAnswerer bool
-	c.dst, okDst = endpoint(orig, ctaIPv4Dst, ctaIPv6Dst, ctaProtoDstPort)
-	c.answerer, okAnswerer = endpoint(reply, ctaIPv4Src, ctaIPv6Src, ctaProtoSrcPort)
-	return c, okDst && okAnswerer
+	e.dst, okDst = endpoint(orig, ctaIPv4Dst, ctaIPv6Dst, ctaProtoDstPort)
+	e.answerer, okAnswerer = endpoint(reply, ctaIPv4Src, ctaIPv6Src, ctaProtoSrcPort)
+	return e, okDst && okAnswerer
 }
 
 // endpoint reads one end of a tuple; not ok for protocols without ports.

@@ -109,8 +109,11 @@ func (c contents) put(e placed) {
 	c[e.set][string(e.key)] = e.element
 }
 
-// hosted are mappings of a single address by their port's element of the taken
-// map; of several with one port any one.
+// hosted are the published ports of single host addresses. A wide mapping, which is of
+// every address, cannot be beside one of them, so they are found by what both have in
+// common: family, protocol and port, which is the id of their element in the taken map.
+// When several addresses have the same port, whichever came last stands for all: an
+// error names only one anyway.
 type hosted map[string]placed
 
 func (h hosted) note(e placed) {

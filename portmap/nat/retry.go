@@ -12,8 +12,8 @@ import (
 
 // retry repeats an attempt that met a change made by someone else, until one does
 // not or ctx ends: ERESTART is the kernel's answer to a transaction against an
-// older generation of the ruleset. Each loser means that another change won, so all together always get on; the pause
-// is random so that losers do not meet again.
+// older generation of the ruleset. Each loser means that another change won, so all
+// together always get on; the pause is random so that losers do not meet again.
 func retry(ctx context.Context, attempt func() error) error {
 	const longest = 20 * time.Millisecond
 	pause := 200 * time.Microsecond

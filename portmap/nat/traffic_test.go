@@ -258,7 +258,7 @@ func (l *lab) flows(t *testing.T) []string {
 	var ports []string
 	l.host.do(t, func() {
 		for _, f := range families() {
-			_, err := listFlows(f, nil, func(c flow) bool {
+			_, err := listEntries(f, nil, func(c entry) bool {
 				if c.answerer != c.dst {
 					ports = append(ports, strconv.Itoa(int(c.dst.Port())))
 				}
@@ -300,7 +300,7 @@ func TestFlowFilters(t *testing.T) {
 		{"tcp over IPv6", ipv6, ofProtocol(unix.IPPROTO_TCP), 1},
 	} {
 		l.host.do(t, func() {
-			got, err := listFlows(tt.family, tt.filter, func(flow) bool { return true })
+			got, err := listEntries(tt.family, tt.filter, func(entry) bool { return true })
 			require.NoError(t, err)
 			require.Len(t, got, tt.want, tt.name)
 		})
