@@ -207,5 +207,5 @@ func wayOutFirst(records []*record.Record) []*record.Record {
 
 func publishedBy(r *record.Record) nat.Published {
 	p := r.Published
-	return nat.Published{Owner: r.Key, IPs: p.IPs, Ports: r.Ports, SNAT: p.SNAT, HostIf: p.HostIf, Reserved: p.Reserved}
+	return nat.Published{Owner: r.Key, IPs: p.IPs, Ports: r.Ports, SNAT: p.SNAT, Reserved: p.Reserved}
 }

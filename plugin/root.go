@@ -344,7 +344,7 @@ func (n *rootNetwork) publish(ctx context.Context, a *conf.Attachment, backend n
 }
 
 func published(r *record.Record) nat.Published {
-	return nat.Published{Owner: r.Key, IPs: r.Published.IPs, Ports: r.Ports, SNAT: r.Published.SNAT, HostIf: r.Published.HostIf, Reserved: r.Published.Reserved}
+	return nat.Published{Owner: r.Key, IPs: r.Published.IPs, Ports: r.Ports, SNAT: r.Published.SNAT, Reserved: r.Published.Reserved}
 }
 
 // containerIPs are the addresses of the container's interface in a result.

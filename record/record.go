@@ -85,7 +85,6 @@ type Published struct {
 	Backend conf.Backend `json:"backend"`
 	IPs     []netip.Addr `json:"ips"`
 	SNAT    bool         `json:"snat"`
-	HostIf  string       `json:"hostIf,omitempty"`
 	// Reserved are the inodes of the sockets with which the container's engine holds
 	// the ports for it.
 	Reserved []uint32 `json:"reserved,omitempty"`

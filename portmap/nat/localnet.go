@@ -16,15 +16,11 @@ import (
 	"github.com/ambi-cni/ambi/conf"
 )
 
-// hostInterface is the interface that the host reaches the container by: the one
-// given, else that of the route to the container. Empty when there is none, or
-// when the route has a gateway: an interface of the wider network is not the
-// attachment's. That it cannot be found out is an error: the ports would work
+// hostInterface is the interface that the host reaches the container by, the bridge or
+// the veth: that of the route to the container. Empty when there is none, or when the
+// route has a gateway: an interface of the wider network is not the attachment's. That it cannot be found out is an error: the ports would work
 // from everywhere but from the container itself and the host's 127.0.0.1.
 func hostInterface(p Published) (string, error) {
-	if p.HostIf != "" {
-		return p.HostIf, nil
-	}
 	for _, f := range families() {
 		ip := p.target(f)
 		if !ip.IsValid() {

@@ -14,9 +14,6 @@ type Published struct {
 	IPs   []netip.Addr // the container's addresses; the first of each family is the target
 	Ports []conf.PortMapping
 	SNAT  bool
-	// HostIf is the interface on the host's side of the attachment, the bridge or
-	// the veth. When empty it is found by a route look-up to the container.
-	HostIf string
 	// Reserved are the inodes of sockets that are known to be the container's engine's:
 	// they hold its ports for it and are no obstacle.
 	Reserved []uint32

@@ -49,7 +49,6 @@ func benchmark(b *testing.B, f func(*testing.B, Backend, Published)) {
 					require.NoError(b, err)
 					crowd(b, backend, others)
 					p := publish("measured", []string{"10.1.0.1"})
-					p.HostIf = "lo"
 					for i := range n {
 						p.Ports = append(p.Ports, port(conf.TCP, "", uint16(20000+i), 80))
 					}
@@ -66,7 +65,6 @@ func crowd(b *testing.B, backend Backend, n int) {
 	all := make([]Published, n)
 	for i := range all {
 		all[i] = publish(fmt.Sprintf("c%d", i), []string{fmt.Sprintf("10.0.%d.%d", i/250, i%250+1)})
-		all[i].HostIf = "lo"
 		for k := range 10 {
 			all[i].Ports = append(all[i].Ports, port(conf.TCP, "", uint16(30000+10*i+k), 80))
 		}

@@ -158,7 +158,6 @@ func TestDel(t *testing.T) {
 		},
 		"other address":  func(p *Published) { p.IPs = []netip.Addr{netip.MustParseAddr("10.9.9.9")} },
 		"other SNAT":     func(p *Published) { p.SNAT = false },
-		"other HostIf":   func(p *Published) { p.HostIf = "nonexistent" },
 		"the twin's own": func(p *Published) { p.Ports = []conf.PortMapping{port(conf.TCP, hostAddr, 1080, 80)} },
 	}
 	backends(t, func(t *testing.T, backend conf.Backend) {
@@ -166,6 +165,9 @@ func TestDel(t *testing.T) {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
 				l := &lab{host: newSpace(t), backend: backend}
+				l.host.run(t, "ip", "link", "add", "br0", "type", "bridge")
+				l.host.run(t, "ip", "address", "add", bridgeAddr+"/24", "dev", "br0")
+				l.host.run(t, "ip", "link", "set", "br0", "up")
 				if backend == conf.BackendIPTables {
 					l.host.prime(t)
 				}
@@ -174,7 +176,6 @@ func TestDel(t *testing.T) {
 				l.add(t, twin)
 				withTwin := l.host.rules(t)
 				p := publishWeb(ports...)
-				p.HostIf = "lo"
 				l.add(t, p)
 				forget(&p)
 				l.del(t, p)
