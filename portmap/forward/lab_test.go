@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -131,6 +132,17 @@ link set tap0 up
 	ipBatch(l.t, l.container, `route add 0.0.0.0/0 via 10.0.2.2
 route add ::/0 via fd00::2
 `)
+	// A neighbour that does not answer within three seconds is unreachable, by default.
+	for _, name := range []string{l.host, l.client, l.container} {
+		l.in(name, func() {
+			limits, err := filepath.Glob("/proc/sys/net/ipv[46]/neigh/[et]*0/mcast_solicit")
+			require.NoError(l.t, err)
+			require.NotEmpty(l.t, limits)
+			for _, limit := range limits {
+				require.NoError(l.t, os.WriteFile(limit, []byte("100"), 0))
+			}
+		})
+	}
 	// Until the kernel has said that a link is up, in its own time, what is sent is lost;
 	// and until it has made its own route to an IPv6 address, nobody is reached there.
 	for name, own := range map[string]netip.Addr{l.host: hostSix, l.client: clientSix, l.container: containerSix} {
