@@ -18,6 +18,7 @@ import (
 
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/rootless"
+	"github.com/ambi-cni/ambi/rootless/driver"
 )
 
 func (d *doctor) lookAtKernel(context.Context) {
@@ -40,23 +41,23 @@ func (d *doctor) lookAtKernel(context.Context) {
 	}
 }
 
-func (d *doctor) lookAtSlirp(context.Context) {
-	const name = "slirp4netns"
-	info, err := rootless.LookAtDriver("")
+func (d *doctor) lookAtDriver(context.Context) {
+	way := driver.Of("")
+	info, err := way.Inspect("")
 	if err != nil {
 		what, _ := rootless.MendedBy(err)
-		d.forMode(conf.ModeRootless, check{Name: name, Status: fail, Seen: what, Mend: installing("slirp4netns"), AsRoot: true})
+		d.forMode(conf.ModeRootless, check{Name: way.Name(), Status: fail, Seen: what, Mend: installing(way.Package()), AsRoot: true})
 		return
 	}
 	seen := strings.TrimSpace(info.Path + " " + info.Version)
 	if len(info.Lacks) > 0 {
 		d.note(check{
-			Name: name, Status: warn, Seen: seen + " has no option --" + strings.Join(info.Lacks, ", --") + ", so what they are for is missing",
-			Mend: installing("slirp4netns"), AsRoot: true,
+			Name: way.Name(), Status: warn, Seen: seen + " has no option --" + strings.Join(info.Lacks, ", --") + ", so what they are for is missing",
+			Mend: installing(way.Package()), AsRoot: true,
 		})
 		return
 	}
-	d.pass(name, "%s, with all options that ambi uses", seen)
+	d.pass(way.Name(), "%s, with all options that ambi uses", seen)
 }
 
 func (d *doctor) lookAtNsenter(context.Context) {
@@ -72,7 +73,7 @@ func (d *doctor) lookAtNsenter(context.Context) {
 
 func (d *doctor) lookAtTun(context.Context) {
 	const name = "/dev/net/tun"
-	err := rootless.LookAtTun()
+	err := driver.Of("").CheckHost()
 	if err == nil {
 		d.pass(name, "can be opened")
 		return

@@ -6,6 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/record"
 )
 
 // rights are what the choice of mode rests on. Not the uid: uid 0 of a user
@@ -37,14 +38,7 @@ func reasonFor(asked conf.Mode, r rights) string {
 }
 
 func ownRights() rights {
-	return rights{netAdmin: haveNetAdmin(), ownsNetns: ownNetnsIsOurs()}
-}
-
-func haveNetAdmin() bool {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	err := unix.Capget(&header, &data[0])
-	return err == nil && data[0].Effective&(1<<unix.CAP_NET_ADMIN) != 0
+	return rights{netAdmin: record.HaveCapability(unix.CAP_NET_ADMIN), ownsNetns: ownNetnsIsOurs()}
 }
 
 // ownNetnsIsOurs compares the owner of our network namespace with our user

@@ -160,3 +160,13 @@ func awaitEnd(ctx context.Context, pidfd *os.File, grace time.Duration) bool {
 // IsThread: pidfd_open(2) says so of a thread that is not its process's first one,
 // since Linux 6.15 by the second error.
 func IsThread(err error) bool { return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) }
+
+// HaveCapability says whether the capability (capabilities(7)) is in our effective set.
+func HaveCapability(capability uint) bool {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return false
+	}
+	return data[capability/32].Effective&(1<<(capability%32)) != 0
+}

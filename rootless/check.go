@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/rootless/plan"
 )
 
 // check compares the interface with the plan and changes nothing. It names all
@@ -23,8 +24,8 @@ func (in *inside) check(mac string) error {
 		return fmt.Errorf("interface %s is not in the namespace", in.plan.IfName)
 	}
 	errs := []error{in.checkLink(link, mac)}
-	for _, f := range []family{in.plan.IPv4, in.plan.IPv6} {
-		if f.enabled() {
+	for _, f := range []plan.Subnet{in.plan.IPv4, in.plan.IPv6} {
+		if f.Enabled() {
 			errs = append(errs, in.checkAddresses(link, f), in.checkDefaultRoute(link, f))
 		}
 	}
@@ -84,7 +85,7 @@ func (in *inside) checkLink(link netlink.Link, want string) error {
 	return errors.Join(errs...)
 }
 
-func (in *inside) checkAddresses(link netlink.Link, f family) error {
+func (in *inside) checkAddresses(link netlink.Link, f plan.Subnet) error {
 	have, err := in.link.AddrList(link, netlinkFamily(f.Gateway))
 	if err != nil {
 		return fmt.Errorf("addresses of interface %s: %w", in.plan.IfName, err)
@@ -98,7 +99,7 @@ func (in *inside) checkAddresses(link netlink.Link, f family) error {
 	return errors.Join(errs...)
 }
 
-func (in *inside) checkDefaultRoute(link netlink.Link, f family) error {
+func (in *inside) checkDefaultRoute(link netlink.Link, f plan.Subnet) error {
 	routes, err := in.link.RouteList(link, netlinkFamily(f.Gateway))
 	if err != nil {
 		return fmt.Errorf("routes of interface %s: %w", in.plan.IfName, err)

@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"path/filepath"
 	"strconv"
 	"time"
 
@@ -48,8 +47,8 @@ type reply struct {
 	Status *Status      `json:"status,omitempty"`
 }
 
-// PortStats are the counters of a published port. Those of port handler slirp4netns
-// stay 0: it does not count.
+// PortStats are the counters of a published port. Those of a driver that publishes
+// itself stay 0: it does not count.
 type PortStats = forward.PortStats
 
 // Status is what a supervisor says of itself.
@@ -88,7 +87,7 @@ func StatsOf(link netlink.Link) *InterfaceStats {
 	}
 }
 
-// DriverStatus is the state of slirp4netns.
+// DriverStatus is the state of the driver.
 type DriverStatus struct {
 	PID      int    `json:"pid"` // 0 while it is down
 	Restarts int    `json:"restarts"`
@@ -103,22 +102,12 @@ const (
 	socketsPerPort = 2
 )
 
-// throughFolder is a name for the socket at path that is short whatever the
-// folder is called: a socket name holds 108 bytes (unix(7)).
-func throughFolder(path string) (name string, folder *os.File, err error) {
-	folder, err = os.OpenFile(filepath.Dir(path), unix.O_PATH|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return "", nil, err
-	}
-	return fmt.Sprintf("/proc/self/fd/%d/%s", folder.Fd(), filepath.Base(path)), folder, nil
-}
-
 // listenControl makes the control socket, closed to other users.
 func listenControl(path string) (*os.File, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("control socket: %w", err)
 	}
-	name, folder, err := throughFolder(path)
+	name, folder, err := record.SocketName(path)
 	if err != nil {
 		return nil, fmt.Errorf("control socket: %w", err)
 	}
@@ -250,7 +239,7 @@ func closeAll(files []*os.File) {
 
 // dialControl connects to the control socket at path.
 func dialControl(path string) (*net.UnixConn, error) {
-	name, folder, err := throughFolder(path)
+	name, folder, err := record.SocketName(path)
 	if err != nil {
 		return nil, err
 	}

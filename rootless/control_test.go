@@ -83,6 +83,14 @@ func startControl(t *testing.T, answer func(request, []*os.File) reply) string {
 	return path
 }
 
+// longFolder is a folder whose sockets have names too long for bind(2).
+func longFolder(t *testing.T) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), strings.Repeat("d", 120))
+	require.NoError(t, os.Mkdir(dir, 0o700))
+	return dir
+}
+
 func TestControlSocket(t *testing.T) {
 	path := startControl(t, func(r request, files []*os.File) reply {
 		defer closeAll(files)

@@ -1,5 +1,5 @@
 // Package rootless gives a container its network without rights on the host: it
-// puts slirp4netns behind the container's interface and publishes host ports
+// puts a driver behind the container's interface and publishes host ports
 // with rootlessport (portmap/forward).
 //
 // # Processes
@@ -7,7 +7,7 @@
 // The CNI verb binds the host ports in the caller's namespaces and starts one
 // long-lived process, the supervisor, in the user namespace that owns the
 // container's network namespace, but still in the host's network namespace. The
-// supervisor starts slirp4netns (the driver), configures the interface over
+// supervisor starts the driver (rootless/driver), configures the interface over
 // netlink, forwards ports, restarts a driver that died, answers on a control
 // socket, and leaves with everything when the container's namespace is gone.
 //

@@ -4,13 +4,13 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"strings"
 	"testing"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/stretchr/testify/require"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/rootless/plan"
 )
 
 const planJSON = `{"ifName":"eth0","mtu":65520,"ipv4":{"addresses":["10.0.2.100/24"],"gateway":"10.0.2.2","dns":"10.0.2.3"},"ipv6":{"addresses":["fd00::64/64"],"gateway":"fd00::2","dns":""}}`
@@ -53,9 +53,9 @@ func FuzzConfig(f *testing.F) {
 		if err != nil {
 			return
 		}
-		for _, family := range []family{config.Plan.IPv4, config.Plan.IPv6} {
-			require.Equal(t, family.enabled(), len(family.Addresses) > 0)
-			_, _ = family.first(), family.subnet()
+		for _, subnet := range []plan.Subnet{config.Plan.IPv4, config.Plan.IPv6} {
+			require.Equal(t, subnet.Enabled(), len(subnet.Addresses) > 0)
+			_, _ = subnet.First(), subnet.Network()
 		}
 		_ = tablesOf(config.Key)
 		first, err := json.Marshal(config)
@@ -82,45 +82,6 @@ func FuzzReply(f *testing.F) {
 		var e *types.Error
 		if errors.As(err, &e) {
 			_ = e.Error()
-		}
-	})
-}
-
-// FuzzAPIReply: whatever slirp4netns answers, the entries are compared with a port
-// and nothing panics; an error is never empty.
-func FuzzAPIReply(f *testing.F) {
-	for _, s := range []string{
-		"", "null", "{}", `{"return":{}}`, `{"return":{"id":1}}`, `{"error":{"desc":"bad request: add_hostfwd"}}`, `{"error":{}}`, `{"return":{"entries":[{"id":1,"proto":"tcp","host_addr":"0.0.0.0","host_port":8080}]}}`,
-		`{"entries":[{"id":1,"proto":"udp","host_addr":"127.0.0.1","host_port":53,"guest_addr":"10.0.2.100","guest_port":53}]}`, `{"return":null,"entries":null}`, `{"entries":[{"host_port":-1}]}`,
-	} {
-		f.Add([]byte(s))
-	}
-	port := conf.PortMapping{HostPort: 8080, ContainerPort: 80, Protocol: conf.TCP}
-	f.Fuzz(func(t *testing.T, b []byte) {
-		r, err := decodeAPIReply(b)
-		if err != nil {
-			require.NotEmpty(t, err.Error())
-			return
-		}
-		for _, e := range r.entries() {
-			if e.matches(port) {
-				require.Equal(t, "0.0.0.0", e.HostAddr)
-			}
-		}
-	})
-}
-
-// FuzzHelp: whatever a program prints on --help, each option is known to be there or
-// not, and one that is there is in the text.
-func FuzzHelp(f *testing.F) {
-	f.Add("--cidr=CIDR  specify network address\n  --enable-ipv6\n--mtu=MTU")
-	f.Add("--enable-ipv6-nothing")
-	f.Add("")
-	f.Fuzz(func(t *testing.T, text string) {
-		known := parseHelp(text)
-		require.Len(t, known, len(features))
-		for name, there := range known {
-			require.True(t, !there || strings.Contains(text, "--"+name))
 		}
 	})
 }

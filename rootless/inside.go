@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/rootless/plan"
 )
 
 // inside is the container's network namespace as the supervisor reaches it: one
@@ -24,7 +25,7 @@ type inside struct {
 	netns *os.File
 	calls chan func()
 	link  *netlink.Handle
-	plan  *plan
+	plan  *plan.Interface
 	table tables
 
 	mu      sync.Mutex
@@ -35,7 +36,7 @@ type inside struct {
 
 // enter starts the thread inside the namespace. It ends with the process: a
 // thread that cannot go back to the host's namespace is of no other use.
-func enter(netns *os.File, key conf.Key, p *plan) (*inside, error) {
+func enter(netns *os.File, key conf.Key, p *plan.Interface) (*inside, error) {
 	in := &inside{
 		netns: netns, calls: make(chan func()), plan: p, table: tablesOf(key),
 		rules:   map[conf.Protocol]*portRanges{conf.TCP: {}, conf.UDP: {}},
@@ -124,11 +125,10 @@ func (in *inside) absent(ifName string) error {
 
 // chooseAddresses makes sure that the namespace has no other interface in our
 // networks, before ours is there. A default IPv4 network gives way to the next one.
-// The IPv6 network of slirp4netns is always the same one, so there the next free
-// address is taken. What was asked for stays, and is an error.
+// An IPv6 network is always the same one, so there the next free address is taken. What was asked for stays, and is an error.
 func (in *inside) chooseAddresses() error {
-	for _, f := range []*family{&in.plan.IPv4, &in.plan.IPv6} {
-		if !f.enabled() {
+	for _, f := range []*plan.Subnet{&in.plan.IPv4, &in.plan.IPv6} {
+		if !f.Enabled() {
 			continue
 		}
 		others, err := in.link.AddrList(nil, netlinkFamily(f.Gateway))
@@ -142,18 +142,18 @@ func (in *inside) chooseAddresses() error {
 	return nil
 }
 
-func (in *inside) avoid(f *family, others []netlink.Addr) error {
+func (in *inside) avoid(f *plan.Subnet, others []netlink.Addr) error {
 	taken := func(ip netip.Addr) int {
 		return slices.IndexFunc(others, func(a netlink.Addr) bool { return a.IP.Equal(ip.AsSlice()) })
 	}
-	if f.Movable && !f.move(func(n netip.Prefix) bool {
+	if f.Movable && !f.Move(func(n netip.Prefix) bool {
 		return slices.ContainsFunc(others, func(a netlink.Addr) bool { return overlap(a.IPNet, n) })
 	}) {
 		return conf.Errorf(conf.ErrNetwork, "every default network is in use in the namespace; set rootless.cidr to one that is not")
 	}
-	for !f.Asked && f.Gateway.Is6() && taken(f.first()) >= 0 {
-		if !f.next() {
-			return conf.Errorf(conf.ErrNetwork, "every default address of network %s is taken in the namespace; ask for one with ips", f.subnet())
+	for !f.Asked && f.Gateway.Is6() && taken(f.First()) >= 0 {
+		if !f.Next() {
+			return conf.Errorf(conf.ErrNetwork, "every default address of network %s is taken in the namespace; ask for one with ips", f.Network())
 		}
 	}
 	for _, own := range f.Addresses {
@@ -162,9 +162,9 @@ func (in *inside) avoid(f *family, others []netlink.Addr) error {
 				own.Addr(), in.nameOf(others[i]))
 		}
 	}
-	i := slices.IndexFunc(others, func(a netlink.Addr) bool { return f.Gateway.Is4() && sameNetwork(a.IPNet, f.subnet()) })
+	i := slices.IndexFunc(others, func(a netlink.Addr) bool { return f.Gateway.Is4() && sameNetwork(a.IPNet, f.Network()) })
 	if i >= 0 {
-		return conf.Invalid("rootless.cidr", f.subnet(), fmt.Sprintf("interface %s of the namespace is in that network already; choose another one for this interface", in.nameOf(others[i])))
+		return conf.Invalid("rootless.cidr", f.Network(), fmt.Sprintf("interface %s of the namespace is in that network already; choose another one for this interface", in.nameOf(others[i])))
 	}
 	return nil
 }
@@ -242,12 +242,12 @@ func (in *inside) setMAC(link netlink.Link) error {
 
 // quietIPv6 switches IPv6 of the interface on or off as planned, whatever the
 // namespace's default is, and turns off what would add a second address (router
-// advertisements of libslirp) or make the first wait (duplicate address
+// advertisements of the driver) or make the first wait (duplicate address
 // detection). Each is best effort: /proc/sys may be read-only, and an address that
 // cannot be set then is an error of its own.
 func (in *inside) quietIPv6(netlink.Link) error {
 	settings := map[string]string{"disable_ipv6": "1"}
-	if in.plan.IPv6.enabled() {
+	if in.plan.IPv6.Enabled() {
 		settings = map[string]string{"disable_ipv6": "0", "accept_ra": "0", "autoconf": "0", "accept_dad": "0"}
 	}
 	in.do(func() { // /proc/sys/net is that of the thread's namespace
@@ -258,12 +258,12 @@ func (in *inside) quietIPv6(netlink.Link) error {
 	return nil
 }
 
-func (in *inside) address(link netlink.Link, f family) error {
-	if !f.enabled() {
+func (in *inside) address(link netlink.Link, f plan.Subnet) error {
+	if !f.Enabled() {
 		return nil
 	}
 	for _, prefix := range f.Addresses {
-		addr := &netlink.Addr{IPNet: ipNet(prefix)}
+		addr := &netlink.Addr{IPNet: plan.IPNet(prefix)}
 		if prefix.Addr().Is6() {
 			addr.Flags = unix.IFA_F_NODAD
 		}
@@ -274,8 +274,8 @@ func (in *inside) address(link netlink.Link, f family) error {
 	return in.defaultRoute(link, f)
 }
 
-func (in *inside) defaultRoute(link netlink.Link, f family) error {
-	route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: everywhere(f.Gateway), Gw: f.Gateway.AsSlice()}
+func (in *inside) defaultRoute(link netlink.Link, f plan.Subnet) error {
+	route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: plan.Everywhere(f.Gateway), Gw: f.Gateway.AsSlice()}
 	err := in.link.RouteAdd(route)
 	if errors.Is(err, unix.EEXIST) {
 		// The namespace has a default route over another interface, which stays the
@@ -287,13 +287,4 @@ func (in *inside) defaultRoute(link netlink.Link, f family) error {
 		return fmt.Errorf("default route by %s: %w", f.Gateway, err)
 	}
 	return nil
-}
-
-func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
-}
-
-// everywhere is the default destination of the address family of a.
-func everywhere(a netip.Addr) *net.IPNet {
-	return &net.IPNet{IP: make(net.IP, a.BitLen()/8), Mask: net.CIDRMask(0, a.BitLen())}
 }

@@ -9,7 +9,6 @@ import (
 	"math"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"syscall"
 	"time"
 
@@ -18,6 +17,7 @@ import (
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/portmap/forward"
 	"github.com/ambi-cni/ambi/record"
+	"github.com/ambi-cni/ambi/rootless/driver"
 )
 
 // Role is the first argument of a process that is to be a supervisor.
@@ -123,7 +123,7 @@ func (l *launcher) command(credentials []string) (*exec.Cmd, error) {
 		cmd.ExtraFiles = append(cmd.ExtraFiles, s.File)
 	}
 	if l.namespace.owner != nil {
-		nsenter, err := lookUpNsenter()
+		nsenter, err := LookUpNsenter()
 		if err != nil {
 			return nil, err
 		}
@@ -145,15 +145,10 @@ func keepDescriptors() {
 	_ = unix.CloseRange(first, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) // Linux 5.11; before it, callers have to be tidy
 }
 
-func lookUpNsenter() (string, error) {
-	if path, err := exec.LookPath("nsenter"); err == nil && filepath.IsAbs(path) {
+// LookUpNsenter finds nsenter(1), which enters user namespaces of containers.
+func LookUpNsenter() (string, error) {
+	if path := driver.LookUp("nsenter"); path != "" {
 		return path, nil
-	}
-	for _, folder := range usualFolders {
-		path := filepath.Join(folder, "nsenter")
-		if st, err := os.Stat(path); err == nil && st.Mode()&0o111 != 0 {
-			return path, nil
-		}
 	}
 	return "", conf.Errorf(conf.ErrPluginNotAvailable, "nsenter is needed to enter the user namespace of the container and is not installed; install the package util-linux")
 }
@@ -191,7 +186,7 @@ func (l *launcher) lastWords() string {
 		return "its log cannot be read"
 	}
 	n, _ := l.log.ReadAt(b, max(0, st.Size()-int64(len(b))))
-	if text := lastLines(string(b[:n]), 3); text != "" {
+	if text := driver.LastLines(string(b[:n]), 3); text != "" {
 		return text
 	}
 	return "it logged nothing"

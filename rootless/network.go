@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -21,6 +20,8 @@ import (
 	"github.com/ambi-cni/ambi/flock"
 	"github.com/ambi-cni/ambi/portmap/forward"
 	"github.com/ambi-cni/ambi/record"
+	"github.com/ambi-cni/ambi/rootless/driver"
+	"github.com/ambi-cni/ambi/rootless/plan"
 )
 
 // Network is the rootless network of one attachment.
@@ -42,43 +43,23 @@ func (n *Network) step(name string) {
 // Available says whether an ADD could work, as far as the host is concerned: code 50
 // with the remedy otherwise.
 func Available(r conf.Rootless, cacheDir string) error {
-	d, err := findDriver(r.Path, cacheDir)
+	d := driver.Of(r.Driver)
+	program, err := d.Find(r.Path, cacheDir)
 	if err != nil {
 		return err
 	}
-	if _, err := d.arguments(&r); err != nil {
+	if _, err := program.Command(r, ""); err != nil {
 		return err
 	}
-	return checkTun()
+	return d.CheckHost()
 }
 
 // Add binds the host ports, starts the supervisor and returns when the network is
 // up. It saves the record before its first change, and notes the supervisor in
 // it. After an error, Del cleans up.
 func (n *Network) Add(ctx context.Context, a *conf.Attachment) (*types100.Result, error) {
-	r := a.NetConf.Rootless
-	d, err := findDriver(r.Path, n.Store.Dir())
+	command, p, err := n.choose(a)
 	if err != nil {
-		return nil, err
-	}
-	args, err := d.arguments(&r)
-	if err != nil {
-		return nil, err
-	}
-	n.step("find slirp4netns")
-	if r.EnableIPv6, err = ipv6Usable(r); err != nil {
-		return nil, err
-	}
-	a.NetConf.Rootless.EnableIPv6 = r.EnableIPv6
-	if err := unsupported(a); err != nil {
-		return nil, err
-	}
-	p, err := newPlan(a)
-	if err != nil {
-		return nil, err
-	}
-	p.IPv4.Movable = !p.IPv4.Asked && r.CIDR == defaultCIDR && d.Features["cidr"]
-	if err := checkTun(); err != nil {
 		return nil, err
 	}
 	ns, err := openNamespace(a.NetnsPath)
@@ -88,9 +69,8 @@ func (n *Network) Add(ctx context.Context, a *conf.Attachment) (*types100.Result
 	defer ns.Close()
 	n.step("open the namespace")
 	config := &supervisorConfig{
-		Key: a.Key, StateDir: n.Store.Dir(), Plan: *p, Handler: r.PortHandler, SourceIP: r.SourceIP, LogLevel: a.NetConf.LogLevel,
-		Netns:  ns.Netns,
-		Driver: slirpConfig{Path: d.Path, Args: args, IfName: a.IfName},
+		Key: a.Key, StateDir: n.Store.Dir(), Plan: *p, SourceIP: a.NetConf.Rootless.SourceIP, LogLevel: a.NetConf.LogLevel,
+		Netns: ns.Netns, Driver: *command,
 	}
 	message, err := n.launch(ctx, a, config, ns)
 	if err != nil {
@@ -99,17 +79,31 @@ func (n *Network) Add(ctx context.Context, a *conf.Attachment) (*types100.Result
 	return result(a, message.Plan), nil
 }
 
-// ipv6Usable says whether the container gets IPv6: wanted, and known to the kernel
-// (ipv6.disable=1 takes it out for every namespace).
-func ipv6Usable(r conf.Rootless) (bool, error) {
-	const path = "/proc/sys/net/ipv6"
-	if _, err := os.Stat(path); err != nil && r.EnableIPv6 {
-		if r.EnableIPv6Set {
-			return false, conf.Unsupported("rootless.enableIPv6", true, "this kernel has no IPv6 ("+path+" is missing); boot it without ipv6.disable=1")
-		}
-		return false, nil
+// choose finds the driver, and works out how it is started and what the interface shall
+// be.
+func (n *Network) choose(a *conf.Attachment) (*driver.Command, *plan.Interface, error) {
+	r := a.NetConf.Rootless
+	d := driver.Of(r.Driver)
+	program, err := d.Find(r.Path, n.Store.Dir())
+	if err != nil {
+		return nil, nil, err
 	}
-	return r.EnableIPv6, nil
+	command, err := program.Command(r, a.IfName)
+	if err != nil {
+		return nil, nil, err
+	}
+	n.step("find " + d.Name())
+	if err := unsupported(a); err != nil {
+		return nil, nil, err
+	}
+	p, err := program.Plan(a)
+	if err != nil {
+		return nil, nil, err
+	}
+	if d.Publishes(r.PortHandler) {
+		command.APISocket = n.Store.Path(a.Key, "api") // without ports, too: some may be added
+	}
+	return command, p, d.CheckHost()
 }
 
 // unsupported refuses what the runtime asks for and this network cannot give,
@@ -119,8 +113,10 @@ func unsupported(a *conf.Attachment) error {
 		if m.Protocol == conf.SCTP {
 			return conf.Unsupported("runtimeConfig.portMappings.protocol", m.Protocol, "without root only tcp and udp can be published; run as root for sctp")
 		}
-		if a.NetConf.Rootless.PortHandler == conf.HandlerSlirp4netns && m.HostIP.Is6() {
-			return conf.Unsupported("runtimeConfig.portMappings.hostIP", m.HostIP, "rootless.portHandler slirp4netns forwards IPv4 only; use rootlessport")
+		if d := driver.Of(a.NetConf.Rootless.Driver); d.Publishes(a.NetConf.Rootless.PortHandler) {
+			if _, err := d.Publishable(m); err != nil {
+				return err
+			}
 		}
 	}
 	if a.NetConf.RuntimeConfig.Wants("bandwidth") {
@@ -136,13 +132,12 @@ func (n *Network) launch(ctx context.Context, a *conf.Attachment, config *superv
 		return nil, err
 	}
 	defer func() { closeSockets(sockets) }()
-	if config.Handler == conf.HandlerSlirp4netns {
-		// slirp4netns binds them itself and cannot say why it fails; now we know that
-		// it can.
+	if config.Driver.APISocket != "" {
+		// The driver binds them itself and cannot say why it fails; now we know that it
+		// can.
 		closeSockets(sockets)
 		sockets = nil
 		config.Ports = a.Ports
-		config.Driver.APISocket = n.Store.Path(a.Key, "api") // without ports, too: some may be added
 	}
 	for _, s := range sockets {
 		config.Sockets = append(config.Sockets, socketInfo{s.Mapping, s.Family})
@@ -231,20 +226,20 @@ func saidClean(path string) bool {
 }
 
 // result is the attachment as the specification shows it (section 5, "Success").
-func result(a *conf.Attachment, p *plan) *types100.Result {
+func result(a *conf.Attachment, p *plan.Interface) *types100.Result {
 	r := &types100.Result{
 		CNIVersion: types100.ImplementedSpecVersion,
 		Interfaces: []*types100.Interface{{Name: a.IfName, Mac: p.MAC, Mtu: p.MTU, Sandbox: a.NetnsPath}},
 		DNS:        dns(a, p),
 	}
-	for _, f := range []family{p.IPv4, p.IPv6} {
+	for _, f := range []plan.Subnet{p.IPv4, p.IPv6} {
 		for _, address := range f.Addresses {
 			r.IPs = append(r.IPs, &types100.IPConfig{
-				Interface: types100.Int(0), Address: *ipNet(address), Gateway: f.Gateway.AsSlice(),
+				Interface: types100.Int(0), Address: *plan.IPNet(address), Gateway: f.Gateway.AsSlice(),
 			})
 		}
-		if f.enabled() {
-			r.Routes = append(r.Routes, &types.Route{Dst: *everywhere(f.Gateway), GW: net.IP(f.Gateway.AsSlice())})
+		if f.Enabled() {
+			r.Routes = append(r.Routes, &types.Route{Dst: *plan.Everywhere(f.Gateway), GW: net.IP(f.Gateway.AsSlice())})
 		}
 	}
 	return r
@@ -252,7 +247,7 @@ func result(a *conf.Attachment, p *plan) *types100.Result {
 
 // dns is the runtime's wish for this container, else the network's, else the
 // driver's name server.
-func dns(a *conf.Attachment, p *plan) types.DNS {
+func dns(a *conf.Attachment, p *plan.Interface) types.DNS {
 	d := *a.NetConf.DNS.Copy()
 	asked := a.NetConf.RuntimeConfig.DNS
 	if len(asked.Nameservers) > 0 {
@@ -265,7 +260,7 @@ func dns(a *conf.Attachment, p *plan) types.DNS {
 		d.Options = asked.Options
 	}
 	if len(d.Nameservers) == 0 {
-		for _, f := range []family{p.IPv4, p.IPv6} {
+		for _, f := range []plan.Subnet{p.IPv4, p.IPv6} {
 			if f.DNS.IsValid() {
 				d.Nameservers = append(d.Nameservers, f.DNS.String())
 			}
@@ -416,8 +411,7 @@ func (n *Network) cleanInside(ctx context.Context, a *conf.Attachment) error {
 	if n.Record != nil && !ns.Same(expected) {
 		return nil
 	}
-	config := &supervisorConfig{Key: a.Key, StateDir: n.Store.Dir(), Netns: expected, CleanOnly: true,
-		Plan: plan{IfName: a.IfName, IPv4: family{Addresses: []netip.Prefix{a.NetConf.Rootless.CIDR}}}}
+	config := &supervisorConfig{Key: a.Key, StateDir: n.Store.Dir(), Netns: expected, CleanOnly: true}
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/portmap/forward"
+	"github.com/ambi-cni/ambi/rootless/driver"
 )
 
 // Status asks the supervisor how it is.
@@ -49,7 +50,7 @@ func (n *Network) AddPort(m conf.PortMapping) error {
 			return conf.Errorf(conf.ErrPortInUse, "port %s of attachment %s is published already", m, n.Record.Key)
 		}
 	}
-	sockets, err := bindFor(a.NetConf.Rootless.PortHandler, m)
+	sockets, err := bindFor(a.NetConf.Rootless, m)
 	if err != nil {
 		return err
 	}
@@ -65,13 +66,18 @@ func (n *Network) AddPort(m conf.PortMapping) error {
 	return nil
 }
 
-// bindFor binds the host's port. slirp4netns binds it itself, and cannot say why it
-// fails; now we know that it can.
-func bindFor(handler conf.PortHandler, m conf.PortMapping) ([]forward.Socket, error) {
-	if handler != conf.HandlerSlirp4netns {
+// bindFor binds the host's port. A driver that publishes binds it itself, and cannot say
+// why it fails; now we know that it can.
+func bindFor(r conf.Rootless, m conf.PortMapping) ([]forward.Socket, error) {
+	d := driver.Of(r.Driver)
+	if !d.Publishes(r.PortHandler) {
 		return forward.Listen([]conf.PortMapping{m})
 	}
-	sockets, err := forward.Listen([]conf.PortMapping{forIPv4(m)})
+	m, err := d.Publishable(m)
+	if err != nil {
+		return nil, err
+	}
+	sockets, err := forward.Listen([]conf.PortMapping{m})
 	closeSockets(sockets)
 	return nil, err
 }

@@ -3,12 +3,12 @@ package rootless
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"sync"
 
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/portmap/forward"
+	"github.com/ambi-cni/ambi/rootless/driver"
 )
 
 // rootlessport publishes ports by portmap/forward.
@@ -25,8 +25,8 @@ func newRootlessport(s *supervisor) (*rootlessport, error) {
 	p := s.inside.plan
 	f, err := forward.New(forward.Config{
 		Namespace:  s.inside,
-		Container4: p.IPv4.first(), Gateway4: p.IPv4.Gateway, Subnet4: p.IPv4.subnet(),
-		Container6: p.IPv6.first(), Gateway6: p.IPv6.Gateway, Subnet6: p.IPv6.subnet(),
+		Container4: p.IPv4.First(), Gateway4: p.IPv4.Gateway, Subnet4: p.IPv4.Network(),
+		Container6: p.IPv6.First(), Gateway6: p.IPv6.Gateway, Subnet6: p.IPv6.Network(),
 		SourceIP: s.config.SourceIP, Logger: s.log,
 	})
 	if err != nil {
@@ -86,21 +86,18 @@ func (r *rootlessport) check() error {
 	return errors.Join(errs...)
 }
 
-// slirpPublisher publishes ports by the API of slirp4netns.
-type slirpPublisher struct {
-	api slirpAPI
+// byDriver publishes ports by the driver itself, which does not count.
+type byDriver struct {
+	kind   driver.Driver
+	driver driver.Publisher
 
 	mu    sync.Mutex
 	ports []conf.PortMapping
 }
 
-var _ publisher = (*slirpPublisher)(nil)
+var _ publisher = (*byDriver)(nil)
 
-func newSlirpPublisher(c *supervisorConfig) *slirpPublisher {
-	return &slirpPublisher{api: slirpAPI{path: c.Driver.APISocket, guest: c.Plan.IPv4.first()}}
-}
-
-func (p *slirpPublisher) add(m conf.PortMapping, probes []forward.Socket) error {
+func (p *byDriver) add(m conf.PortMapping, probes []forward.Socket) error {
 	// The caller's bound sockets only prove that the port is free.
 	for _, s := range probes {
 		s.File.Close()
@@ -114,45 +111,36 @@ func (p *slirpPublisher) add(m conf.PortMapping, probes []forward.Socket) error 
 	return nil
 }
 
-// publish asks slirp4netns, which says that it failed and not why. Binding the
-// port ourselves tells.
-func (p *slirpPublisher) publish(m conf.PortMapping) error {
-	err := p.api.add(m)
+// publish asks the driver, which says that it failed and not why. Binding the port
+// ourselves tells.
+func (p *byDriver) publish(m conf.PortMapping) error {
+	err := p.driver.Add(m)
 	if err == nil {
 		return nil
 	}
-	sockets, reason := forward.Listen([]conf.PortMapping{forIPv4(m)})
-	closeSockets(sockets)
+	part, reason := p.kind.Publishable(m)
+	if reason == nil {
+		var sockets []forward.Socket
+		sockets, reason = forward.Listen([]conf.PortMapping{part})
+		closeSockets(sockets)
+	}
 	if reason != nil {
 		return reason
 	}
 	return err
 }
 
-// forIPv4 is the part of a mapping that slirp4netns publishes.
-func forIPv4(m conf.PortMapping) conf.PortMapping {
-	if !m.HostIP.IsValid() {
-		m.HostIP = netip.IPv4Unspecified()
-	}
-	return m
-}
-
-func (p *slirpPublisher) remove(m conf.PortMapping) error {
+func (p *byDriver) remove(m conf.PortMapping) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err := p.api.remove(m); err != nil {
+	if err := p.driver.Remove(m); err != nil {
 		return err
 	}
-	for i, have := range p.ports {
-		if have == m {
-			p.ports = append(p.ports[:i:i], p.ports[i+1:]...)
-			break
-		}
-	}
+	p.ports = slices.DeleteFunc(p.ports, func(have conf.PortMapping) bool { return have == m })
 	return nil
 }
 
-func (p *slirpPublisher) restored() error {
+func (p *byDriver) restored() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var errs []error
@@ -162,13 +150,13 @@ func (p *slirpPublisher) restored() error {
 	return errors.Join(errs...)
 }
 
-func (p *slirpPublisher) check() error {
+func (p *byDriver) check() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.api.check(p.ports)
+	return p.driver.Check(p.ports)
 }
 
-func (p *slirpPublisher) stats() []forward.PortStats {
+func (p *byDriver) stats() []forward.PortStats {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	stats := make([]forward.PortStats, len(p.ports))
@@ -178,4 +166,4 @@ func (p *slirpPublisher) stats() []forward.PortStats {
 	return stats
 }
 
-func (p *slirpPublisher) close() error { return nil } // the ports go with slirp4netns
+func (p *byDriver) close() error { return nil } // the ports go with the driver

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/rootless/plan"
 )
 
 // This file keeps the client's source address: rootlessport sends to the service
@@ -145,7 +146,7 @@ func (in *inside) eachRule(protocol conf.Protocol, ranges []portRange, do func(*
 
 func (in *inside) families() []int {
 	families := []int{unix.AF_INET}
-	if in.plan.IPv6.enabled() {
+	if in.plan.IPv6.Enabled() {
 		families = append(families, unix.AF_INET6)
 	}
 	return families
@@ -191,12 +192,12 @@ type source struct {
 }
 
 func (in *inside) clientRoute(client source) *netlink.Route {
-	src := in.plan.IPv4.first()
+	src := in.plan.IPv4.First()
 	if client.ip.Is6() {
-		src = in.plan.IPv6.first()
+		src = in.plan.IPv6.First()
 	}
 	route := &netlink.Route{
-		LinkIndex: loopbackIndex, Dst: ipNet(netip.PrefixFrom(client.ip, client.ip.BitLen())), Src: src.AsSlice(),
+		LinkIndex: loopbackIndex, Dst: plan.IPNet(netip.PrefixFrom(client.ip, client.ip.BitLen())), Src: src.AsSlice(),
 		Table: in.table.of(client.protocol), Type: unix.RTN_LOCAL, Scope: netlink.SCOPE_HOST,
 	}
 	if client.protocol == conf.TCP {

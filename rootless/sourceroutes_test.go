@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/rootless/plan"
 )
 
 func TestTablesOf(t *testing.T) {
@@ -47,7 +48,7 @@ func TestPortsAndRulesStayInStep(t *testing.T) {
 	require.NoError(t, unix.Unshare(unix.CLONE_NEWNET))
 	in := &inside{
 		link:  &netlink.Handle{}, // a socket of its own for each request
-		plan:  &plan{IPv6: family{Addresses: []netip.Prefix{netip.MustParsePrefix("fd00::64/64")}}},
+		plan:  &plan.Interface{IPv6: plan.Subnet{Addresses: []netip.Prefix{netip.MustParsePrefix("fd00::64/64")}}},
 		table: tablesOf(conf.Key{}), rules: map[conf.Protocol]*portRanges{conf.TCP: {}},
 	}
 	rules := func() (ports []string) {

@@ -24,6 +24,8 @@ import (
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/portmap/forward"
 	"github.com/ambi-cni/ambi/record"
+	"github.com/ambi-cni/ambi/rootless/driver"
+	"github.com/ambi-cni/ambi/rootless/plan"
 )
 
 // The descriptors that a supervisor is started with, beside standard error, which
@@ -38,19 +40,22 @@ const (
 	socketFD             // the first of the published ports' sockets
 )
 
+// driverRole is the second argument of what is not a supervisor but the driver's helper
+// (driver.HelperMain).
+const driverRole = "tap"
+
 // supervisorConfig is all a supervisor knows.
 type supervisorConfig struct {
 	Key      conf.Key           `json:"key"`
 	StateDir string             `json:"stateDir"`
 	Netns    record.Netns       `json:"netns"`
-	Plan     plan               `json:"plan"`
-	Driver   slirpConfig        `json:"driver"`
-	Handler  conf.PortHandler   `json:"portHandler"`
+	Plan     plan.Interface     `json:"plan"`
+	Driver   driver.Command     `json:"driver"`
 	SourceIP conf.SourceIP      `json:"sourceIP"`
 	LogLevel string             `json:"logLevel"`
 	Joined   bool               `json:"joined,omitempty"` // ownerFD is open
 	Sockets  []socketInfo       `json:"sockets,omitempty"`
-	Ports    []conf.PortMapping `json:"ports,omitempty"` // handler slirp4netns
+	Ports    []conf.PortMapping `json:"ports,omitempty"` // that the driver publishes
 	// CleanOnly: take away what a killed supervisor left inside, and leave.
 	CleanOnly bool `json:"cleanOnly,omitempty"`
 }
@@ -63,9 +68,9 @@ type socketInfo struct {
 
 // readyMessage ends the start of a supervisor, well or not.
 type readyMessage struct {
-	Plan       *plan        `json:"plan,omitempty"` // as it was carried out
-	Error      *types.Error `json:"error,omitempty"`
-	LostRights bool         `json:"lostRights,omitempty"` // exec took the capabilities: start again as uid 0
+	Plan       *plan.Interface `json:"plan,omitempty"` // as it was carried out
+	Error      *types.Error    `json:"error,omitempty"`
+	LostRights bool            `json:"lostRights,omitempty"` // exec took the capabilities: start again as uid 0
 }
 
 // supervisor is the one long-lived process of a rootless attachment.
@@ -75,6 +80,7 @@ type supervisor struct {
 	since   time.Time
 	owner   int // who called ADD, as a uid of our user namespace
 	control *net.UnixListener
+	files   driver.Files
 	netns   watch
 	inside  *inside
 	ports   publisher
@@ -87,13 +93,13 @@ type supervisor struct {
 	work sync.Mutex
 
 	mu       sync.Mutex
-	driver   *slirp // nil while it is down
-	newcomer *slirp // started, not ready yet
+	driver   driver.Process // nil while it is down
+	newcomer driver.Process // started, not ready yet
 	restarts int
 	lastErr  string
 }
 
-// publisher publishes host ports; rootlessport and slirp4netns's API do.
+// publisher publishes host ports; rootlessport does, and the driver itself may.
 type publisher interface {
 	add(m conf.PortMapping, sockets []forward.Socket) error
 	remove(m conf.PortMapping) error
@@ -106,8 +112,8 @@ type publisher interface {
 // Supervise is the main function of the supervisor process; it returns the exit
 // status.
 func Supervise() int {
-	if len(os.Args) > 2 && os.Args[2] == tapRole {
-		return tapMain()
+	if len(os.Args) > 2 && os.Args[2] == driverRole {
+		return driver.HelperMain()
 	}
 	debug.SetGCPercent(-1) // until ADD has returned; settle starts the collector
 	// rootlessport's workers, one a processor, wait in epoll without telling the
@@ -121,7 +127,7 @@ func Supervise() int {
 	if err != nil {
 		return tellFailure(ready, err)
 	}
-	if !haveCapability(unix.CAP_NET_ADMIN) || !haveCapability(unix.CAP_SYS_ADMIN) {
+	if !record.HaveCapability(unix.CAP_NET_ADMIN) || !record.HaveCapability(unix.CAP_SYS_ADMIN) {
 		return tell(ready, readyMessage{LostRights: true}, 1)
 	}
 	if config.CleanOnly {
@@ -226,9 +232,10 @@ func newSupervisor(config supervisorConfig) (*supervisor, error) {
 	// From the start, so that a signal in the middle of it is kept for after it.
 	signal.Notify(s.signals, unix.SIGTERM, unix.SIGINT)
 	signal.Ignore(unix.SIGHUP, unix.SIGPIPE)
-	s.config.Driver.netns = os.NewFile(netnsFD, "network namespace")
-	s.config.Driver.alive = os.NewFile(aliveFD, "alive lock")
-	s.config.Driver.log = log
+	s.files = driver.Files{
+		Netns: os.NewFile(netnsFD, "network namespace"), Alive: os.NewFile(aliveFD, "alive lock"),
+		Helper: []string{"ambi", Role, driverRole},
+	}
 	return s, nil
 }
 
@@ -238,7 +245,7 @@ func (s *supervisor) start() error {
 	if s.netns, err = newWatch(s.config.Netns); err != nil {
 		return err
 	}
-	if s.inside, err = enter(s.config.Driver.netns, s.config.Key, &s.config.Plan); err != nil {
+	if s.inside, err = enter(s.files.Netns, s.config.Key, &s.config.Plan); err != nil {
 		return err
 	}
 	if err := s.inside.absent(s.config.Plan.IfName); err != nil {
@@ -247,21 +254,18 @@ func (s *supervisor) start() error {
 	if err := s.chooseAddresses(); err != nil {
 		return err
 	}
-	driver, err := startSlirp(&s.config.Driver)
+	process, err := s.config.Driver.Start(s.files, s.log)
 	if err != nil {
 		return err
 	}
 	meanwhile := s.whileDriverStarts()
-	if err := s.useDriver(driver); err != nil {
+	if err := s.useDriver(process); err != nil {
 		return err
 	}
 	if meanwhile != nil {
 		return meanwhile
 	}
-	if s.config.Handler == conf.HandlerSlirp4netns {
-		return s.publishBySlirp()
-	}
-	return nil
+	return s.publishByDriver()
 }
 
 // whileDriverStarts does what needs no driver. A client that is this early finds
@@ -271,7 +275,7 @@ func (s *supervisor) whileDriverStarts() error {
 	if err := removeSourceRoutes(s.inside.link, s.inside.table); err != nil {
 		return fmt.Errorf("cleaning the routing rules inside the namespace: %w", err)
 	}
-	if s.config.Handler == conf.HandlerSlirp4netns {
+	if s.config.Driver.APISocket != "" {
 		return nil
 	}
 	r, err := newRootlessport(s)
@@ -283,29 +287,33 @@ func (s *supervisor) whileDriverStarts() error {
 }
 
 // useDriver waits for a driver that was started and configures its interface.
-func (s *supervisor) useDriver(driver *slirp) error {
-	s.setDriver(nil, driver)
-	err := driver.awaitReady()
+func (s *supervisor) useDriver(process driver.Process) error {
+	s.setDriver(nil, process)
+	err := process.AwaitReady()
 	if err == nil {
 		err = s.inside.configure()
 	}
 	if err != nil {
 		s.setDriver(nil, nil)
-		driver.stop()
+		process.Stop()
 		return err
 	}
-	s.setDriver(driver, nil)
+	s.setDriver(process, nil)
 	return nil
 }
 
-func (s *supervisor) setDriver(driver, newcomer *slirp) {
+func (s *supervisor) setDriver(process, newcomer driver.Process) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.driver, s.newcomer = driver, newcomer
+	s.driver, s.newcomer = process, newcomer
 }
 
-func (s *supervisor) publishBySlirp() error {
-	s.ports = newSlirpPublisher(&s.config)
+func (s *supervisor) publishByDriver() error {
+	publisher := s.config.Driver.Publisher(s.config.Plan.IPv4.First())
+	if publisher == nil {
+		return nil
+	}
+	s.ports = &byDriver{kind: driver.Of(s.config.Driver.Driver), driver: publisher}
 	for _, m := range s.config.Ports {
 		if err := s.ports.add(m, nil); err != nil {
 			return err
@@ -374,30 +382,30 @@ func (s *supervisor) keepDriver() {
 	pause := firstBackOff
 	for {
 		s.mu.Lock()
-		driver := s.driver
+		process := s.driver
 		s.mu.Unlock()
 		started := time.Now()
-		<-driver.done
+		<-process.Ended()
 		if s.leaving() {
 			return
 		}
 		if time.Since(started) > stableAfter {
 			pause = firstBackOff
 		}
-		s.driverDied(driver)
+		s.driverDied(process)
 		if pause = s.restartDriver(pause); pause == 0 {
 			return
 		}
 	}
 }
 
-func (s *supervisor) driverDied(driver *slirp) {
-	driver.exit.Close()
+func (s *supervisor) driverDied(process driver.Process) {
+	process.Dismiss()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.driver = nil
 	s.restarts++
-	s.lastErr = fmt.Sprintf("slirp4netns ended (%s): %s", driver.ending(), driver.tail.last())
+	s.lastErr = process.Ending()
 	s.log.Warn("the driver died, restarting it", "error", s.lastErr)
 }
 
@@ -432,11 +440,11 @@ func (s *supervisor) anotherDriver() error {
 	if s.leaving() {
 		return errLeaving
 	}
-	driver, err := startSlirp(&s.config.Driver)
+	process, err := s.config.Driver.Start(s.files, s.log)
 	if err != nil {
 		return err
 	}
-	if err := s.useDriver(driver); err != nil {
+	if err := s.useDriver(process); err != nil {
 		return err
 	}
 	if err := s.ports.restored(); err != nil {
@@ -466,7 +474,7 @@ func (s *supervisor) stop() { s.once.Do(func() { close(s.stopped) }) }
 func (s *supervisor) leave() (clean bool) {
 	s.stop()
 	s.control.Close()
-	driver := s.dismissDriver()
+	process := s.dismissDriver()
 	if s.inside != nil {
 		s.inside.leaveAtOnce()
 	}
@@ -479,25 +487,25 @@ func (s *supervisor) leave() (clean bool) {
 	if s.inside != nil && s.inside.link != nil {
 		err := removeSourceRoutes(s.inside.link, s.inside.table)
 		if err == nil {
-			err = sayClean(s.config.Driver.alive)
+			err = sayClean(s.files.Alive)
 		}
 		if clean = err == nil; !clean {
 			s.log.Warn("removing the routing rules inside the namespace, DEL will try again", "error", err)
 		}
 	}
-	if driver != nil {
-		driver.stop()
+	if process != nil {
+		process.Stop()
 	}
 	return clean
 }
 
 // dismissDriver tells the driver to leave, waits for the end of a restart, and
 // returns the driver that is there then, if any.
-func (s *supervisor) dismissDriver() *slirp {
+func (s *supervisor) dismissDriver() driver.Process {
 	s.mu.Lock()
-	for _, driver := range []*slirp{s.driver, s.newcomer} {
-		if driver != nil {
-			driver.dismiss()
+	for _, process := range []driver.Process{s.driver, s.newcomer} {
+		if process != nil {
+			process.Dismiss()
 		}
 	}
 	s.mu.Unlock()
@@ -582,16 +590,12 @@ func (s *supervisor) addPort(r request, files []*os.File) error {
 	return s.ports.add(*r.Port, sockets)
 }
 
-// chooseAddresses settles the plan, and tells the driver which network it is now.
+// chooseAddresses makes the plan final, and tells the driver which network it is now.
 func (s *supervisor) chooseAddresses() error {
 	if err := s.inside.chooseAddresses(); err != nil {
 		return err
 	}
-	for i, arg := range s.config.Driver.Args {
-		if strings.HasPrefix(arg, "--cidr=") {
-			s.config.Driver.Args[i] = "--cidr=" + s.config.Plan.IPv4.subnet().String()
-		}
-	}
+	s.config.Driver.Move(s.config.Plan.IPv4.Network())
 	return nil
 }
 
@@ -600,7 +604,7 @@ func (s *supervisor) check(mac string) error {
 	var problems []string
 	s.mu.Lock()
 	if s.driver == nil {
-		problems = append(problems, "slirp4netns is down and being restarted: "+s.lastErr)
+		problems = append(problems, s.config.Driver.Driver+" is down and being restarted: "+s.lastErr)
 	}
 	s.mu.Unlock()
 	for _, err := range []error{s.inside.check(mac), s.ports.check()} {
@@ -620,7 +624,7 @@ func (s *supervisor) status() *Status {
 	st := &Status{PID: os.Getpid(), Since: s.since, MAC: s.inside.plan.MAC, Ports: s.ports.stats()}
 	st.Driver = DriverStatus{Restarts: s.restarts, Error: s.lastErr}
 	if s.driver != nil {
-		st.Driver.PID = s.driver.cmd.Process.Pid
+		st.Driver.PID = s.driver.PID()
 	}
 	if link, err := s.inside.link.LinkByName(s.inside.plan.IfName); err == nil {
 		st.Interface = StatsOf(link)

@@ -58,7 +58,7 @@ func (n *namespace) findOwner(path string) error {
 		return record.NetnsError(path, fmt.Sprintf("finding its owning user namespace: %v", err), "Linux 4.9 or newer is needed")
 	}
 	owner := os.NewFile(uintptr(fd), "owning user namespace")
-	admin := haveCapability(unix.CAP_SYS_ADMIN)
+	admin := record.HaveCapability(unix.CAP_SYS_ADMIN)
 	switch {
 	case admin:
 		// Our rights reach down into every user namespace below ours, so there is
@@ -105,14 +105,4 @@ func mayJoin(target *os.File) bool {
 		}
 		ns = parent
 	}
-}
-
-// haveCapability says whether the capability is in our effective set.
-func haveCapability(capability uint) bool {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if err := unix.Capget(&header, &data[0]); err != nil {
-		return false
-	}
-	return data[capability/32].Effective&(1<<(capability%32)) != 0
 }

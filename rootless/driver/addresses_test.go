@@ -1,4 +1,4 @@
-package rootless
+package driver
 
 import (
 	"encoding/json"
@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/rootless/plan"
 )
 
 // attachment is one whose plugin entry has these members.
@@ -36,7 +37,7 @@ func requireError(t *testing.T, err error, code uint, texts ...string) {
 	}
 }
 
-func show(f family) string { return fmt.Sprint(f.Addresses, " ", f.Gateway, " ", f.DNS) }
+func show(f plan.Subnet) string { return fmt.Sprint(f.Addresses, " ", f.Gateway, " ", f.DNS) }
 
 func TestPlanAddresses(t *testing.T) {
 	const noIPv6 = "[] invalid IP invalid IP"
@@ -57,7 +58,7 @@ func TestPlanAddresses(t *testing.T) {
 		{"by option", `"args":{"cni":{"ips":["10.9.0.7"],"slirp4netns":["cidr=10.9.0.0/24"]}}`, "[10.9.0.7/24] 10.9.0.2 10.9.0.3", "[fd00::64/64] fd00::2 fd00::3"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			p, err := newPlan(attachment(t, tt.members))
+			p, err := driverWithout().Plan(attachment(t, tt.members))
 			require.NoError(t, err)
 			require.Equal(t, tt.ipv4, show(p.IPv4))
 			require.Equal(t, tt.ipv6, show(p.IPv6))
@@ -66,7 +67,7 @@ func TestPlanAddresses(t *testing.T) {
 }
 
 func TestPlanInterface(t *testing.T) {
-	p, err := newPlan(attachment(t, `"rootless":{"mtu":1500},"runtimeConfig":{"mac":"02-00-00-00-00-AA"}`))
+	p, err := driverWithout().Plan(attachment(t, `"rootless":{"mtu":1500},"runtimeConfig":{"mac":"02-00-00-00-00-AA"}`))
 	require.NoError(t, err)
 	require.Equal(t, "eth0", p.IfName)
 	require.Equal(t, 1500, p.MTU)
@@ -74,7 +75,7 @@ func TestPlanInterface(t *testing.T) {
 
 	b, err := json.Marshal(p)
 	require.NoError(t, err)
-	var got plan
+	var got plan.Interface
 	require.NoError(t, json.Unmarshal(b, &got), "it goes to the supervisor as JSON")
 	require.Equal(t, *p, got)
 }
@@ -96,69 +97,10 @@ func TestPlanRefusesAddresses(t *testing.T) {
 		{`"10.0.2.7","10.0.2.7/24"`, []string{"10.0.2.7", "twice"}},
 	} {
 		t.Run(tt.ips, func(t *testing.T) {
-			_, err := newPlan(attachment(t, `"runtimeConfig":{"ips":[`+tt.ips+`]}`))
+			_, err := driverWithout().Plan(attachment(t, `"runtimeConfig":{"ips":[`+tt.ips+`]}`))
 			requireError(t, err, types.ErrInvalidNetworkConfig, append(tt.texts, `"ips"`)...)
 		})
 	}
-	_, err := newPlan(attachment(t, `"rootless":{"enableIPv6":false},"runtimeConfig":{"ips":["fd00::7"]}`))
+	_, err := driverWithout().Plan(attachment(t, `"rootless":{"enableIPv6":false},"runtimeConfig":{"ips":["fd00::7"]}`))
 	requireError(t, err, types.ErrInvalidNetworkConfig, "fd00::7", "rootless.enableIPv6")
-}
-
-func TestResult(t *testing.T) {
-	a := attachment(t, `"runtimeConfig":{"ips":["10.0.2.7","fd00::7","fd00::8"]}`)
-	p, err := newPlan(a)
-	require.NoError(t, err)
-	p.MAC = "02:00:00:00:00:01"
-	b, err := json.Marshal(result(a, p))
-	require.NoError(t, err)
-	require.JSONEq(t, `{"cniVersion":"1.1.0",
-		"interfaces":[{"name":"eth0","mac":"02:00:00:00:00:01","mtu":65520,"sandbox":"/run/netns/box"}],
-		"ips":[{"interface":0,"address":"10.0.2.7/24","gateway":"10.0.2.2"},
-			{"interface":0,"address":"fd00::7/64","gateway":"fd00::2"},{"interface":0,"address":"fd00::8/64","gateway":"fd00::2"}],
-		"routes":[{"dst":"0.0.0.0/0","gw":"10.0.2.2"},{"dst":"::/0","gw":"fd00::2"}],
-		"dns":{"nameservers":["10.0.2.3","fd00::3"]}}`, string(b))
-}
-
-func TestResultDNS(t *testing.T) {
-	for _, tt := range []struct{ name, members, want string }{
-		{"the driver's", ``, "{[10.0.2.3 fd00::3]  [] []}"},
-		{"nobody's", `"rootless":{"disableDNS":true}`, "{[]  [] []}"},
-		{"the network's", `"dns":{"nameservers":["192.0.2.1"],"domain":"d","search":["s"]}`, "{[192.0.2.1] d [s] []}"},
-		{"the runtime's", `"dns":{"nameservers":["192.0.2.1"],"search":["s"]},"runtimeConfig":{"dns":{"servers":["192.0.2.2"]}}`, "{[192.0.2.2]  [s] []}"},
-		{"a search list beside the driver's", `"runtimeConfig":{"dns":{"searches":["s"],"options":["o"]}}`, "{[10.0.2.3 fd00::3]  [s] [o]}"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			a := attachment(t, tt.members)
-			p, err := newPlan(a)
-			require.NoError(t, err)
-			require.Equal(t, tt.want, fmt.Sprint(dns(a, p)))
-		})
-	}
-}
-
-func TestUnsupported(t *testing.T) {
-	const port = `{"hostPort":8080,"containerPort":80,`
-	for _, tt := range []struct {
-		name, members string
-		texts         []string // none: it is supported
-	}{
-		{"nothing", ``, nil},
-		{"udp", `"runtimeConfig":{"portMappings":[` + port + `"protocol":"udp"}]}`, nil},
-		{"sctp", `"runtimeConfig":{"portMappings":[` + port + `"protocol":"sctp"}]}`, []string{"sctp", "run as root"}},
-		{"sctp that is not published", `"runtimeConfig":{"portMappings":[{"hostPort":0,"containerPort":80,"protocol":"sctp"}]}`, nil},
-		{"IPv6", `"runtimeConfig":{"portMappings":[` + port + `"hostIP":"::1"}]}`, nil},
-		{"IPv6 by slirp4netns", `"rootless":{"portHandler":"slirp4netns"},"runtimeConfig":{"portMappings":[` + port + `"hostIP":"::1"}]}`,
-			[]string{"::1", "IPv4 only", "rootlessport"}},
-		{"bandwidth", `"runtimeConfig":{"bandwidth":{"ingressRate":1}}`, []string{"runtimeConfig.bandwidth", "ingressRate", "run as root"}},
-		{"no bandwidth", `"runtimeConfig":{"bandwidth":{}}`, nil},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			err := unsupported(attachment(t, tt.members))
-			if tt.texts == nil {
-				require.NoError(t, err)
-				return
-			}
-			requireError(t, err, types.ErrUnsupportedField, tt.texts...)
-		})
-	}
 }

@@ -1,4 +1,4 @@
-package rootless
+package driver
 
 import (
 	"encoding/hex"

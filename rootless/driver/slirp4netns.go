@@ -1,4 +1,4 @@
-package rootless
+package driver
 
 import (
 	"context"
@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -23,8 +24,14 @@ import (
 	"github.com/ambi-cni/ambi/conf"
 )
 
-// driver is the slirp4netns binary of this host and the options it knows.
-type driver struct {
+// slirp4netns(1) puts a TCP/IP stack in user space behind a tap device.
+type slirp4netns struct{}
+
+func (slirp4netns) Name() string    { return "slirp4netns" }
+func (slirp4netns) Package() string { return "slirp4netns" }
+
+// program is the slirp4netns binary of this host and the options it knows.
+type program struct {
 	Path     string          `json:"path"`
 	Size     int64           `json:"size"`
 	MTime    int64           `json:"mtime"` // nanoseconds
@@ -38,14 +45,19 @@ var features = []string{
 	"enable-ipv6", "disable-dns", "macaddress", "netns-type", "userns-path", "api-socket", "ready-fd", "exit-fd",
 }
 
-// usualFolders are looked into after PATH, which runtimes often leave empty.
-var usualFolders = []string{"/usr/local/bin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/sbin"}
-
 const installHint = "install the package slirp4netns (apt-get install slirp4netns, dnf install slirp4netns) or set the key rootless.path"
 
-// findDriver finds slirp4netns and learns its options, from the cache in
-// cacheDir when the binary is the one it was written for.
-func findDriver(configured, cacheDir string) (*driver, error) {
+func (slirp4netns) Find(configured, cacheDir string) (Program, error) {
+	p, err := find(configured, cacheDir)
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// find finds slirp4netns and learns its options, from the cache in cacheDir when the
+// binary is the one it was written for.
+func find(configured, cacheDir string) (*program, error) {
 	path, err := lookUp(configured)
 	if err != nil {
 		return nil, err
@@ -54,15 +66,15 @@ func findDriver(configured, cacheDir string) (*driver, error) {
 	if err != nil {
 		return nil, conf.Errorf(conf.ErrPluginNotAvailable, "slirp4netns at %s: %v; %s", path, err, installHint)
 	}
-	d := &driver{Path: path, Size: st.Size(), MTime: st.ModTime().UnixNano()}
-	if d.readCache(cacheDir) {
-		return d, nil
+	p := &program{Path: path, Size: st.Size(), MTime: st.ModTime().UnixNano()}
+	if p.readCache(cacheDir) {
+		return p, nil
 	}
-	if err := d.probe(); err != nil {
+	if err := p.probe(); err != nil {
 		return nil, err
 	}
-	d.writeCache(cacheDir)
-	return d, nil
+	p.writeCache(cacheDir)
+	return p, nil
 }
 
 func lookUp(configured string) (string, error) {
@@ -72,44 +84,38 @@ func lookUp(configured string) (string, error) {
 		}
 		return configured, nil
 	}
-	if path, err := exec.LookPath("slirp4netns"); err == nil && filepath.IsAbs(path) {
+	if path := LookUp("slirp4netns"); path != "" {
 		return path, nil
-	}
-	for _, folder := range usualFolders {
-		path := filepath.Join(folder, "slirp4netns")
-		if unix.Access(path, unix.X_OK) == nil {
-			return path, nil
-		}
 	}
 	return "", conf.Errorf(conf.ErrPluginNotAvailable, "slirp4netns is not installed: it is not in PATH nor in %s; %s",
 		strings.Join(usualFolders, ", "), installHint)
 }
 
-func (d *driver) cacheFile(dir string) string {
-	sum := sha256.Sum256([]byte(d.Path))
+func (p *program) cacheFile(dir string) string {
+	sum := sha256.Sum256([]byte(p.Path))
 	return filepath.Join(dir, "driver-"+hex.EncodeToString(sum[:8])+".cache")
 }
 
 // readCache is best effort: whatever is wrong with the cache, the binary is asked.
-func (d *driver) readCache(dir string) bool {
-	b, err := os.ReadFile(d.cacheFile(dir))
+func (p *program) readCache(dir string) bool {
+	b, err := os.ReadFile(p.cacheFile(dir))
 	if err != nil {
 		return false
 	}
-	var cached driver
-	if json.Unmarshal(b, &cached) != nil || cached.Path != d.Path || cached.Size != d.Size || cached.MTime != d.MTime || cached.Features == nil {
+	var cached program
+	if json.Unmarshal(b, &cached) != nil || cached.Path != p.Path || cached.Size != p.Size || cached.MTime != p.MTime || cached.Features == nil {
 		return false
 	}
-	d.Features = cached.Features
+	p.Features = cached.Features
 	return true
 }
 
 // writeCache writes the file in place: half of it is no JSON and counts as none,
 // and a writer that is killed leaves no other file.
-func (d *driver) writeCache(dir string) {
-	b, err := json.Marshal(d)
+func (p *program) writeCache(dir string) {
+	b, err := json.Marshal(p)
 	if err == nil {
-		_ = os.WriteFile(d.cacheFile(dir), b, 0o600)
+		_ = os.WriteFile(p.cacheFile(dir), b, 0o600)
 	}
 }
 
@@ -149,14 +155,14 @@ func (l *limitedText) Write(b []byte) (int, error) {
 	return l.Builder.Write(b)
 }
 
-func (d *driver) probe() error {
-	out, err := askProgram(d.Path, "--help")
+func (p *program) probe() error {
+	out, err := askProgram(p.Path, "--help")
 	if err != nil {
-		return conf.Errorf(conf.ErrPluginNotAvailable, "asking %s for its options (--help): %v: %s; %s", d.Path, err, lastLines(out, 3), installHint)
+		return conf.Errorf(conf.ErrPluginNotAvailable, "asking %s for its options (--help): %v: %s; %s", p.Path, err, LastLines(out, 3), installHint)
 	}
-	d.Features = parseHelp(out)
-	if !d.Features["netns-type"] || !d.Features["ready-fd"] || !d.Features["exit-fd"] {
-		return conf.Errorf(conf.ErrPluginNotAvailable, "%s is too old: it lacks --netns-type, --ready-fd or --exit-fd; version 0.4.0 or newer is needed", d.Path)
+	p.Features = parseHelp(out)
+	if !p.Features["netns-type"] || !p.Features["ready-fd"] || !p.Features["exit-fd"] {
+		return conf.Errorf(conf.ErrPluginNotAvailable, "%s is too old: it lacks --netns-type, --ready-fd or --exit-fd; version 0.4.0 or newer is needed", p.Path)
 	}
 	return nil
 }
@@ -181,10 +187,7 @@ type wants struct {
 // defaultCIDR is slirp4netns's own.
 var defaultCIDR = netip.MustParsePrefix("10.0.2.0/24")
 
-// arguments are the options for slirp4netns, without file descriptors and target.
-// r loses what was on by default and the binary does not have; what was asked
-// for and is missing is an error of code 2.
-func (d *driver) arguments(r *conf.Rootless) ([]string, error) {
+func (p *program) Command(r conf.Rootless, ifName string) (*Command, error) {
 	for _, w := range []wants{
 		{"cidr", "rootless.cidr", r.CIDR, r.CIDR != defaultCIDR},
 		{"enable-ipv6", "rootless.enableIPv6", true, r.EnableIPv6 && r.EnableIPv6Set},
@@ -196,21 +199,27 @@ func (d *driver) arguments(r *conf.Rootless) ([]string, error) {
 		{"disable-host-loopback", "rootless.allowHostLoopback", false, !r.AllowHostLoopback},
 		{"api-socket", "rootless.portHandler", r.PortHandler, r.PortHandler == conf.HandlerSlirp4netns},
 	} {
-		if w.on && !d.Features[w.feature] {
-			return nil, conf.Unsupported(w.key, w.value, fmt.Sprintf("%s has no option --%s; install a newer slirp4netns", d.Path, w.feature))
+		if w.on && !p.Features[w.feature] {
+			return nil, conf.Unsupported(w.key, w.value, fmt.Sprintf("%s has no option --%s; install a newer slirp4netns", p.Path, w.feature))
 		}
 	}
-	if err := resolveOutbound(r); err != nil {
+	if _, err := outboundAddress("rootless.outboundAddr", r.OutboundAddr, netip.Addr.Is4); err != nil {
 		return nil, err
 	}
-	r.EnableIPv6 = r.EnableIPv6 && d.Features["enable-ipv6"]
-	return d.flags(r), nil
+	// An interface may be named where an address may stand. For IPv6 its address takes its
+	// place: slirp4netns 1.2.0 says that it takes a name, and does not look for it.
+	outbound6, err := outboundAddress("rootless.outboundAddr6", r.OutboundAddr6, netip.Addr.Is6)
+	if err != nil {
+		return nil, err
+	}
+	return &Command{Driver: slirp4netns{}.Name(), Path: p.Path, Args: p.arguments(r, outbound6), IfName: ifName}, nil
 }
 
-func (d *driver) flags(r *conf.Rootless) []string {
+// arguments are the options for slirp4netns, without file descriptors and target.
+func (p *program) arguments(r conf.Rootless, outbound6 string) []string {
 	args := []string{"--netns-type=path"}
 	add := func(on bool, feature, value string) {
-		if !on || !d.Features[feature] {
+		if !on || !p.Features[feature] {
 			return
 		}
 		if value != "" {
@@ -223,23 +232,19 @@ func (d *driver) flags(r *conf.Rootless) []string {
 	add(r.EnableIPv6, "enable-ipv6", "")
 	add(!r.AllowHostLoopback, "disable-host-loopback", "")
 	add(r.OutboundAddr != "", "outbound-addr", r.OutboundAddr)
-	add(r.OutboundAddr6 != "", "outbound-addr6", r.OutboundAddr6)
+	add(outbound6 != "", "outbound-addr6", outbound6)
 	add(r.DisableDNS, "disable-dns", "")
 	add(r.Sandbox, "enable-sandbox", "")
 	add(r.Seccomp, "enable-seccomp", "")
 	return args
 }
 
-// resolveOutbound looks for an interface that is named where an address may
-// stand. For IPv6 its address takes its place: slirp4netns 1.2.0 says that it takes
-// a name, and does not look for it.
-func resolveOutbound(r *conf.Rootless) error {
-	if _, err := outboundAddress("rootless.outboundAddr", r.OutboundAddr, netip.Addr.Is4); err != nil {
-		return err
+func (slirp4netns) move(c *Command, network netip.Prefix) {
+	for i, arg := range c.Args {
+		if strings.HasPrefix(arg, "--cidr=") {
+			c.Args[i] = "--cidr=" + network.String()
+		}
 	}
-	address, err := outboundAddress("rootless.outboundAddr6", r.OutboundAddr6, netip.Addr.Is6)
-	r.OutboundAddr6 = address
-	return err
 }
 
 // outboundAddress is the value itself when it is an address, or empty, and else
@@ -264,9 +269,9 @@ func outboundAddress(key, value string, family func(netip.Addr) bool) (string, e
 	return "", conf.Invalid(key, value, "that interface has no address of the right family")
 }
 
-// checkTun opens /dev/net/tun as the driver will: its own message for that is one
+// CheckHost opens /dev/net/tun as slirp4netns will, whose own message for that is one
 // line of strerror.
-func checkTun() error {
+func (slirp4netns) CheckHost() error {
 	const path = "/dev/net/tun"
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err == nil {
@@ -280,11 +285,27 @@ func checkTun() error {
 	return conf.Errorf(conf.ErrPluginNotAvailable, "slirp4netns needs %s: %v; %s", path, err, hint)
 }
 
-// lastLines is the end of a program's output in one line.
-func lastLines(s string, n int) string {
-	lines := strings.Split(strings.TrimSpace(s), "\n")
-	if len(lines) > n {
-		lines = lines[len(lines)-n:]
+func (slirp4netns) Inspect(configured string) (*Info, error) {
+	path, err := lookUp(configured)
+	if err != nil {
+		return &Info{}, err
 	}
-	return strings.Join(lines, " | ")
+	p := &program{Path: path}
+	if err := p.probe(); err != nil {
+		return &Info{Path: path}, err
+	}
+	info := &Info{Path: path}
+	for _, f := range features {
+		if !p.Features[f] && !slices.Contains(unused, f) {
+			info.Lacks = append(info.Lacks, f)
+		}
+	}
+	if out, err := askProgram(path, "--version"); err == nil {
+		first, _, _ := strings.Cut(out, "\n")
+		info.Version = strings.TrimSpace(strings.TrimPrefix(first, "slirp4netns version "))
+	}
+	return info, nil
 }
+
+// unused are features that are looked for and not used.
+var unused = []string{"macaddress", "userns-path"}

@@ -1,4 +1,4 @@
-package rootless
+package driver
 
 import (
 	"fmt"
@@ -17,8 +17,8 @@ import (
 )
 
 // driverWithout is a slirp4netns of all features but these.
-func driverWithout(missing ...string) *driver {
-	d := &driver{Path: "/usr/bin/slirp4netns", Features: make(map[string]bool)}
+func driverWithout(missing ...string) *program {
+	d := &program{Path: "/usr/bin/slirp4netns", Features: make(map[string]bool)}
 	for _, f := range features {
 		d.Features[f] = !slices.Contains(missing, f)
 	}
@@ -29,7 +29,7 @@ func TestDriverArguments(t *testing.T) {
 	const all = "--netns-type=path --mtu=65520 --cidr=10.0.2.0/24 --enable-ipv6 --disable-host-loopback --enable-sandbox --enable-seccomp"
 	for _, tt := range []struct {
 		name, members string
-		driver        *driver
+		driver        *program
 		want          string
 	}{
 		{"the defaults", ``, driverWithout(), all},
@@ -54,10 +54,12 @@ func TestDriverArguments(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			r := attachment(t, tt.members).NetConf.Rootless
-			got, err := tt.driver.arguments(&r)
+			c, err := tt.driver.Command(r, "eth0")
 			require.NoError(t, err)
-			require.Equal(t, tt.want, strings.Join(got, " "))
-			require.Equal(t, slices.Contains(got, "--enable-ipv6"), r.EnableIPv6, "the plan goes by what the driver does")
+			require.Equal(t, tt.want, strings.Join(c.Args, " "))
+			p, err := tt.driver.Plan(attachment(t, tt.members))
+			require.NoError(t, err)
+			require.Equal(t, slices.Contains(c.Args, "--enable-ipv6"), p.IPv6.Enabled(), "the plan goes by what the driver does")
 		})
 	}
 }
@@ -77,7 +79,7 @@ func TestDriverLacksAFeature(t *testing.T) {
 	} {
 		t.Run(tt.feature, func(t *testing.T) {
 			r := attachment(t, tt.members).NetConf.Rootless
-			_, err := driverWithout(tt.feature).arguments(&r)
+			_, err := driverWithout(tt.feature).Command(r, "eth0")
 			requireError(t, err, types.ErrUnsupportedField, fmt.Sprintf("%q", tt.key), tt.value, "--"+tt.feature, "install a newer slirp4netns")
 		})
 	}
@@ -86,7 +88,7 @@ func TestDriverLacksAFeature(t *testing.T) {
 func TestOutboundInterfaceIsLookedFor(t *testing.T) {
 	for _, key := range []string{"outboundAddr", "outboundAddr6"} {
 		r := attachment(t, `"rootless":{"`+key+`":"nosuchif0"}`).NetConf.Rootless
-		_, err := driverWithout().arguments(&r)
+		_, err := driverWithout().Command(r, "eth0")
 		requireError(t, err, types.ErrInvalidNetworkConfig, `"rootless.`+key+`"`, "nosuchif0", "interface of this host")
 	}
 }
@@ -108,7 +110,7 @@ const minimalHelp = "-e, --exit-fd=FD  x\n-r, --ready-fd=FD  x\n--netns-type=TYP
 
 func TestFindDriverLearnsFeatures(t *testing.T) {
 	path, _ := fakeDriver(t, minimalHelp+"-m, --mtu=MTU  x\n--outbound-addr6=IPv6 x\n--enable-sandbox x\n--enable-seccomp")
-	d, err := findDriver(path, t.TempDir())
+	d, err := find(path, t.TempDir())
 	require.NoError(t, err)
 	var got []string
 	for _, f := range features {
@@ -122,17 +124,17 @@ func TestFindDriverLearnsFeatures(t *testing.T) {
 func TestFindDriverCaches(t *testing.T) {
 	cache := t.TempDir()
 	path, runs := fakeDriver(t, minimalHelp)
-	find := func() *driver {
-		d, err := findDriver(path, cache)
+	search := func() *program {
+		d, err := find(path, cache)
 		require.NoError(t, err)
 		return d
 	}
-	first := find()
-	require.Equal(t, first, find())
+	first := search()
+	require.Equal(t, first, search())
 	require.Equal(t, 1, runs())
 
 	require.NoError(t, os.Chtimes(path, time.Time{}, time.Now().Add(time.Hour)))
-	find()
+	search()
 	require.Equal(t, 2, runs(), "another binary is asked again")
 
 	for _, damage := range []string{"", "{", `{"path":"` + path + `"}`, "null"} {
@@ -140,12 +142,12 @@ func TestFindDriverCaches(t *testing.T) {
 			require.NoError(t, os.WriteFile(f, []byte(damage), 0o600))
 		}
 		before := runs()
-		require.Equal(t, first.Features, find().Features)
+		require.Equal(t, first.Features, search().Features)
 		require.Equal(t, before+1, runs(), "a damaged cache does not count: %q", damage)
 	}
 	require.Len(t, glob(t, cache), 1, "and nothing else is left there")
 
-	_, err := findDriver(path, "/nonexistent/cache")
+	_, err := find(path, "/nonexistent/cache")
 	require.NoError(t, err, "a cache that cannot be written does no harm")
 }
 
@@ -174,7 +176,7 @@ func TestFindDriverFails(t *testing.T) {
 		{"endless", endless, []string{endless, "more than 65536 bytes"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := findDriver(tt.path, t.TempDir())
+			_, err := find(tt.path, t.TempDir())
 			requireError(t, err, conf.ErrPluginNotAvailable, tt.texts...)
 		})
 	}
@@ -184,7 +186,7 @@ func TestFindDriverOfThisHost(t *testing.T) {
 	if _, err := exec.LookPath("slirp4netns"); err != nil {
 		t.Skip("slirp4netns is not installed")
 	}
-	d, err := findDriver("", t.TempDir())
+	d, err := find("", t.TempDir())
 	require.NoError(t, err)
 	for _, f := range []string{"mtu", "cidr", "enable-ipv6", "disable-host-loopback", "outbound-addr", "api-socket"} {
 		require.True(t, d.Features[f], f)
@@ -199,6 +201,6 @@ func TestLastLines(t *testing.T) {
 	}{
 		{"", 3, ""}, {"\n\n", 3, ""}, {"one", 3, "one"}, {"a\nb\nc\nd\n", 3, "b | c | d"}, {"a\nb", 1, "b"},
 	} {
-		require.Equal(t, tt.want, lastLines(tt.in, tt.n))
+		require.Equal(t, tt.want, LastLines(tt.in, tt.n))
 	}
 }

@@ -1,4 +1,4 @@
-package rootless
+package driver
 
 import (
 	"cmp"
@@ -11,17 +11,41 @@ import (
 	"time"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/record"
 )
 
 // slirpAPI is the API socket of slirp4netns (slirp4netns(1), "API SOCKET"), which
-// publishes ports when rootless.portHandler is slirp4netns.
+// publishes ports when rootless.portHandler is slirp4netns. It says that it failed, and not
+// why.
 type slirpAPI struct {
 	path  string
 	guest netip.Addr
 }
 
-// apiRequest has every field always: slirp4netns compares a missing proto with
-// strcmp and dies of it.
+func (slirp4netns) Publishes(h conf.PortHandler) bool { return h == conf.HandlerSlirp4netns }
+
+// Publishable: slirp4netns forwards IPv4 only, and a mapping of every address becomes one
+// of 0.0.0.0.
+func (slirp4netns) Publishable(m conf.PortMapping) (conf.PortMapping, error) {
+	if m.HostIP.Is6() {
+		return m, conf.Unsupported("runtimeConfig.portMappings.hostIP", m.HostIP, "rootless.portHandler slirp4netns forwards IPv4 only; use rootlessport")
+	}
+	return forIPv4(m), nil
+}
+
+func forIPv4(m conf.PortMapping) conf.PortMapping {
+	if !m.HostIP.IsValid() {
+		m.HostIP = netip.IPv4Unspecified()
+	}
+	return m
+}
+
+func (slirp4netns) publisher(c *Command, container netip.Addr) Publisher {
+	return slirpAPI{path: c.APISocket, guest: container}
+}
+
+// apiRequest: add_hostfwd needs every one of its arguments, as slirp4netns compares a
+// missing proto with strcmp and dies of it. The other requests have none of them.
 type apiRequest struct {
 	Execute   string        `json:"execute"`
 	Arguments *apiArguments `json:"arguments,omitempty"`
@@ -62,9 +86,7 @@ type apiEntry struct {
 	GuestPort uint16 `json:"guest_port"`
 }
 
-// add publishes one port. slirp4netns forwards IPv4 only: a mapping of every
-// address becomes 0.0.0.0.
-func (api slirpAPI) add(m conf.PortMapping) error {
+func (api slirpAPI) Add(m conf.PortMapping) error {
 	_, err := api.call(apiRequest{"add_hostfwd", &apiArguments{
 		Proto: string(m.Protocol), HostAddr: apiHost(m), HostPort: m.HostPort,
 		GuestAddr: api.guest.String(), GuestPort: m.ContainerPort,
@@ -75,15 +97,9 @@ func (api slirpAPI) add(m conf.PortMapping) error {
 	return nil
 }
 
-func apiHost(m conf.PortMapping) string {
-	if !m.HostIP.IsValid() {
-		return "0.0.0.0"
-	}
-	return m.HostIP.String()
-}
+func apiHost(m conf.PortMapping) string { return forIPv4(m).HostIP.String() }
 
-// remove takes one port back; a port that is not published is success.
-func (api slirpAPI) remove(m conf.PortMapping) error {
+func (api slirpAPI) Remove(m conf.PortMapping) error {
 	entries, err := api.list()
 	if err != nil {
 		return fmt.Errorf("listing the ports of slirp4netns: %w", err)
@@ -102,8 +118,7 @@ func (e apiEntry) matches(m conf.PortMapping) bool {
 	return e.Proto == string(m.Protocol) && e.HostPort == m.HostPort && e.HostAddr == apiHost(m)
 }
 
-// check says which of the ports slirp4netns does not publish.
-func (api slirpAPI) check(mappings []conf.PortMapping) error {
+func (api slirpAPI) Check(mappings []conf.PortMapping) error {
 	entries, err := api.list()
 	if err != nil {
 		return fmt.Errorf("listing the ports of slirp4netns: %w", err)
@@ -136,10 +151,12 @@ func (r *apiReply) entries() []apiEntry {
 	return r.Entries
 }
 
+const apiTimeout = 10 * time.Second
+
 // call is one request on one connection; slirp4netns reads it with a single
 // read(2) and waits for the end of our side.
 func (api slirpAPI) call(r apiRequest) (*apiReply, error) {
-	name, folder, err := throughFolder(api.path)
+	name, folder, err := record.SocketName(api.path)
 	if err != nil {
 		return nil, err
 	}
@@ -149,7 +166,7 @@ func (api slirpAPI) call(r apiRequest) (*apiReply, error) {
 		return nil, fmt.Errorf("its API socket: %w", err)
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(controlTimeout))
+	_ = conn.SetDeadline(time.Now().Add(apiTimeout))
 	line, err := json.Marshal(r)
 	if err != nil {
 		return nil, err

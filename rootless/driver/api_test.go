@@ -1,4 +1,4 @@
-package rootless
+package driver
 
 import (
 	"encoding/json"
@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/record"
 )
 
 func TestDecodeAPIReply(t *testing.T) {
@@ -116,7 +117,7 @@ func longFolder(t *testing.T) string {
 func TestSlirpAPI(t *testing.T) {
 	for _, bare := range []bool{false, true} {
 		path := filepath.Join(longFolder(t), "x.api")
-		name, folder, err := throughFolder(path)
+		name, folder, err := record.SocketName(path)
 		require.NoError(t, err)
 		defer folder.Close()
 		l, err := net.Listen("unix", name)
@@ -128,22 +129,22 @@ func TestSlirpAPI(t *testing.T) {
 		api := slirpAPI{path: path, guest: netip.MustParseAddr("10.0.2.100")}
 		web := conf.PortMapping{HostPort: 8080, ContainerPort: 80, Protocol: conf.TCP}
 		dns := conf.PortMapping{HostPort: 53, ContainerPort: 53, Protocol: conf.UDP, HostIP: netip.MustParseAddr("127.0.0.1")}
-		require.NoError(t, api.add(web))
-		require.NoError(t, api.add(dns))
+		require.NoError(t, api.Add(web))
+		require.NoError(t, api.Add(dns))
 		require.Equal(t, []apiEntry{
 			{ID: 1, Proto: "tcp", HostAddr: "0.0.0.0", HostPort: 8080, GuestAddr: "10.0.2.100", GuestPort: 80},
 			{ID: 2, Proto: "udp", HostAddr: "127.0.0.1", HostPort: 53, GuestAddr: "10.0.2.100", GuestPort: 53},
 		}, fake.entries)
-		require.NoError(t, api.check([]conf.PortMapping{web, dns}))
+		require.NoError(t, api.Check([]conf.PortMapping{web, dns}))
 
-		require.NoError(t, api.remove(web))
-		require.NoError(t, api.remove(web), "a port that is not there is success")
-		require.ErrorContains(t, api.check([]conf.PortMapping{web, dns}), "*:8080->80/tcp is not published")
-		require.NoError(t, api.check([]conf.PortMapping{dns}))
+		require.NoError(t, api.Remove(web))
+		require.NoError(t, api.Remove(web), "a port that is not there is success")
+		require.ErrorContains(t, api.Check([]conf.PortMapping{web, dns}), "*:8080->80/tcp is not published")
+		require.NoError(t, api.Check([]conf.PortMapping{dns}))
 
-		err = api.add(conf.PortMapping{HostPort: 1, ContainerPort: 80, Protocol: conf.TCP})
+		err = api.Add(conf.PortMapping{HostPort: 1, ContainerPort: 80, Protocol: conf.TCP})
 		require.EqualError(t, err, "publishing *:1->80/tcp by slirp4netns: slirp_add_hostfwd failed")
 	}
-	err := slirpAPI{path: filepath.Join(t.TempDir(), "none.api")}.add(conf.PortMapping{HostPort: 8080, ContainerPort: 80, Protocol: conf.TCP})
+	err := slirpAPI{path: filepath.Join(t.TempDir(), "none.api")}.Add(conf.PortMapping{HostPort: 8080, ContainerPort: 80, Protocol: conf.TCP})
 	require.ErrorContains(t, err, "its API socket")
 }

@@ -1,4 +1,4 @@
-package rootless
+package driver
 
 import (
 	"bytes"
@@ -15,13 +15,16 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/record"
 )
 
-// slirp is one running slirp4netns.
-type slirp struct {
-	cmd   *exec.Cmd
-	ready *os.File // held bytes of ours, and one when the interface is there (--ready-fd)
-	held  int
+// process is one running slirp4netns.
+type process struct {
+	helper []string // see Files
+	cmd    *exec.Cmd
+	ready  *os.File // held bytes of ours, and one when the interface is there (--ready-fd)
+	held   int
 	// folder of the API socket, while the driver binds that
 	folder *os.File
 	exit   *os.File      // closing it makes slirp4netns leave (--exit-fd)
@@ -30,36 +33,22 @@ type slirp struct {
 	tail   *tail
 }
 
-// slirpConfig is what does not change when the driver is restarted.
-type slirpConfig struct {
-	Path   string   `json:"path"`
-	Args   []string `json:"args"`
-	IfName string   `json:"ifName"`
-	// APISocket is the path of its API socket; empty for none.
-	APISocket string `json:"apiSocket,omitempty"`
-	netns     *os.File
-	alive     *os.File // inherited, so that its lock lives as long as the last of us
-	log       *slog.Logger
-}
-
 // The descriptors that slirp4netns gets, in the order of ExtraFiles.
 const (
-	slirpExitFD = 3 + iota
-	slirpReadyFD
-	slirpNetnsFD
+	exitFD = 3 + iota
+	readyFD
+	netnsFD
 	_ // the alive lock
 )
 
-// slirpReady is the patience with a driver that is alive and says nothing. It only ends
+// readyPatience is the patience with a driver that is alive and says nothing. It only ends
 // what hangs: a hundred that start at once on a busy machine take a quarter of a minute.
-const slirpReady = time.Minute
+const readyPatience = time.Minute
 
 // leaveGrace is the patience with a driver that was told to leave, before it is killed.
 const leaveGrace = 5 * time.Second
 
-// startSlirp starts the driver. It is of use when awaitReady has returned, which
-// gives work a place that needs neither.
-func startSlirp(c *slirpConfig) (*slirp, error) {
+func (slirp4netns) start(c *Command, files Files, log *slog.Logger) (Process, error) {
 	exitRead, exitWrite, err := os.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("starting slirp4netns: %w", err)
@@ -70,9 +59,9 @@ func startSlirp(c *slirpConfig) (*slirp, error) {
 		exitWrite.Close()
 		return nil, fmt.Errorf("starting slirp4netns: %w", err)
 	}
-	s := &slirp{exit: exitWrite, ready: readyRead, held: held, done: make(chan struct{}), tail: &tail{log: c.log}}
+	s := &process{helper: files.Helper, exit: exitWrite, ready: readyRead, held: held, done: make(chan struct{}), tail: &tail{log: log}}
 	s.cmd = exec.Command(c.Path, c.Args...)
-	s.cmd.ExtraFiles = []*os.File{exitRead, readyWrite, c.netns, c.alive}
+	s.cmd.ExtraFiles = []*os.File{exitRead, readyWrite, files.Netns, files.Alive}
 	s.cmd.Stdout, s.cmd.Stderr = s.tail, s.tail
 	s.cmd.Env, s.cmd.Dir = []string{}, "/"
 	if c.APISocket != "" {
@@ -83,8 +72,8 @@ func startSlirp(c *slirpConfig) (*slirp, error) {
 			return nil, fmt.Errorf("API socket for slirp4netns: %w", err)
 		}
 	}
-	s.cmd.Args = append(s.cmd.Args, fmt.Sprintf("--exit-fd=%d", slirpExitFD), fmt.Sprintf("--ready-fd=%d", slirpReadyFD),
-		"--", fmt.Sprintf("/proc/self/fd/%d", slirpNetnsFD), c.IfName) // an interface may be called --help
+	s.cmd.Args = append(s.cmd.Args, fmt.Sprintf("--exit-fd=%d", exitFD), fmt.Sprintf("--ready-fd=%d", readyFD),
+		"--", fmt.Sprintf("/proc/self/fd/%d", netnsFD), c.IfName) // an interface may be called --help
 	err = s.cmd.Start()
 	// Our copy of the write end goes at once, so that a driver that dies is the end
 	// of file on the read end and not a time-out.
@@ -122,11 +111,11 @@ func fullPipe() (read, write *os.File, size int, err error) {
 // addAPISocket has slirp4netns bind its API socket by a descriptor of the folder,
 // for the length of a socket's name (unix(7)). The descriptor is ours: one of its own
 // would lead out of the driver's sandbox.
-func (s *slirp) addAPISocket(path string) error {
+func (s *process) addAPISocket(path string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	_, folder, err := throughFolder(path)
+	_, folder, err := record.SocketName(path)
 	if err != nil {
 		return err
 	}
@@ -135,27 +124,25 @@ func (s *slirp) addAPISocket(path string) error {
 	return nil
 }
 
-func (s *slirp) closeFolder() {
+func (s *process) closeFolder() {
 	if s.folder != nil {
 		s.folder.Close()
 		s.folder = nil
 	}
 }
 
-func (s *slirp) wait() {
+func (s *process) wait() {
 	s.err = s.cmd.Wait()
 	close(s.done)
 }
 
-// awaitReady returns when the driver's interface is there and the host's loopback is
-// closed to it. The error of one that died holds its last lines.
-func (s *slirp) awaitReady() error {
+func (s *process) AwaitReady() error {
 	defer s.ready.Close()
 	defer s.closeFolder()
 	if err := s.closeLoopback(); err != nil {
 		return err
 	}
-	if err := s.ready.SetReadDeadline(time.Now().Add(slirpReady)); err != nil {
+	if err := s.ready.SetReadDeadline(time.Now().Add(readyPatience)); err != nil {
 		return fmt.Errorf("waiting for slirp4netns: %w", err)
 	}
 	if _, err := io.ReadFull(s.ready, make([]byte, s.held+1)); err == nil {
@@ -168,23 +155,26 @@ func (s *slirp) awaitReady() error {
 	case <-time.After(leaveGrace):
 		return fmt.Errorf("slirp4netns runs and could not say whether it is ready: %s", s.tail.last())
 	}
-	return fmt.Errorf("slirp4netns ended before it was ready (%s): %s", s.ending(), s.tail.last())
+	return fmt.Errorf("slirp4netns ended before it was ready (%s): %s", s.exitStatus(), s.tail.last())
 }
 
-// ending is how the driver ended; call it after done is closed.
-func (s *slirp) ending() string {
+func (s *process) exitStatus() string {
 	if s.err == nil {
 		return "exit status 0"
 	}
 	return s.err.Error()
 }
 
-// dismiss makes the driver leave.
-func (s *slirp) dismiss() { s.exit.Close() }
+func (s *process) PID() int               { return s.cmd.Process.Pid }
+func (s *process) Ended() <-chan struct{} { return s.done }
+func (s *process) Dismiss()               { s.exit.Close() }
 
-// stop makes the driver leave and returns when it is gone.
-func (s *slirp) stop() {
-	s.dismiss()
+func (s *process) Ending() string {
+	return fmt.Sprintf("slirp4netns ended (%s): %s", s.exitStatus(), s.tail.last())
+}
+
+func (s *process) Stop() {
+	s.Dismiss()
 	select {
 	case <-s.done:
 	case <-time.After(leaveGrace):
@@ -236,7 +226,7 @@ func (t *tail) keep(line string) {
 func (t *tail) last() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	text := lastLines(withoutWarnings(append(slices.Clone(t.lines), string(t.part))), 2)
+	text := LastLines(withoutWarnings(append(slices.Clone(t.lines), string(t.part))), 2)
 	if text == "" {
 		return "it printed nothing"
 	}

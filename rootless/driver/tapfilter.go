@@ -1,4 +1,4 @@
-package rootless
+package driver
 
 import (
 	"bytes"
@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/record"
 )
 
 // This file closes the host's loopback to the container. libslirp connects to whatever
@@ -67,7 +68,7 @@ var errNoDriver = errors.New("slirp4netns has ended")
 // The driver must not read it either, see fullPipe.
 func filterTap(pidfd int) error {
 	began := time.Now()
-	deadline := began.Add(slirpReady)
+	deadline := began.Add(readyPatience)
 	// The longer it takes the less often we look, which is hundreds of system calls: many
 	// that start at once on a busy machine would take the time from the drivers they wait for.
 	for ; time.Now().Before(deadline); time.Sleep(min(max(time.Since(began)/4, time.Millisecond), 20*time.Millisecond)) {
@@ -140,16 +141,11 @@ func discardFrames(tap int, deadline time.Time) error {
 	}
 }
 
-// tapRole is the second argument of a process that sets the filter for a supervisor that
-// has given up the rights to: exec gives them back to uid 0, for this moment. The pidfd of
-// the driver is its first descriptor.
-const tapRole = "tap"
-
 // closeLoopback sets the filter.
-func (s *slirp) closeLoopback() error {
+func (s *process) closeLoopback() error {
 	set := filterTap
-	if !haveCapability(unix.CAP_SYS_ADMIN) {
-		set = filterTapByHelper
+	if !record.HaveCapability(unix.CAP_SYS_ADMIN) {
+		set = s.filterTapByHelper
 	}
 	var err error
 	if noHandle := s.cmd.Process.WithHandle(func(pidfd uintptr) { err = set(int(pidfd)) }); noHandle != nil {
@@ -161,17 +157,17 @@ func (s *slirp) closeLoopback() error {
 	return conf.Errorf(conf.ErrNetwork, "closing the host's loopback to the container (a filter on the tap of slirp4netns): %v; it takes Linux 5.6, a seccomp profile that allows pidfd_getfd, and the sysctl kernel.yama.ptrace_scope below 3", err)
 }
 
-func filterTapByHelper(pidfd int) error {
+func (s *process) filterTapByHelper(pidfd int) error {
 	own, err := unix.FcntlInt(uintptr(pidfd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	file := os.NewFile(uintptr(own), "pidfd")
 	defer file.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), slirpReady)
+	ctx, cancel := context.WithTimeout(context.Background(), readyPatience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
-	cmd.Args = []string{"ambi", Role, tapRole}
+	cmd.Args = s.helper
 	cmd.Env, cmd.Dir = []string{}, "/"
 	cmd.ExtraFiles = []*os.File{file}
 	said, err := cmd.CombinedOutput()
@@ -181,8 +177,10 @@ func filterTapByHelper(pidfd int) error {
 	return err
 }
 
-// tapMain is the main function of that process; it returns the exit status.
-func tapMain() int {
+// HelperMain is the main function of a process that sets the filter for a supervisor
+// which has given up the rights to: exec gives them back to uid 0, for this moment. The
+// pidfd of the driver is its first descriptor. It returns the exit status.
+func HelperMain() int {
 	const pidfd = 3
 	if err := filterTap(pidfd); err != nil && !errors.Is(err, errNoDriver) {
 		fmt.Println(err)

@@ -1,0 +1,162 @@
+package driver
+
+import (
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/rootless/plan"
+)
+
+// Driver is one kind of driver.
+type Driver interface {
+	// Name is the program's, and Package the distributions' package that has it.
+	Name() string
+	Package() string
+
+	// Find looks for the program, at the configured path when that is set, and learns
+	// what it can do, from the cache in cacheDir when that is about the same file. Its
+	// errors have code 50 and say what to install.
+	Find(configured, cacheDir string) (Program, error)
+
+	// Inspect does the same for people, without a cache, and changes nothing. The path of
+	// a program that is there and cannot be used comes with the error.
+	Inspect(configured string) (*Info, error)
+
+	// CheckHost says, with code 50 and the remedy, what else of the host the driver lacks.
+	CheckHost() error
+
+	// Publishes says whether that port handler is the driver itself.
+	Publishes(conf.PortHandler) bool
+
+	// Publishable is the part of a mapping that the driver can publish itself; code 2
+	// when there is none.
+	Publishable(conf.PortMapping) (conf.PortMapping, error)
+
+	start(*Command, Files, *slog.Logger) (Process, error)
+	move(*Command, netip.Prefix)
+	publisher(c *Command, container netip.Addr) Publisher
+}
+
+// Program is a driver that was found, with what it can do.
+type Program interface {
+	// Command is how to start it for this configuration. What was on by default and the
+	// program does not have is left out; what was asked for and is missing is an error of
+	// code 2.
+	Command(r conf.Rootless, ifName string) (*Command, error)
+
+	// Plan is the container's interface, with the addresses that this program gives or the
+	// container asked for. Errors have code 2 or 7 and name the key or the address.
+	Plan(*conf.Attachment) (*plan.Interface, error)
+}
+
+// Publisher publishes ports by the driver itself.
+type Publisher interface {
+	Add(conf.PortMapping) error
+	Remove(conf.PortMapping) error  // one that is not published is success
+	Check([]conf.PortMapping) error // which of them are not published
+}
+
+// Process is a running driver.
+type Process interface {
+	// AwaitReady returns when the interface is there and the host's loopback is closed to
+	// the container. The error of a driver that died has its last words. It is to be called
+	// once.
+	AwaitReady() error
+	PID() int
+	Ended() <-chan struct{} // closed when it has ended
+	Ending() string         // how it ended and its last words; call it after that
+	Dismiss()               // tells it to leave
+	Stop()                  // tells it to leave and returns when it is gone
+}
+
+// Info is what people are told of a driver's program.
+type Info struct {
+	Path    string
+	Version string   // empty when it says nothing
+	Lacks   []string // options that ambi would use and it does not have
+}
+
+// Command is a driver as it is started, the first time and again. It goes to the
+// supervisor as JSON.
+type Command struct {
+	Driver string   `json:"driver"` // its Name
+	Path   string   `json:"path"`
+	Args   []string `json:"args"`
+	IfName string   `json:"ifName"`
+	// APISocket is where it takes requests to publish ports; empty when it is asked for
+	// none.
+	APISocket string `json:"apiSocket,omitempty"`
+}
+
+// Files are what a driver gets of the process that starts it.
+type Files struct {
+	Netns *os.File // the container's network namespace
+	Alive *os.File // inherited, so that its lock lives as long as the last of us
+	// Helper is the command line that makes of this binary what HelperMain is about.
+	Helper []string
+}
+
+// Start starts the driver. It is of use when AwaitReady has returned, which gives work
+// a place that needs neither.
+func (c *Command) Start(files Files, log *slog.Logger) (Process, error) {
+	return Of(c.Driver).start(c, files, log)
+}
+
+// Move has the driver give addresses of another network from its next start on.
+func (c *Command) Move(network netip.Prefix) { Of(c.Driver).move(c, network) }
+
+// Publisher publishes ports to an address of the container by the driver itself; nil when
+// the driver was not asked to.
+func (c *Command) Publisher(container netip.Addr) Publisher {
+	if c.APISocket == "" {
+		return nil
+	}
+	return Of(c.Driver).publisher(c, container)
+}
+
+// known are all drivers, best first.
+var known = []Driver{slirp4netns{}}
+
+// Of is the driver that the key rootless.driver names, or the best when it names none
+// ("auto").
+func Of(name string) Driver {
+	for _, d := range known {
+		if d.Name() == name {
+			return d
+		}
+	}
+	return known[0]
+}
+
+// usualFolders are looked into after PATH, which runtimes often leave empty.
+var usualFolders = []string{"/usr/local/bin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/sbin"}
+
+// LookUp finds a program of the host, in PATH or where they usually are; empty without.
+func LookUp(program string) string {
+	if path, err := exec.LookPath(program); err == nil && filepath.IsAbs(path) {
+		return path
+	}
+	for _, folder := range usualFolders {
+		path := filepath.Join(folder, program)
+		if unix.Access(path, unix.X_OK) == nil {
+			return path
+		}
+	}
+	return ""
+}
+
+// LastLines is the end of a program's output in one line.
+func LastLines(s string, n int) string {
+	lines := strings.Split(strings.TrimSpace(s), "\n")
+	if len(lines) > n {
+		lines = lines[len(lines)-n:]
+	}
+	return strings.Join(lines, " | ")
+}

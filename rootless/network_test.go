@@ -1,0 +1,104 @@
+package rootless
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/stretchr/testify/require"
+
+	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/rootless/plan"
+)
+
+// attachment is one whose plugin entry has these members.
+func attachment(t *testing.T, members string) *conf.Attachment {
+	t.Helper()
+	if members != "" {
+		members = "," + members
+	}
+	n, err := conf.Parse([]byte(`{"cniVersion":"1.1.0","name":"web","type":"ambi"` + members + `}`))
+	require.NoError(t, err)
+	a, err := conf.NewAttachment(conf.Env{ContainerID: "box", IfName: "eth0", NetnsPath: "/run/netns/box"}, n)
+	require.NoError(t, err)
+	return a
+}
+
+// requireError asserts a CNI error of the code whose message holds every text.
+func requireError(t *testing.T, err error, code uint, texts ...string) {
+	t.Helper()
+	var e *types.Error
+	require.True(t, errors.As(err, &e), "a CNI error is wanted, not %v", err)
+	require.Equal(t, code, e.Code, e.Msg)
+	for _, text := range texts {
+		require.Contains(t, e.Msg, text)
+	}
+}
+
+func TestResult(t *testing.T) {
+	a := attachment(t, "")
+	var p plan.Interface
+	require.NoError(t, json.Unmarshal([]byte(`{"mtu":65520,"mac":"02:00:00:00:00:01",
+		"ipv4":{"addresses":["10.0.2.7/24"],"gateway":"10.0.2.2","dns":"10.0.2.3"},
+		"ipv6":{"addresses":["fd00::7/64","fd00::8/64"],"gateway":"fd00::2","dns":"fd00::3"}}`), &p))
+	b, err := json.Marshal(result(a, &p))
+	require.NoError(t, err)
+	require.JSONEq(t, `{"cniVersion":"1.1.0",
+		"interfaces":[{"name":"eth0","mac":"02:00:00:00:00:01","mtu":65520,"sandbox":"/run/netns/box"}],
+		"ips":[{"interface":0,"address":"10.0.2.7/24","gateway":"10.0.2.2"},
+			{"interface":0,"address":"fd00::7/64","gateway":"fd00::2"},{"interface":0,"address":"fd00::8/64","gateway":"fd00::2"}],
+		"routes":[{"dst":"0.0.0.0/0","gw":"10.0.2.2"},{"dst":"::/0","gw":"fd00::2"}],
+		"dns":{"nameservers":["10.0.2.3","fd00::3"]}}`, string(b))
+}
+
+func TestResultDNS(t *testing.T) {
+	for _, tt := range []struct{ name, members, want string }{
+		{"the driver's", ``, "{[10.0.2.3 fd00::3]  [] []}"},
+		{"nobody's", `"rootless":{"disableDNS":true}`, "{[]  [] []}"},
+		{"the network's", `"dns":{"nameservers":["192.0.2.1"],"domain":"d","search":["s"]}`, "{[192.0.2.1] d [s] []}"},
+		{"the runtime's", `"dns":{"nameservers":["192.0.2.1"],"search":["s"]},"runtimeConfig":{"dns":{"servers":["192.0.2.2"]}}`, "{[192.0.2.2]  [s] []}"},
+		{"a search list beside the driver's", `"runtimeConfig":{"dns":{"searches":["s"],"options":["o"]}}`, "{[10.0.2.3 fd00::3]  [s] [o]}"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			a := attachment(t, tt.members)
+			p := plan.Interface{
+				IPv4: plan.Subnet{DNS: netip.MustParseAddr("10.0.2.3")},
+				IPv6: plan.Subnet{DNS: netip.MustParseAddr("fd00::3")},
+			}
+			if a.NetConf.Rootless.DisableDNS {
+				p = plan.Interface{}
+			}
+			require.Equal(t, tt.want, fmt.Sprint(dns(a, &p)))
+		})
+	}
+}
+
+func TestUnsupported(t *testing.T) {
+	const port = `{"hostPort":8080,"containerPort":80,`
+	for _, tt := range []struct {
+		name, members string
+		texts         []string // none: it is supported
+	}{
+		{"nothing", ``, nil},
+		{"udp", `"runtimeConfig":{"portMappings":[` + port + `"protocol":"udp"}]}`, nil},
+		{"sctp", `"runtimeConfig":{"portMappings":[` + port + `"protocol":"sctp"}]}`, []string{"sctp", "run as root"}},
+		{"sctp that is not published", `"runtimeConfig":{"portMappings":[{"hostPort":0,"containerPort":80,"protocol":"sctp"}]}`, nil},
+		{"IPv6", `"runtimeConfig":{"portMappings":[` + port + `"hostIP":"::1"}]}`, nil},
+		{"IPv6 by slirp4netns", `"rootless":{"portHandler":"slirp4netns"},"runtimeConfig":{"portMappings":[` + port + `"hostIP":"::1"}]}`,
+			[]string{"::1", "IPv4 only", "rootlessport"}},
+		{"bandwidth", `"runtimeConfig":{"bandwidth":{"ingressRate":1}}`, []string{"runtimeConfig.bandwidth", "ingressRate", "run as root"}},
+		{"no bandwidth", `"runtimeConfig":{"bandwidth":{}}`, nil},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			err := unsupported(attachment(t, tt.members))
+			if tt.texts == nil {
+				require.NoError(t, err)
+				return
+			}
+			requireError(t, err, types.ErrUnsupportedField, tt.texts...)
+		})
+	}
+}
