@@ -16,14 +16,4 @@
 // capability but CAP_NET_ADMIN and CAP_NET_BIND_SERVICE (see caps.go). What it shares
 // with the caller is the cgroup: a service manager that kills the whole group kills
 // it, too, and CHECK and GC find that out.
-//
-// # Threads inside
-//
-// A socket belongs to the network namespace it was created in, whoever uses it
-// later (network_namespaces(7)). So one locked thread of the supervisor stays in
-// the container's namespace and only creates sockets; rootlessport's workers,
-// locked threads too, are there as well, and use the listening sockets that were
-// made outside. Everything else runs in the host's namespace. None of these
-// threads could come back: setns(2) into the host's namespace needs rights there
-// that an unprivileged user does not have.
 package rootless

@@ -57,7 +57,6 @@ func FuzzConfig(f *testing.F) {
 			require.Equal(t, subnet.Enabled(), len(subnet.Addresses) > 0)
 			_, _ = subnet.First(), subnet.Network()
 		}
-		_ = tablesOf(config.Key)
 		first, err := json.Marshal(config)
 		require.NoError(t, err)
 		again, err := decodeConfig(bytes.NewReader(first))

@@ -22,7 +22,7 @@ type rootlessport struct {
 var _ publisher = (*rootlessport)(nil)
 
 func newRootlessport(s *supervisor) (*rootlessport, error) {
-	p := s.inside.plan
+	p := &s.config.Plan
 	f, err := forward.New(forward.Config{
 		Namespace:  s.inside,
 		Container4: p.IPv4.First(), Gateway4: p.IPv4.Gateway, Subnet4: p.IPv4.Network(),

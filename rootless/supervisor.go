@@ -25,6 +25,7 @@ import (
 	"github.com/ambi-cni/ambi/portmap/forward"
 	"github.com/ambi-cni/ambi/record"
 	"github.com/ambi-cni/ambi/rootless/driver"
+	"github.com/ambi-cni/ambi/rootless/netns"
 	"github.com/ambi-cni/ambi/rootless/plan"
 )
 
@@ -81,8 +82,8 @@ type supervisor struct {
 	owner   int // who called ADD, as a uid of our user namespace
 	control *net.UnixListener
 	files   driver.Files
-	netns   watch
-	inside  *inside
+	watch   watch
+	inside  *netns.Namespace
 	ports   publisher
 	signals chan os.Signal
 	stopped chan struct{}
@@ -147,7 +148,7 @@ func Supervise() int {
 		s.leave()
 		return code
 	}
-	if tell(ready, readyMessage{Plan: s.inside.plan}, 0) != 0 {
+	if tell(ready, readyMessage{Plan: &s.config.Plan}, 0) != 0 {
 		// ADD was killed before it could hear of us: nobody may ever call DEL.
 		s.log.Warn("nobody waits for this supervisor any more, leaving")
 		s.leaveForGood()
@@ -242,13 +243,13 @@ func newSupervisor(config supervisorConfig) (*supervisor, error) {
 // start brings the interface and the ports up.
 func (s *supervisor) start() error {
 	var err error
-	if s.netns, err = newWatch(s.config.Netns); err != nil {
+	if s.watch, err = newWatch(s.config.Netns); err != nil {
 		return err
 	}
-	if s.inside, err = enter(s.files.Netns, s.config.Key, &s.config.Plan); err != nil {
+	if s.inside, err = netns.Open(s.files.Netns, s.config.Key, &s.config.Plan); err != nil {
 		return err
 	}
-	if err := s.inside.absent(s.config.Plan.IfName); err != nil {
+	if err := s.inside.Absent(s.config.Plan.IfName); err != nil {
 		return err
 	}
 	if err := s.chooseAddresses(); err != nil {
@@ -272,7 +273,7 @@ func (s *supervisor) start() error {
 // no container yet, and ADD has not returned.
 func (s *supervisor) whileDriverStarts() error {
 	// A killed supervisor of this attachment may have left rules for other ports.
-	if err := removeSourceRoutes(s.inside.link, s.inside.table); err != nil {
+	if err := s.inside.RemoveAll(); err != nil {
 		return fmt.Errorf("cleaning the routing rules inside the namespace: %w", err)
 	}
 	if s.config.Driver.APISocket != "" {
@@ -291,7 +292,7 @@ func (s *supervisor) useDriver(process driver.Process) error {
 	s.setDriver(nil, process)
 	err := process.AwaitReady()
 	if err == nil {
-		err = s.inside.configure()
+		err = s.inside.Configure()
 	}
 	if err != nil {
 		s.setDriver(nil, nil)
@@ -368,7 +369,7 @@ func (s *supervisor) run() {
 			s.leaveForGood()
 			return
 		case <-tick.C:
-			if s.netns.gone() {
+			if s.watch.gone() {
 				s.log.Info("leaving", "reason", "the container's namespace is gone")
 				s.leaveForGood()
 				return
@@ -476,7 +477,7 @@ func (s *supervisor) leave() (clean bool) {
 	s.control.Close()
 	process := s.dismissDriver()
 	if s.inside != nil {
-		s.inside.leaveAtOnce()
+		s.inside.LeaveAtOnce()
 	}
 	if s.ports != nil {
 		if err := s.ports.close(); err != nil {
@@ -484,8 +485,8 @@ func (s *supervisor) leave() (clean bool) {
 		}
 	}
 	clean = true
-	if s.inside != nil && s.inside.link != nil {
-		err := removeSourceRoutes(s.inside.link, s.inside.table)
+	if s.inside != nil {
+		err := s.inside.RemoveAll()
 		if err == nil {
 			err = sayClean(s.files.Alive)
 		}
@@ -592,7 +593,7 @@ func (s *supervisor) addPort(r request, files []*os.File) error {
 
 // chooseAddresses makes the plan final, and tells the driver which network it is now.
 func (s *supervisor) chooseAddresses() error {
-	if err := s.inside.chooseAddresses(); err != nil {
+	if err := s.inside.ChooseAddresses(); err != nil {
 		return err
 	}
 	s.config.Driver.Move(s.config.Plan.IPv4.Network())
@@ -607,7 +608,7 @@ func (s *supervisor) check(mac string) error {
 		problems = append(problems, s.config.Driver.Driver+" is down and being restarted: "+s.lastErr)
 	}
 	s.mu.Unlock()
-	for _, err := range []error{s.inside.check(mac), s.ports.check()} {
+	for _, err := range []error{s.inside.Check(mac), s.ports.check()} {
 		if err != nil {
 			problems = append(problems, strings.ReplaceAll(err.Error(), "\n", "; ")) // of errors.Join
 		}
@@ -621,12 +622,12 @@ func (s *supervisor) check(mac string) error {
 func (s *supervisor) status() *Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st := &Status{PID: os.Getpid(), Since: s.since, MAC: s.inside.plan.MAC, Ports: s.ports.stats()}
+	st := &Status{PID: os.Getpid(), Since: s.since, MAC: s.config.Plan.MAC, Ports: s.ports.stats()}
 	st.Driver = DriverStatus{Restarts: s.restarts, Error: s.lastErr}
 	if s.driver != nil {
 		st.Driver.PID = s.driver.PID()
 	}
-	if link, err := s.inside.link.LinkByName(s.inside.plan.IfName); err == nil {
+	if link, err := s.inside.Link(); err == nil {
 		st.Interface = StatsOf(link)
 	}
 	return st
@@ -634,9 +635,9 @@ func (s *supervisor) status() *Status {
 
 // cleanOnly removes what a killed supervisor left inside the namespace.
 func cleanOnly(ready *os.File, config *supervisorConfig) int {
-	in, err := enter(os.NewFile(netnsFD, "network namespace"), config.Key, &config.Plan)
+	in, err := netns.Open(os.NewFile(netnsFD, "network namespace"), config.Key, &config.Plan)
 	if err == nil {
-		err = removeSourceRoutes(in.link, in.table)
+		err = in.RemoveAll()
 	}
 	if err != nil {
 		return tellFailure(ready, err)

@@ -1,4 +1,4 @@
-package rootless
+package netns
 
 import (
 	"fmt"
@@ -46,11 +46,9 @@ func TestPortsAndRulesStayInStep(t *testing.T) {
 	}
 	runtime.LockOSThread() // for good: the thread goes with its namespace
 	require.NoError(t, unix.Unshare(unix.CLONE_NEWNET))
-	in := &inside{
-		link:  &netlink.Handle{}, // a socket of its own for each request
-		plan:  &plan.Interface{IPv6: plan.Subnet{Addresses: []netip.Prefix{netip.MustParsePrefix("fd00::64/64")}}},
-		table: tablesOf(conf.Key{}), rules: map[conf.Protocol]*portRanges{conf.TCP: {}},
-	}
+	// The empty handle has a socket of its own for each request.
+	in := newSourceRoutes(&netlink.Handle{}, conf.Key{}, "lo",
+		&plan.Interface{IPv6: plan.Subnet{Addresses: []netip.Prefix{netip.MustParsePrefix("fd00::64/64")}}})
 	rules := func() (ports []string) {
 		for _, family := range in.families() {
 			have, err := in.link.RuleList(family)

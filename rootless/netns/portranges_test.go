@@ -1,4 +1,4 @@
-package rootless
+package netns
 
 import (
 	"math/rand/v2"
