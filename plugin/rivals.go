@@ -118,10 +118,9 @@ func (v *verbs) evictOne(ctx context.Context, store *record.Store, r *record.Rec
 }
 
 // dead says that the namespace of an attachment is no more. GC may take the path's
-// word for it, as a person or an engine asked for it; here it might be another mount
-// namespace than the engine's, in which the path is an empty file.
+// word for it, as a person or an engine asked for it; here somebody else did.
 func dead(r *record.Record) bool {
-	return r.Netns.Gone() && !r.Netns.Hidden()
+	return r.Netns.Gone() && !r.Netns.Inhabited()
 }
 
 // canUndoRoot says whether this process may take down what root mode has made.

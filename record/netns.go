@@ -72,14 +72,10 @@ func (n Netns) Gone() bool {
 	return err == nil && (st.Ino != n.Inode || st.Dev != n.Dev)
 }
 
-// Hidden says that the namespace lives, as processes are in it, and that its path is
-// an ordinary file here: it was mounted there in another mount namespace (a service
-// with MountFlags=slave, say), so Gone knows nothing.
-func (n Netns) Hidden() bool {
-	var fs unix.Statfs_t
-	if err := unix.Statfs(n.Path, &fs); err != nil || fs.Type == unix.NSFS_MAGIC || fs.Type == unix.PROC_SUPER_MAGIC {
-		return false
-	}
+// Inhabited says that processes are in the namespace, so that it lives, whatever its path
+// leads to here: in another mount namespace than the engine's it may be an empty file, or
+// missing, and one under /proc/PID goes with that process alone.
+func (n Netns) Inhabited() bool {
 	paths, _ := filepath.Glob("/proc/[0-9]*/ns/net")
 	return slices.ContainsFunc(paths, func(path string) bool {
 		var st unix.Stat_t
