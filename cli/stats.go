@@ -58,15 +58,7 @@ type counted struct {
 
 type countedPort struct {
 	port
-	Active           int64  `json:"active"` // connections or UDP flows now
-	Total            uint64 `json:"total"`  // and in all
-	BytesIn          uint64 `json:"bytesIn"`
-	BytesOut         uint64 `json:"bytesOut"`
-	Refused          uint64 `json:"refused"`
-	Dropped          uint64 `json:"dropped"`
-	PortFallbacks    uint64 `json:"portFallbacks"`
-	GatewayFallbacks uint64 `json:"gatewayFallbacks"`
-	AcceptPauses     uint64 `json:"acceptPauses"`
+	rootless.PortCounters
 }
 
 // sample is one look at all.
@@ -170,11 +162,7 @@ func (t *attachment) handler() conf.PortHandler {
 func countedPorts(stats []rootless.PortStats) []countedPort {
 	out := make([]countedPort, len(stats))
 	for i, s := range stats {
-		out[i] = countedPort{
-			port: jsonPort(s.Mapping), Active: s.Active, Total: s.Total, BytesIn: s.BytesIn, BytesOut: s.BytesOut,
-			Refused: s.Refused, Dropped: s.Dropped, PortFallbacks: s.PortFallbacks,
-			GatewayFallbacks: s.GatewayFallbacks, AcceptPauses: s.AcceptPauses,
-		}
+		out[i] = countedPort{jsonPort(s.Mapping), s.PortCounters}
 	}
 	return out
 }

@@ -51,6 +51,9 @@ type reply struct {
 // itself stay 0: it does not count.
 type PortStats = forward.PortStats
 
+// PortCounters are those of a PortStats without its mapping.
+type PortCounters = forward.PortCounters
+
 // Status is what a supervisor says of itself.
 type Status struct {
 	PID    int          `json:"pid"`

@@ -6,11 +6,15 @@ import (
 	"github.com/ambi-cni/ambi/conf"
 )
 
-// PortStats are the counters of one published port since it was added. In is
-// from the client to the service.
+// PortStats are a published port and its counters.
 type PortStats struct {
 	Mapping conf.PortMapping `json:"mapping"`
+	PortCounters
+}
 
+// PortCounters are the counters of one published port since it was added, as "ambi stats
+// --json" prints them, too. In is from the client to the service.
+type PortCounters struct {
 	Active int64  `json:"active"` // connections or UDP flows now
 	Total  uint64 `json:"total"`  // and in all
 
@@ -38,7 +42,7 @@ type PortStats struct {
 	AcceptPauses uint64 `json:"acceptPauses"`
 }
 
-// counters are the live PortStats; workers share a port.
+// counters are the live PortCounters; workers share a port.
 type counters struct {
 	active           atomic.Int64
 	total            atomic.Uint64
@@ -61,10 +65,10 @@ func (c *counters) came(o origin) {
 }
 
 func (c *counters) read(m conf.PortMapping) PortStats {
-	return PortStats{
-		Mapping: m, Active: c.active.Load(), Total: c.total.Load(),
+	return PortStats{m, PortCounters{
+		Active: c.active.Load(), Total: c.total.Load(),
 		BytesIn: c.bytes[up].Load(), BytesOut: c.bytes[down].Load(),
 		Refused: c.refused.Load(), Dropped: c.dropped.Load(),
 		PortFallbacks: c.portFallbacks.Load(), GatewayFallbacks: c.gatewayFallbacks.Load(), AcceptPauses: c.acceptPauses.Load(),
-	}
+	}}
 }
