@@ -33,8 +33,8 @@ type accepted struct {
 	inside  int32
 }
 
-func (l *listener) enter(w *worker) unix.Errno {
-	l.ticket = w.place(l)
+func (l *listener) serve(w *worker) unix.Errno {
+	l.ticket = w.seat(l)
 	l.watched = true
 	return w.watch(l.fd, l.ticket, 0, level)
 }
@@ -54,7 +54,7 @@ func (l *listener) close(w *worker) {
 
 func (l *listener) resume(*worker) {}
 
-// expect sets the targets of a listener for both families.
+// expect prepares a listener for clients of two families, of the first one to begin with.
 func (l *listener) expect(target, other *target) {
 	l.target = target
 	if other.family != target.family {
@@ -62,8 +62,11 @@ func (l *listener) expect(target, other *target) {
 	}
 }
 
-// turn prepares for clients of the other family, as one has come.
-func (l *listener) turn(w *worker, inside int32) (int32, unix.Errno) {
+// changeFamily is for a client that is not of the family that was expected: IPv4 where a
+// socket inside for IPv6 had been made, or the reverse. That socket is kept for later, and
+// one of the client's family returned. The next clients are expected to be of this family,
+// as those of one port mostly are.
+func (l *listener) changeFamily(w *worker, inside int32) (int32, unix.Errno) {
 	w.keep(l.target, inside)
 	l.target, l.other = l.other, l.target
 	return w.spare(l.target)
@@ -104,7 +107,7 @@ func (l *listener) ready(w *worker, _ int, _ uint32) {
 	}
 	l.port.total.Add(1)
 	if l.unexpected(&w.name) {
-		if inside, errno = l.turn(w, inside); errno != 0 {
+		if inside, errno = l.changeFamily(w, inside); errno != 0 {
 			l.port.dropped.Add(1)
 			sysReset(outside)
 			l.pause(w, errno)

@@ -55,7 +55,7 @@ const nearest = 50 * time.Microsecond
 // near says that there is nothing on the way to a client that pacing would be for. An
 // accepted socket knows the time of its handshake.
 func near(accepted int32) bool {
-	trip := sysRoundTrip(accepted)
+	_, trip := sysTCPInfo(accepted)
 	return trip > 0 && trip < nearest
 }
 

@@ -76,7 +76,7 @@ func (u *udpPort) openFlow(w *worker, key flowKey) (*flow, unix.Errno) {
 	if errno := f.reach(w); errno != 0 {
 		return nil, errno
 	}
-	f.ticket = w.place(f)
+	f.ticket = w.seat(f)
 	if errno := w.watch(f.fd, f.ticket, 0, unix.EPOLLIN|unix.EPOLLET); errno != 0 {
 		w.leave(f.ticket)
 		f.hangUp()

@@ -66,7 +66,7 @@ func (f *Forwarder) Add(sockets []Socket) error {
 	if err := f.affordable(sockets); err != nil {
 		return err
 	}
-	if err := f.enter(len(sockets)); err != nil {
+	if err := f.startInside(len(sockets)); err != nil {
 		return err
 	}
 	ports, err := f.prepare(sockets)
@@ -95,9 +95,9 @@ func (f *Forwarder) affordable(fresh []Socket) error {
 	return nil
 }
 
-// enter starts all workers with the first port where threads can move into the
+// startInside starts all workers with the first port where threads can move into the
 // container's namespace: later the process may have given up the rights to.
-func (f *Forwarder) enter(sockets int) error {
+func (f *Forwarder) startInside(sockets int) error {
 	if _, ok := f.config.Namespace.(Enterer); !ok || sockets == 0 {
 		return nil
 	}
@@ -158,7 +158,7 @@ func (f *Forwarder) open(ports []*port) error {
 func watchPorts(w *worker, ports []*port) unix.Errno {
 	for _, p := range ports {
 		for _, e := range p.entrances {
-			if errno := e.enter(w); errno != 0 {
+			if errno := e.serve(w); errno != 0 {
 				return errno
 			}
 		}

@@ -201,7 +201,6 @@ func TestMemoryOfManyIdleConnections(t *testing.T) {
 		t.Skip("the race detector's memory is not ours")
 	}
 	const connections = 2000
-	require.NoError(t, forward.RaiseNoFile())
 	l := newLab(t)
 	l.serveTCP("[::]:80", echo)
 	s := l.supervise(0, mapping(conf.TCP, 8080, 80))
@@ -220,7 +219,6 @@ func TestMemoryOfStalledConnections(t *testing.T) {
 	if testing.Short() || raceEnabled {
 		t.Skip("the race detector's memory is not ours")
 	}
-	require.NoError(t, forward.RaiseNoFile())
 	for _, direction := range []string{"down", "up"} {
 		t.Run(direction, func(t *testing.T) {
 			l := newLab(t)

@@ -21,8 +21,8 @@ const (
 	rulePriority = 100
 )
 
-// source is a client that replies are brought back to.
-type source struct {
+// broughtBack is a client that replies are brought back to.
+type broughtBack struct {
 	protocol conf.Protocol
 	ip       netip.Addr
 }
@@ -35,7 +35,7 @@ type namespace struct {
 	four, six  netip.Addr // of the container, invalid without one
 	mu         sync.Mutex
 	ports      map[string]bool
-	clients    map[source]bool
+	clients    map[broughtBack]bool
 	failClient error // what AddClient answers
 }
 
@@ -51,7 +51,7 @@ func enterNamespace(path string, four, six netip.Addr) (*namespace, error) {
 	}
 	n := &namespace{
 		netns: netns, calls: make(chan func()), four: four, six: six,
-		ports: make(map[string]bool), clients: make(map[source]bool),
+		ports: make(map[string]bool), clients: make(map[broughtBack]bool),
 	}
 	entered := make(chan error)
 	go n.thread(entered)
@@ -127,10 +127,10 @@ func (n *namespace) AddClient(protocol conf.Protocol, client netip.Addr) error {
 	if n.failClient != nil {
 		return n.failClient
 	}
-	if n.clients[source{protocol, client}] {
+	if n.clients[broughtBack{protocol, client}] {
 		return fmt.Errorf("client %s was added twice", client)
 	}
-	n.clients[source{protocol, client}] = true
+	n.clients[broughtBack{protocol, client}] = true
 	return n.link.RouteAdd(n.clientRoute(protocol, client))
 }
 
@@ -138,10 +138,10 @@ func (n *namespace) AddClient(protocol conf.Protocol, client netip.Addr) error {
 func (n *namespace) RemoveClient(protocol conf.Protocol, client netip.Addr) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if !n.clients[source{protocol, client}] {
+	if !n.clients[broughtBack{protocol, client}] {
 		return fmt.Errorf("client %s was removed twice", client)
 	}
-	delete(n.clients, source{protocol, client})
+	delete(n.clients, broughtBack{protocol, client})
 	return n.link.RouteDel(n.clientRoute(protocol, client))
 }
 

@@ -1,30 +1,11 @@
 package forward
 
 import (
-	"fmt"
 	"math"
 	"runtime"
 
 	"golang.org/x/sys/unix"
 )
-
-// RaiseNoFile raises this process's soft limit of open descriptors to its hard
-// limit (getrlimit(2), RLIMIT_NOFILE): a TCP connection takes two descriptors, a
-// UDP flow one, a published port one per address family.
-func RaiseNoFile() error {
-	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return fmt.Errorf("reading RLIMIT_NOFILE: %w", err)
-	}
-	if limit.Cur == limit.Max {
-		return nil
-	}
-	limit.Cur = limit.Max
-	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return fmt.Errorf("raising RLIMIT_NOFILE to %d: %w", limit.Max, err)
-	}
-	return nil
-}
 
 // descriptorBudget is what forwarding may take of this process's descriptors. The
 // rest is for what else the process has to do, whatever its clients do.

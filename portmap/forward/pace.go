@@ -1,11 +1,5 @@
 package forward
 
-import (
-	"unsafe"
-
-	"golang.org/x/sys/unix"
-)
-
 // pace tells round trips from bulk by what each round of a worker moves, and has the
 // thread scheduled accordingly.
 //
@@ -13,11 +7,11 @@ import (
 // push aside who woke it. A sender that goes on until it has filled its socket, and a
 // service that goes on until it has emptied its own, mean more bytes for each wake-up.
 type pace struct {
-	moved   int // bytes since the last wait
-	briefly int // rounds of short messages, leastBriefly at most
-	bulky   int // rounds of bulk, leastBulky at most
-	mayTurn bool
-	batch   bool
+	moved     int // bytes since the last wait
+	briefly   int // rounds of short messages, leastBriefly at most
+	bulky     int // rounds of bulk, leastBulky at most
+	mayChoose bool
+	batch     bool
 }
 
 // A worker spins after leastBriefly rounds that moved mostBriefly bytes at most. Who
@@ -28,15 +22,9 @@ const (
 	leastBulky   = 16
 )
 
-// schedOther and schedBatch are policies of sched(7).
-const (
-	schedOther = 0
-	schedBatch = 3
-)
-
 // ownThread says that the calling thread is this worker's for good. A policy that
 // somebody has chosen for it stays.
-func (p *pace) ownThread() { p.mayTurn = sysScheduler() == schedOther }
+func (p *pace) ownThread() { p.mayChoose = sysScheduler() == schedOther }
 
 // brief says that nothing but short messages was moved for some rounds. Rounds that
 // move nothing, but learn that a socket takes more, belong to either.
@@ -51,34 +39,19 @@ func (p *pace) brief() bool {
 	if p.briefly == leastBriefly {
 		p.bulky = 0
 	}
-	p.turn()
+	p.choosePolicy()
 	return p.briefly == leastBriefly
 }
 
-// turn changes the thread's policy where the pace has changed.
-func (p *pace) turn() {
+// choosePolicy changes the thread's policy where the pace has changed.
+func (p *pace) choosePolicy() {
 	switch {
-	case !p.mayTurn:
+	case !p.mayChoose:
 	case p.bulky == leastBulky && !p.batch:
 		p.batch = sysSetScheduler(schedBatch) == 0
-		p.mayTurn = p.batch
+		p.mayChoose = p.batch
 	case p.bulky == 0 && p.batch:
 		p.batch = sysSetScheduler(schedOther) != 0
-		p.mayTurn = !p.batch
+		p.mayChoose = !p.batch
 	}
-}
-
-// sysScheduler and sysSetScheduler are about the calling thread.
-func sysScheduler() int {
-	policy, _, errno := unix.RawSyscall(unix.SYS_SCHED_GETSCHEDULER, 0, 0, 0)
-	if errno != 0 {
-		return -1
-	}
-	return int(policy)
-}
-
-func sysSetScheduler(policy int) unix.Errno {
-	var priority int32 // struct sched_param: 0 for both policies
-	_, _, errno := unix.RawSyscall(unix.SYS_SCHED_SETSCHEDULER, 0, uintptr(policy), uintptr(unsafe.Pointer(&priority)))
-	return errno
 }

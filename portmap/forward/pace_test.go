@@ -11,7 +11,7 @@ func TestPace(t *testing.T) {
 	runtime.LockOSThread() // never unlocked: the thread goes with the test
 	var p pace
 	p.ownThread()
-	require.True(t, p.mayTurn)
+	require.True(t, p.mayChoose)
 	rounds := func(n, moved int) (brief bool) {
 		for range n {
 			p.moved = moved

@@ -29,12 +29,12 @@ const (
 	level = unix.EPOLLIN
 )
 
-// poller is an epoll instance whose events find their handler by a slot. The
-// generation of a slot makes events of a closed handler, which may still be in
+// poller is an epoll instance whose events find their handler by its seat. The
+// generation of a seat makes events of a closed handler, which may still be in
 // the batch that is being worked through, fall on the floor.
 type poller struct {
 	fd    int
-	slots []slot
+	seats []seat
 	free  []uint32
 
 	spinning *atomic.Bool // a worker of the forwarder spins
@@ -42,13 +42,14 @@ type poller struct {
 	pace     pace
 }
 
-type slot struct {
+type seat struct {
 	handler    handler
 	generation uint32
 }
 
-// ticket is a handler's place in a poller.
-type ticket struct{ slot, generation uint32 }
+// ticket says which seat of a poller a handler has, and which of those who had it the
+// handler is. Every event carries one.
+type ticket struct{ seat, generation uint32 }
 
 // tagBits of an event tell the handler's descriptors apart.
 const tagBits = 2
@@ -61,24 +62,24 @@ func newPoller(spinning *atomic.Bool) (poller, error) {
 	return poller{fd: fd, spinning: spinning}, nil
 }
 
-// place gives a handler a slot; its descriptors are watched afterwards.
-func (p *poller) place(h handler) ticket {
+// seat gives a handler a seat; its descriptors are watched afterwards.
+func (p *poller) seat(h handler) ticket {
 	if len(p.free) == 0 {
-		p.slots = append(p.slots, slot{handler: h})
-		return ticket{slot: uint32(len(p.slots) - 1)}
+		p.seats = append(p.seats, seat{handler: h})
+		return ticket{seat: uint32(len(p.seats) - 1)}
 	}
 	i := p.free[len(p.free)-1]
 	p.free = p.free[:len(p.free)-1]
-	p.slots[i].handler = h
-	return ticket{i, p.slots[i].generation}
+	p.seats[i].handler = h
+	return ticket{i, p.seats[i].generation}
 }
 
-// leave gives the slot back. The handler's descriptors are gone by then, or
+// leave gives the seat back. The handler's descriptors are gone by then, or
 // unwatched.
 func (p *poller) leave(t ticket) {
 	const generations = 1<<(32-tagBits) - 1
-	p.slots[t.slot] = slot{generation: (t.generation + 1) & generations}
-	p.free = append(p.free, t.slot)
+	p.seats[t.seat] = seat{generation: (t.generation + 1) & generations}
+	p.free = append(p.free, t.seat)
 }
 
 func (p *poller) watch(fd int32, t ticket, tag int, events uint32) unix.Errno {
@@ -91,7 +92,7 @@ func (p *poller) rewatch(fd int32, t ticket, tag int, events uint32) unix.Errno 
 }
 
 func (p *poller) control(op int, fd int32, t ticket, tag int, events uint32) unix.Errno {
-	event := unix.EpollEvent{Events: events, Fd: int32(t.slot), Pad: int32(t.generation<<tagBits | uint32(tag))}
+	event := unix.EpollEvent{Events: events, Fd: int32(t.seat), Pad: int32(t.generation<<tagBits | uint32(tag))}
 	return sysEpollCtl(p.fd, op, fd, &event)
 }
 
@@ -103,26 +104,26 @@ func (p *poller) unwatch(fd int32) {
 
 // find is the handler of an event, nil when it has been closed meanwhile.
 func (p *poller) find(event *unix.EpollEvent) (h handler, tag int) {
-	s := &p.slots[event.Fd]
+	s := &p.seats[event.Fd]
 	if uint32(event.Pad)>>tagBits != s.generation {
 		return nil, 0
 	}
 	return s.handler, int(event.Pad & (1<<tagBits - 1))
 }
 
-// brief is how long a worker waits without telling Go's scheduler. Between two
+// quietWait is how long a worker waits without telling Go's scheduler. Between two
 // events of a busy connection it does not pay to give the processor's P away:
 // sysmon would take it after 20 µs, wake a thread for it, and stay awake itself,
 // which was an eighth of all time at 8,000 connections a second. A collection that
 // wants the world to stop interrupts the wait by its signal. Other goroutines get
 // their turn at once in a process that has a P more than workers (GOMAXPROCS).
-const brief = time.Millisecond
+const quietWait = time.Millisecond
 
-// spin is how long a worker asks again and again before it sleeps, as long as that
+// spinTime is how long a worker asks again and again before it sleeps, as long as that
 // pays: to wake a sleeping thread, maybe on a processor that sleeps too, takes a
 // virtual machine about 30 µs, which is most of a round trip. In between it yields
 // to whoever waits for the processor. One worker of a forwarder at a time does so.
-const spin = 100 * time.Microsecond
+const spinTime = 100 * time.Microsecond
 
 // mostCredit is how many times in a row spinning may be in vain.
 const mostCredit = 16
@@ -147,14 +148,14 @@ func (p *poller) wait(events []unix.EpollEvent, timeout time.Duration) int {
 	}
 	begin := time.Now()
 	n := p.sleep(events, timeout)
-	if n > 0 && time.Since(begin) < spin {
+	if n > 0 && time.Since(begin) < spinTime {
 		p.credit = min(p.credit+1, mostCredit) // spinning would have found it
 	}
 	return n
 }
 
 func (p *poller) spin(events []unix.EpollEvent) int {
-	for begin := time.Now(); time.Since(begin) < spin; {
+	for begin := time.Now(); time.Since(begin) < spinTime; {
 		if n, errno := sysEpollWait(p.fd, events, 0); n > 0 && errno == 0 {
 			return n
 		}
@@ -165,8 +166,8 @@ func (p *poller) spin(events []unix.EpollEvent) int {
 
 func (p *poller) sleep(events []unix.EpollEvent, timeout time.Duration) int {
 	first := timeout
-	if timeout < 0 || timeout > brief {
-		first = brief
+	if timeout < 0 || timeout > quietWait {
+		first = quietWait
 	}
 	n, errno := sysEpollWait(p.fd, events, milliseconds(first))
 	if n == 0 && errno == 0 && first != timeout {

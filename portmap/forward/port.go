@@ -2,7 +2,6 @@ package forward
 
 import (
 	"fmt"
-	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -24,8 +23,8 @@ type port struct {
 // entrance is a listening descriptor of a port: a TCP listener or a UDP socket.
 type entrance interface {
 	handler
-	// enter starts watching.
-	enter(w *worker) unix.Errno
+	// serve starts watching.
+	serve(w *worker) unix.Errno
 }
 
 // open takes descriptors of its own of the port's sockets, whose files belong to
@@ -107,59 +106,5 @@ func duplicate(s Socket) (fd int32, err error) {
 func (p *port) release() {
 	if p.users.Add(-1) == 0 {
 		p.routes.removePort(p.mapping.Protocol, p.mapping.ContainerPort)
-	}
-}
-
-// routes counts who needs which rule and route inside the namespace.
-type routes struct {
-	namespace Namespace
-
-	mu      sync.Mutex
-	ports   map[containerPort]int
-	clients map[source]*sourceUse
-	idle    []idleSource // in the order of their times; some are in use again
-	pairs   map[pair]struct{}
-	err     error // the first failure to take something back
-
-	idleUntil atomic.Int64 // when idle[0] goes, to be read without the lock; 0 without one
-}
-
-type containerPort struct {
-	protocol conf.Protocol
-	port     uint16
-}
-
-func (r *routes) init(n Namespace) {
-	r.namespace, r.ports = n, make(map[containerPort]int)
-	r.clients, r.pairs = make(map[source]*sourceUse), make(map[pair]struct{})
-}
-
-func (r *routes) addPort(protocol conf.Protocol, number uint16) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	key := containerPort{protocol, number}
-	if r.ports[key] == 0 {
-		if err := r.namespace.AddPort(protocol, number); err != nil {
-			return err
-		}
-	}
-	r.ports[key]++
-	return nil
-}
-
-func (r *routes) removePort(protocol conf.Protocol, number uint16) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	key := containerPort{protocol, number}
-	r.ports[key]--
-	if r.ports[key] == 0 {
-		delete(r.ports, key)
-		r.note(r.namespace.RemovePort(protocol, number))
-	}
-}
-
-func (r *routes) note(err error) {
-	if r.err == nil {
-		r.err = err
 	}
 }

@@ -94,7 +94,6 @@ func TestThousandsOfPorts(t *testing.T) {
 	if testing.Short() || raceEnabled {
 		ports = 500
 	}
-	require.NoError(t, forward.RaiseNoFile())
 	l := newLabAlone(t)
 	l.serveTCP(":80", echo)
 	l.serveUDP("[::]:80", echoDatagrams)

@@ -60,3 +60,7 @@ func (s *sockaddr) port() uint16 {
 func (s *sockaddr) setPort(port uint16) {
 	*s.portBytes() = [2]byte{byte(port >> 8), byte(port)}
 }
+
+// address is an IP address, IPv4 in its mapped form, without the pointer that a
+// netip.Addr has: tables of thousands are invisible to the garbage collector.
+type address [16]byte

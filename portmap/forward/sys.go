@@ -100,24 +100,14 @@ func sysSetString(fd int32, level, name int, value string) unix.Errno {
 	return errno
 }
 
-// sysTCPState is the state of a TCP socket (tcp(7), TCP_INFO), whose first byte it
-// is.
-func sysTCPState(fd int32) uint8 {
-	var state uint8
-	length := uint32(unsafe.Sizeof(state))
-	unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_TCP, unix.TCP_INFO,
-		uintptr(unsafe.Pointer(&state)), uintptr(unsafe.Pointer(&length)), 0)
-	return state
-}
-
-// sysRoundTrip is a TCP socket's smoothed round-trip time (tcp(7), TCP_INFO); 0 when it
-// is not known.
-func sysRoundTrip(fd int32) time.Duration {
+// sysTCPInfo is the state of a TCP socket and its smoothed round-trip time (tcp(7),
+// TCP_INFO); 0 when they are not known.
+func sysTCPInfo(fd int32) (state uint8, roundTrip time.Duration) {
 	var info unix.TCPInfo
 	length := uint32(unsafe.Offsetof(info.Rtt) + unsafe.Sizeof(info.Rtt))
 	unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_TCP, unix.TCP_INFO,
 		uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&length)), 0)
-	return time.Duration(info.Rtt) * time.Microsecond
+	return info.State, time.Duration(info.Rtt) * time.Microsecond
 }
 
 func sysLocalName(fd int32, name *sockaddr) unix.Errno {
@@ -149,6 +139,27 @@ func sysEpollWait(epfd int, events []unix.EpollEvent, milliseconds int) (int, un
 
 // sysYield lets whoever waits for this processor have it (sched_yield(2)).
 func sysYield() { unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) }
+
+// schedOther and schedBatch are policies of sched(7).
+const (
+	schedOther = 0
+	schedBatch = 3
+)
+
+// sysScheduler and sysSetScheduler are about the calling thread.
+func sysScheduler() int {
+	policy, _, errno := unix.RawSyscall(unix.SYS_SCHED_GETSCHEDULER, 0, 0, 0)
+	if errno != 0 {
+		return -1
+	}
+	return int(policy)
+}
+
+func sysSetScheduler(policy int) unix.Errno {
+	var priority int32 // struct sched_param: 0 for both policies
+	_, _, errno := unix.RawSyscall(unix.SYS_SCHED_SETSCHEDULER, 0, uintptr(policy), uintptr(unsafe.Pointer(&priority)))
+	return errno
+}
 
 // mmsghdr is struct mmsghdr of recvmmsg(2).
 type mmsghdr struct {

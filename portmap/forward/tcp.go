@@ -58,7 +58,7 @@ func (w *worker) connect(a accepted) {
 	c := &conn{port: a.port, target: a.target, source: a.source, since: w.now, awaiting: true}
 	c.sides[client].fd, c.sides[service].fd = a.outside, a.inside
 	c.sides[client].writable = true
-	c.ticket = w.place(c)
+	c.ticket = w.seat(c)
 	w.awaiting.push(c)
 	for i := range c.sides {
 		if errno := w.watch(c.sides[i].fd, c.ticket, i, edge); errno != 0 {

@@ -47,7 +47,7 @@ func (w *worker) endTimeWait(c *conn) {
 		return
 	}
 	var local sockaddr
-	if sysTCPState(fd) != tcpClosed || sysLocalName(fd, &local) != 0 {
+	if state, _ := sysTCPInfo(fd); state != tcpClosed || sysLocalName(fd, &local) != 0 {
 		return // still waits for an acknowledgement: not ours to cut off
 	}
 	r := newDestroyRequest(&local, c.target.container, c.port.mapping.ContainerPort)

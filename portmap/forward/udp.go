@@ -32,11 +32,11 @@ func newUDPPort(p *port, t *target, family int, fd int32) *udpPort {
 	return &udpPort{fd: fd, family: family, port: p, target: t, flows: make(map[flowKey]*flow)}
 }
 
-func (u *udpPort) enter(w *worker) unix.Errno {
+func (u *udpPort) serve(w *worker) unix.Errno {
 	if w.datagram == nil {
 		w.datagram = newDatagrams()
 	}
-	u.ticket = w.place(u)
+	u.ticket = w.seat(u)
 	u.watched = true
 	return w.watch(u.fd, u.ticket, 0, level)
 }

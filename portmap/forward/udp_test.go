@@ -144,7 +144,6 @@ func TestThousandsOfUDPClientsGetTheirOwnAnswers(t *testing.T) {
 	if testing.Short() || raceEnabled {
 		clients = 2000
 	}
-	require.NoError(t, forward.RaiseNoFile())
 	l := newLab(t)
 	l.serveUDP("[::]:53", func(from netip.AddrPort, d []byte) []byte { return fmt.Appendf(nil, "%s %d", d, from.Port()) })
 	l.publish(mapping(conf.UDP, 5353, 53))

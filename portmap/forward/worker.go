@@ -22,7 +22,7 @@ type worker struct {
 
 	now      time.Duration // since the forwarder's start, read once per round
 	unready  []handler     // handlers that have more to do than one turn allows
-	turn     []handler     // the same, while they are being worked through
+	resuming []handler     // the same, while they are being worked through
 	buffer   []byte        // for copying; nothing stays in it between two calls
 	name     sockaddr      // the address that accept4(2) fills in
 	sockets  socketMaker
@@ -79,7 +79,7 @@ func newWorker(f *Forwarder) (*worker, error) {
 		inbox: inbox{event: int32(event)}, buffer: make([]byte, bufferSize), unused: [2]int32{noDescriptor, noDescriptor}, diag: noDescriptor,
 	}
 	// Edge-triggered, so that nobody has to read the counter.
-	if errno := w.watch(int32(event), w.place(wakeUp{}), 0, unix.EPOLLIN|unix.EPOLLET); errno != 0 {
+	if errno := w.watch(int32(event), w.seat(wakeUp{}), 0, unix.EPOLLIN|unix.EPOLLET); errno != 0 {
 		w.shutDown()
 		return nil, fmt.Errorf("watching the eventfd: %w", errno)
 	}
@@ -156,9 +156,9 @@ func (w *worker) run() {
 func (w *worker) again(h handler) { w.unready = append(w.unready, h) }
 
 func (w *worker) resumeAll() {
-	w.turn, w.unready = w.unready, w.turn[:0]
-	for i, h := range w.turn {
-		w.turn[i] = nil
+	w.resuming, w.unready = w.unready, w.resuming[:0]
+	for i, h := range w.resuming {
+		w.resuming[i] = nil
 		h.resume(w)
 	}
 }
@@ -213,8 +213,8 @@ func (w *worker) runTasks() bool {
 }
 
 func (w *worker) shutDown() {
-	for i := range w.slots {
-		if h := w.slots[i].handler; h != nil {
+	for i := range w.seats {
+		if h := w.seats[i].handler; h != nil {
 			h.close(w)
 		}
 	}

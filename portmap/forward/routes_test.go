@@ -61,7 +61,7 @@ func TestRoutesToClients(t *testing.T) {
 	r.removeClient(conf.TCP, a, time.Second)
 	end, idle := r.idleEnd()
 	require.True(t, idle)
-	require.Equal(t, time.Second+sourceKept, end)
+	require.Equal(t, time.Second+routeKept, end)
 	r.trim(end - 1)
 	add(conf.TCP, a) // comes again
 	r.removeClient(conf.TCP, a, 3*time.Second)
@@ -69,7 +69,7 @@ func TestRoutesToClients(t *testing.T) {
 	r.removeClient(conf.TCP, b, 4*time.Second)
 	r.trim(end)
 	require.Equal(t, []string{"add tcp 2001:db8::1"}, namespace.take(), "the time begins anew")
-	r.trim(3*time.Second + sourceKept)
+	r.trim(3*time.Second + routeKept)
 	require.Equal(t, []string{"remove tcp 192.0.2.1"}, namespace.take())
 	require.NoError(t, r.close())
 	require.Equal(t, []string{"remove tcp 2001:db8::1"}, namespace.take(), "what is left when the forwarder closes")

@@ -3,14 +3,66 @@ package forward
 import (
 	"errors"
 	"net/netip"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ambi-cni/ambi/conf"
 )
 
-// address is an IP address, IPv4 in its mapped form, without the pointer that a
-// netip.Addr has: tables of thousands are invisible to the garbage collector.
-type address [16]byte
+// routes counts who needs which rule and route inside the namespace.
+type routes struct {
+	namespace Namespace
+
+	mu      sync.Mutex
+	ports   map[containerPort]int
+	clients map[route]*routeUse
+	idle    []idleRoute // in the order of their times; some are in use again
+	pairs   map[pair]struct{}
+	err     error // the first failure to take something back
+
+	idleUntil atomic.Int64 // when idle[0] goes, to be read without the lock; 0 without one
+}
+
+type containerPort struct {
+	protocol conf.Protocol
+	port     uint16
+}
+
+func (r *routes) init(n Namespace) {
+	r.namespace, r.ports = n, make(map[containerPort]int)
+	r.clients, r.pairs = make(map[route]*routeUse), make(map[pair]struct{})
+}
+
+func (r *routes) addPort(protocol conf.Protocol, number uint16) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	key := containerPort{protocol, number}
+	if r.ports[key] == 0 {
+		if err := r.namespace.AddPort(protocol, number); err != nil {
+			return err
+		}
+	}
+	r.ports[key]++
+	return nil
+}
+
+func (r *routes) removePort(protocol conf.Protocol, number uint16) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	key := containerPort{protocol, number}
+	r.ports[key]--
+	if r.ports[key] == 0 {
+		delete(r.ports, key)
+		r.note(r.namespace.RemovePort(protocol, number))
+	}
+}
+
+func (r *routes) note(err error) {
+	if r.err == nil {
+		r.err = err
+	}
+}
 
 // pair is the two ends of a UDP flow inside the namespace that may be taken: a
 // client that sends from one port to two host ports of the same service would
@@ -39,21 +91,21 @@ func (r *routes) disclaim(p pair) {
 	delete(r.pairs, p)
 }
 
-// source is an address that a service sees, in one protocol.
-type source struct {
+// route is the one inside that brings answers to an address, in one protocol, back to us.
+type route struct {
 	protocol conf.Protocol
 	ip       address
 }
 
-// sourceUse counts who needs the route to a source.
-type sourceUse struct {
-	flows int
-	since time.Duration // that flows is 0
+// routeUse counts the connections or flows that need a route.
+type routeUse struct {
+	users int
+	since time.Duration // that users is 0
 }
 
-// sourceKept is how long the route to a TCP client stays after its last connection:
+// routeKept is how long the route to a TCP client stays after its last connection:
 // one that connects again and again needs it made once.
-const sourceKept = time.Second
+const routeKept = time.Second
 
 // errOwnAddress: the service would take such a client for the container itself, and
 // routing cannot tell its replies from what stays inside.
@@ -63,7 +115,7 @@ var errOwnAddress = errors.New("it is an address of the container")
 // is held during the system calls, as a second one of the same client must not send
 // before the route is there.
 func (r *routes) addClient(protocol conf.Protocol, client netip.Addr, o origin) error {
-	key := source{protocol, client.As16()}
+	key := route{protocol, client.As16()}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	use := r.clients[key]
@@ -74,43 +126,43 @@ func (r *routes) addClient(protocol conf.Protocol, client netip.Addr, o origin) 
 		if err := r.namespace.AddClient(protocol, client); err != nil {
 			return err
 		}
-		use = &sourceUse{}
+		use = &routeUse{}
 		r.clients[key] = use
 	}
-	use.flows++
+	use.users++
 	return nil
 }
 
 // removeClient ends a use. What a container sends by itself to a client that has no
 // flow any more must leave by the tap, so UDP's route goes at once.
 func (r *routes) removeClient(protocol conf.Protocol, client netip.Addr, now time.Duration) {
-	key := source{protocol, client.As16()}
+	key := route{protocol, client.As16()}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	use := r.clients[key]
-	use.flows--
+	use.users--
 	switch {
-	case use.flows > 0:
+	case use.users > 0:
 	case protocol == conf.TCP:
 		use.since = now
 		if len(r.idle) == 0 {
-			r.idleUntil.Store(int64(now + sourceKept))
+			r.idleUntil.Store(int64(now + routeKept))
 		}
-		r.idle = append(r.idle, idleSource{key, now})
+		r.idle = append(r.idle, idleRoute{key, now})
 	default:
 		r.drop(key)
 	}
 }
 
 // drop is called with the lock held.
-func (r *routes) drop(key source) {
+func (r *routes) drop(key route) {
 	delete(r.clients, key)
 	r.note(r.namespace.RemoveClient(key.protocol, netip.AddrFrom16(key.ip).Unmap()))
 }
 
-// idleSource is a source that nobody needed from a time on; it may be needed again.
-type idleSource struct {
-	source
+// idleRoute is a route that nobody needed from a time on; it may be needed again.
+type idleRoute struct {
+	route
 	since time.Duration
 }
 
@@ -127,7 +179,7 @@ func (r *routes) trim(now time.Duration) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.dropIdle(now - sourceKept)
+	r.dropIdle(now - routeKept)
 }
 
 // dropIdle takes away what is idle since a time or longer; with the lock held.
@@ -135,8 +187,8 @@ func (r *routes) dropIdle(until time.Duration) {
 	for len(r.idle) > 0 && r.idle[0].since <= until {
 		first := r.idle[0]
 		r.idle = r.idle[1:]
-		if use := r.clients[first.source]; use != nil && use.flows == 0 && use.since == first.since {
-			r.drop(first.source)
+		if use := r.clients[first.route]; use != nil && use.users == 0 && use.since == first.since {
+			r.drop(first.route)
 		}
 	}
 	if len(r.idle) == 0 {
@@ -144,7 +196,7 @@ func (r *routes) dropIdle(until time.Duration) {
 		r.idleUntil.Store(0)
 		return
 	}
-	r.idleUntil.Store(int64(r.idle[0].since + sourceKept))
+	r.idleUntil.Store(int64(r.idle[0].since + routeKept))
 }
 
 // close takes away what is left when no worker is.
