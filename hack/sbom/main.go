@@ -3,6 +3,8 @@
 // toolchain wrote into the binaries themselves and the texts in the module cache.
 //
 // It has no time and no serial number in it: the same binaries give the same bytes.
+// cyclonedx-gomod cannot do that (its bill has the time of day, which cannot be set) and
+// makes one bill per binary.
 package main
 
 import (
