@@ -148,7 +148,7 @@ func slirpOptions(options ...string) string {
 	return fmt.Sprintf(`"args":{"cni":{"slirp4netns":["%s"]}}`, strings.Join(options, `","`))
 }
 
-// The rows S6 to S12 of the seed's behaviour.
+// The option strings of a rootless network, each with the field that it sets.
 func TestSlirpOptions(t *testing.T) {
 	for _, tt := range []struct {
 		option string
