@@ -53,7 +53,7 @@ func (l *lab) stranger(c *container, name string) netlink.Link {
 	return l.link(c, name)
 }
 
-func point31(l *lab) {
+func addMakesInterface(l *lab) {
 	a := l.newAttachment()
 	if !l.network.chained() && l.link(a.container, a.ifName) != nil {
 		l.broken("the container has an interface already")
@@ -69,7 +69,7 @@ func point31(l *lab) {
 	l.saw("%s %s, mtu %d", link.Type(), a.ifName, link.Attrs().MTU)
 }
 
-func point32(l *lab) {
+func interfaceIsThere(l *lab) {
 	l.needsInterface("that is there by then")
 	c := l.newContainer()
 	before := l.stranger(c, "eth0")
@@ -83,7 +83,7 @@ func point32(l *lab) {
 	l.saw("%s", o)
 }
 
-func point33(l *lab) {
+func resultHasVersion(l *lab) {
 	for _, v := range l.supported() {
 		if v < "0.3.0" {
 			continue
@@ -111,7 +111,7 @@ func (l *lab) hostLinks() []string {
 	return names
 }
 
-func point34(l *lab) {
+func resultListsInterfaces(l *lab) {
 	a := l.newAttachment()
 	before := l.hostLinks()
 	a.mustAdd()
@@ -155,7 +155,7 @@ func (l *lab) sameMAC(i *interface100, link netlink.Link) {
 	}
 }
 
-func point35(l *lab) {
+func resultListsAddresses(l *lab) {
 	a := l.attach()
 	var raw struct {
 		IPs []struct {
@@ -218,7 +218,7 @@ type form struct {
 	} `json:"dns"`
 }
 
-func point36(l *lab) {
+func resultListsRoutes(l *lab) {
 	a := l.attach()
 	var f form
 	if err := json.Unmarshal(a.result, &f); err != nil {
@@ -291,7 +291,7 @@ func (l *lab) preceded() *attachment {
 	return a
 }
 
-func point37(l *lab) {
+func prevResultPassedOn(l *lab) {
 	if l.network.version < "0.3.0" {
 		l.inapplicable("0.3.0 brought prevResult")
 	}
@@ -311,7 +311,7 @@ func point37(l *lab) {
 	l.saw("%d interfaces and %d addresses of prevResult, %d and %d in the result", len(before.Interfaces), len(before.IPs), len(after.Interfaces), len(after.IPs))
 }
 
-func point38(l *lab) {
+func prevResultUnchanged(l *lab) {
 	if !l.network.chained() {
 		l.inapplicable("the plugin makes an interface, which its result shows")
 	}
@@ -322,7 +322,7 @@ func point38(l *lab) {
 	}
 }
 
-func point39(l *lab) {
+func firstOfChain(l *lab) {
 	if !l.network.chained() {
 		l.succeeds(l.newAttachment().add())
 		return
@@ -352,7 +352,7 @@ func (l *lab) versionsFrom(least string) []string {
 	return all
 }
 
-func point40(l *lab) {
+func olderPrevResult(l *lab) {
 	a := l.attach()
 	if l.network.version < "0.4.0" {
 		l.inapplicable("0.4.0 brought prevResult of CHECK and DEL")
@@ -374,7 +374,7 @@ func point40(l *lab) {
 	}
 }
 
-func point41(l *lab) {
+func resultInEachVersion(l *lab) {
 	least := "0.2.0"
 	if l.network.chained() {
 		least = "0.3.1" // 0.3.0 brought chaining
@@ -433,7 +433,7 @@ func newFields() *types.Route {
 	}
 }
 
-func point42(l *lab) {
+func fieldsSurvive(l *lab) {
 	l.needs("1.1.0", "these fields")
 	var a *attachment
 	var wantInterfaces bool
@@ -475,7 +475,7 @@ func unprinted(l *lab) (edit, func()) {
 	return func(r *request) { r.stdout = full }, func() { full.Close() }
 }
 
-func point43(l *lab) {
+func failedADDLeavesNothing(l *lab) {
 	l.warm()
 	if l.job.DelegateKey != "" {
 		l.failedDelegate()
@@ -511,7 +511,7 @@ func (l *lab) failedDelegate() {
 	l.saw("an ADD that a delegate failed left nothing")
 }
 
-func point44(l *lab) {
+func secondADD(l *lab) {
 	a := l.attach(withPorts)
 	before := l.snapshot(a.container)
 	o := a.call("ADD")
@@ -530,7 +530,7 @@ func point44(l *lab) {
 	}
 }
 
-func point45(l *lab) {
+func twoInterfaces(l *lab) {
 	c := l.newContainer()
 	one := l.attach(withContainer(c), withPorts)
 	two := l.newAttachment(withContainer(c), withIfName("eth1"), withPorts)
@@ -558,7 +558,7 @@ func point45(l *lab) {
 	}
 }
 
-func point46(l *lab) {
+func addsSideBySide(l *lab) {
 	l.warm()
 	before := l.snapshot()
 	attachments := make([]*attachment, l.job.Attachments)
@@ -616,7 +616,7 @@ func (l *lab) distinct(attachments []*attachment) {
 // kills is how many moments of a verb are tried.
 const kills = 10
 
-func point47(l *lab) {
+func killedADD(l *lab) {
 	l.warm()
 	before := l.snapshot()
 	took := l.duration("ADD")
@@ -700,7 +700,7 @@ func (l *lab) watchFirewall() (started func() []string) {
 	}
 }
 
-func point48(l *lab) {
+func noFirewallWithoutPorts(l *lab) {
 	l.needsPorts()
 	options := []option{}
 	if l.job.DelegateKey != "" && !l.isOne() {
@@ -735,7 +735,7 @@ func mapping(hostPort, containerPort int, protocol string) map[string]any {
 	return map[string]any{"hostPort": hostPort, "containerPort": containerPort, "protocol": protocol}
 }
 
-func point49(l *lab) {
+func badPort(l *lab) {
 	l.needsPorts()
 	for name, o := range map[string]option{
 		"hostPort 70000":         ports(mapping(70000, 80, "tcp")),
@@ -779,7 +779,7 @@ func (l *lab) listening() string {
 	return string(out)
 }
 
-func point50(l *lab) {
+func badProtocol(l *lab) {
 	l.needsPorts()
 	for _, protocol := range []string{"dccp", "icmp", "nonsense"} {
 		a := l.newAttachment(ports(mapping(20001, 80, protocol)))
@@ -792,7 +792,7 @@ func point50(l *lab) {
 	}
 }
 
-func point53(l *lab) {
+func missingDelegate(l *lab) {
 	scripts := []script{{kind: "no-such-plugin"}}
 	if l.job.DelegateKey != "" && !l.isOne() {
 		scripts = []script{{}, {kind: "no-such-plugin"}}

@@ -14,14 +14,14 @@ import (
 	"github.com/ambi-cni/ambi/e2e/conformance/scripted"
 )
 
-func point72(l *lab) {
+func checkBefore040(l *lab) {
 	a := l.attach()
 	for _, v := range []string{"0.3.1", "0.2.0"} {
 		l.expect(a.call("CHECK", key("cniVersion", v)), types.ErrIncompatibleCNIVersion)
 	}
 }
 
-func point73(l *lab) {
+func checkWithoutPrevResult(l *lab) {
 	l.checks()
 	a := l.attach()
 	o := a.call("CHECK", noKey("prevResult"))
@@ -48,7 +48,7 @@ func (l *lab) spoilt(what string, spoil func(a *attachment, h *netlink.Handle, l
 
 const anothers = "what it did not create is not for it to check"
 
-func point74(l *lab) {
+func checkOfInterface(l *lab) {
 	l.checks()
 	l.needsInterface(anothers)
 	l.spoilt("the interface down", func(_ *attachment, h *netlink.Handle, link netlink.Link) { l.must(h.LinkSetDown(link)) })
@@ -69,7 +69,7 @@ func point74(l *lab) {
 	})
 }
 
-func point75(l *lab) {
+func checkOfAddress(l *lab) {
 	l.checks()
 	l.needsInterface(anothers)
 	l.spoilt("an address removed", func(a *attachment, h *netlink.Handle, link netlink.Link) {
@@ -81,7 +81,7 @@ func point75(l *lab) {
 	})
 }
 
-func point76(l *lab) {
+func checkOfRoute(l *lab) {
 	l.checks()
 	l.needsInterface(anothers)
 	a := l.attach()
@@ -122,7 +122,7 @@ func (a *attachment) addRoute(cidr string) error {
 	return h.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: dst, Scope: netlink.SCOPE_LINK})
 }
 
-func point77(l *lab) {
+func checkAllowsLaterChange(l *lab) {
 	l.checks()
 	a := l.attach(withPorts)
 	mac := net.HardwareAddr{0x02, 0x42, 0xac, 0x11, 0, 0x77}
@@ -158,7 +158,7 @@ func ruleset() string {
 	return all.String()
 }
 
-func point78(l *lab) {
+func checkOfFirewall(l *lab) {
 	l.checks()
 	l.warm()
 	a := l.newAttachment(withPorts)
@@ -182,7 +182,7 @@ func point78(l *lab) {
 	l.saw("%s", o)
 }
 
-func point79(l *lab) {
+func checkOfProcess(l *lab) {
 	l.checks()
 	a, left := l.needsHelpers()
 	if e := a.checked(); e != nil {
@@ -195,7 +195,7 @@ func point79(l *lab) {
 	l.saw("%d processes killed: %s", len(left), o)
 }
 
-func point80(l *lab) {
+func checkAfterADD(l *lab) {
 	l.checks()
 	for n := range 5 {
 		a := l.attach(withPorts)
@@ -205,7 +205,7 @@ func point80(l *lab) {
 	}
 }
 
-func point81(l *lab) {
+func checkOfDelegates(l *lab) {
 	l.checks()
 	d := l.delegate(script{})
 	a := d.attachment()
@@ -234,7 +234,7 @@ func point81(l *lab) {
 	l.saw("disableCheck of an inner conflist is honoured")
 }
 
-func point82(l *lab) {
+func checkChangesNothing(l *lab) {
 	l.checks()
 	a := l.attach(withPorts)
 	before := l.snapshot(a.container)
@@ -249,7 +249,7 @@ func point82(l *lab) {
 // transient are the codes of a condition that will pass.
 const tryAgain = 11
 
-func point83(l *lab) {
+func passingCondition(l *lab) {
 	l.checks()
 	if l.job.DelegateKey != "" {
 		d := l.delegate(script{script: scripted.Script{Fail: map[string]uint{"CHECK": tryAgain}}})

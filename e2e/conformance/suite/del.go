@@ -17,7 +17,7 @@ import (
 	"github.com/ambi-cni/ambi/e2e/conformance/scripted"
 )
 
-func point54(l *lab) {
+func delRemovesAll(l *lab) {
 	l.warm()
 	a := l.newAttachment(withPorts)
 	before := l.snapshot(a.container)
@@ -26,7 +26,7 @@ func point54(l *lab) {
 	l.unchanged(before, "after DEL", a.container)
 }
 
-func point55(l *lab) {
+func repeatedDEL(l *lab) {
 	a := l.attach(withPorts)
 	a.mustDel()
 	for range 2 {
@@ -43,7 +43,7 @@ func point55(l *lab) {
 	}
 }
 
-func point56(l *lab) {
+func delOfNeverAdded(l *lab) {
 	a := l.newAttachment(withPorts)
 	l.succeeds(a.call("DEL"))
 	l.succeeds(a.call("DEL", noKey("prevResult")))
@@ -63,12 +63,12 @@ func (l *lab) lateDel(when string, edits ...edit) {
 	l.unchanged(before, when)
 }
 
-func point57(l *lab) { l.lateDel("after DEL with an empty CNI_NETNS", env("CNI_NETNS", "")) }
+func delWithEmptyNetns(l *lab) { l.lateDel("after DEL with an empty CNI_NETNS", env("CNI_NETNS", "")) }
 
-func point58(l *lab) { l.lateDel("after DEL with a CNI_NETNS that is gone") }
+func delWithGoneNetns(l *lab) { l.lateDel("after DEL with a CNI_NETNS that is gone") }
 
-// point59 has the path of the namespace lead to that of another container.
-func point59(l *lab) {
+// delWithForeignNetns has the path of the namespace lead to that of another container.
+func delWithForeignNetns(l *lab) {
 	c := l.newContainer()
 	path := l.mountNamespace(c)
 	a := l.newAttachment(withContainer(c), withNetns(path), withPorts)
@@ -85,7 +85,7 @@ func point59(l *lab) {
 	l.succeeds(o)
 }
 
-func point60(l *lab) {
+func delWithoutPrevResult(l *lab) {
 	l.warm()
 	a := l.newAttachment(withPorts)
 	before := l.snapshot(a.container)
@@ -94,7 +94,7 @@ func point60(l *lab) {
 	l.unchanged(before, "after DEL without prevResult", a.container)
 }
 
-func point61(l *lab) {
+func delAfterFailedADD(l *lab) {
 	l.warm()
 	unprintable, done := unprinted(l)
 	defer done()
@@ -122,7 +122,7 @@ func point61(l *lab) {
 	}
 }
 
-func point62(l *lab) {
+func delInReverseOrder(l *lab) {
 	d := l.delegate(script{}, script{kind: "delegate-b"}, script{kind: "delegate-c"})
 	a := d.attachment()
 	a.mustAdd()
@@ -143,7 +143,7 @@ func namesOf(calls []delegateCall) []string {
 	return names
 }
 
-func point63(l *lab) {
+func delHasFinalResult(l *lab) {
 	scripts := []script{{}}
 	if l.job.DelegateKey != "" && !l.isOne() {
 		scripts = []script{{}, {kind: "delegate-b"}}
@@ -167,7 +167,7 @@ func sameResult(l *lab, a, b json.RawMessage) bool {
 	return len(a) > 0 && reflect.DeepEqual(l.read(a), l.read(b))
 }
 
-func point64(l *lab) {
+func delWithEditedConf(l *lab) {
 	l.warm()
 	a := l.newAttachment(withPorts)
 	before := l.snapshot(a.container)
@@ -177,7 +177,7 @@ func point64(l *lab) {
 	l.unchanged(before, "after DEL with a configuration of cniVersion, name and type only", a.container)
 }
 
-func point65(l *lab) {
+func delWithoutDelegate(l *lab) {
 	dir := l.folder("removable", "delegate-removable")
 	scripts := []script{{kind: "delegate-removable"}}
 	if l.job.DelegateKey != "" && !l.isOne() {
@@ -227,7 +227,7 @@ func allFiles() map[string]bool {
 	return files
 }
 
-func point66(l *lab) {
+func delWithDamagedState(l *lab) {
 	l.warm()
 	for _, text := range []string{"", "{", "\x00\x00\x00\x00"} {
 		a := l.newAttachment(withPorts)
@@ -251,7 +251,7 @@ func point66(l *lab) {
 	}
 }
 
-func point67(l *lab) {
+func lateDELSparesNext(l *lab) {
 	first := l.attach(withPorts)
 	ports := first.runtimeConfig
 	ips := first.own()
@@ -276,7 +276,7 @@ func point67(l *lab) {
 	l.saw("the same address: %v, the same ports: %v", same, ports != nil)
 }
 
-func point68(l *lab) {
+func delPrintsNothing(l *lab) {
 	a := l.attach(withPorts)
 	for _, what := range []string{"DEL", "the repeated DEL"} {
 		o := a.call("DEL")
@@ -287,7 +287,7 @@ func point68(l *lab) {
 	}
 }
 
-func point69(l *lab) {
+func delWithoutRuntimeConfig(l *lab) {
 	l.needsPorts()
 	l.warm()
 	a := l.newAttachment(withPorts)
@@ -350,7 +350,7 @@ func kill(pids []int, signal unix.Signal) {
 	}
 }
 
-func point70(l *lab) {
+func delEndsProcesses(l *lab) {
 	a, left := l.needsHelpers()
 	a.mustDel()
 	if slices.ContainsFunc(left, alive) {
@@ -390,7 +390,7 @@ func (l *lab) takeNumbers(wanted []int) (taken []int) {
 	return taken
 }
 
-func point71(l *lab) {
+func sigtermDuringDEL(l *lab) {
 	l.warm()
 	took := l.duration("DEL")
 	before := l.snapshot()

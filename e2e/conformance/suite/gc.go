@@ -53,7 +53,7 @@ func (l *lab) stale(options ...option) *attachment {
 	return a
 }
 
-func point84(l *lab) {
+func gcBefore110(l *lab) {
 	l.needs("1.1.0", "GC")
 	a := l.attach()
 	l.expect(l.call("GC", a.request("ADD").with("cniVersion", "1.0.0").with(gcKey, []any{})), types.ErrIncompatibleCNIVersion)
@@ -64,7 +64,7 @@ func (l *lab) needsGC() {
 	l.warm(withVersion("1.1.0"))
 }
 
-func point85(l *lab) {
+func gcReadsBothKeys(l *lab) {
 	l.needsGC()
 	for _, name := range []string{gcKey, oldGCKey} {
 		valid := l.attach11()
@@ -80,7 +80,7 @@ func point85(l *lab) {
 	}
 }
 
-func point86(l *lab) {
+func gcRemovesStaleOnly(l *lab) {
 	l.needsGC()
 	valid := l.attach11(withID("one"))
 	before := l.snapshot()
@@ -93,7 +93,7 @@ func point86(l *lab) {
 	l.saw("one/eth0 kept; one/eth1 and two/eth0 removed")
 }
 
-func point87(l *lab) {
+func gcWithoutList(l *lab) {
 	l.needsGC()
 	before := l.snapshot()
 	a := l.attach11()
@@ -110,7 +110,7 @@ func point87(l *lab) {
 	l.saw("an empty list: everything is removed")
 }
 
-func point88(l *lab) {
+func gcOfThisNetwork(l *lab) {
 	l.needsGC()
 	theirs := l.attach11()
 	name := l.network.name
@@ -121,7 +121,7 @@ func point88(l *lab) {
 	theirs.takeDown()
 }
 
-func point89(l *lab) {
+func gcGoesOnPastErrors(l *lab) {
 	l.needs("1.1.0", "GC")
 	d := l.delegate(script{script: scripted.Script{Fail: map[string]uint{"GC": 123}}}, script{kind: "delegate-b"}, script{kind: "delegate-c", script: scripted.Script{Fail: map[string]uint{"GC": 124}}})
 	o := l.gc(d.conf)
@@ -134,7 +134,7 @@ func point89(l *lab) {
 	}
 }
 
-func point90(l *lab) {
+func gcAfterNamespaces(l *lab) {
 	l.needsGC()
 	before := l.snapshot()
 	a, b := l.stale(), l.stale(withIfName("eth1"))
@@ -144,7 +144,7 @@ func point90(l *lab) {
 	l.unchanged(before, "after GC of containers whose namespaces are gone")
 }
 
-func point91(l *lab) {
+func gcOfDelegates(l *lab) {
 	l.needs("1.1.0", "GC")
 	d := l.delegate(script{})
 	valid := &attachment{id: "valid", ifName: "eth0"}
@@ -164,7 +164,7 @@ func point91(l *lab) {
 	}
 }
 
-func point92(l *lab) {
+func gcDisabled(l *lab) {
 	l.needs("1.1.0", "GC")
 	if l.job.ListKey == "" {
 		l.inapplicable("the plugin takes no inner conflist; disableGC of its own conflist is for the runtime (S1)")
@@ -183,7 +183,7 @@ func point92(l *lab) {
 	}
 }
 
-func point93(l *lab) {
+func gcPrintsNothing(l *lab) {
 	l.needsGC()
 	l.stale()
 	for range 2 {
@@ -195,7 +195,7 @@ func point93(l *lab) {
 	}
 }
 
-func point94(l *lab) {
+func gcBesideOthers(l *lab) {
 	l.needsGC()
 	for range 3 {
 		before := l.snapshot()
@@ -219,6 +219,6 @@ func point94(l *lab) {
 	}
 }
 
-func point95(l *lab) {
+func gcOfSharedConfiguration(l *lab) {
 	l.inapplicable("the protocol does not tell a plugin which runtime an attachment is of: what is not in the list is stale. A configuration that several runtimes share has disableGC for that, which is for runtimes to honour (S1)")
 }

@@ -9,7 +9,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 )
 
-func point21(l *lab) {
+func inputNotJSON(l *lab) {
 	a := l.newAttachment()
 	for _, verb := range []string{"ADD", "DEL", "CHECK"} {
 		for _, text := range []string{"{", "", "nonsense", "[]", `"text"`, `{"name":7}`, string(a.request(verb).bytes()) + "}"} {
@@ -29,7 +29,7 @@ func cut(text string) string {
 	return text
 }
 
-func point22(l *lab) {
+func badName(l *lab) {
 	a := l.newAttachment()
 	for _, verb := range []string{"ADD", "DEL", "CHECK"} {
 		l.expect(a.call(verb, noKey("name")), types.ErrInvalidNetworkConfig)
@@ -42,7 +42,7 @@ func point22(l *lab) {
 	}
 }
 
-func point23(l *lab) {
+func unknownVersion(l *lab) {
 	a := l.newAttachment()
 	for _, verb := range []string{"ADD", "DEL", "CHECK"} {
 		l.expect(a.call(verb, key("cniVersion", "9.9.9")), types.ErrIncompatibleCNIVersion)
@@ -51,7 +51,7 @@ func point23(l *lab) {
 	l.expect(o, types.ErrIncompatibleCNIVersion, types.ErrDecodingFailure, types.ErrInvalidNetworkConfig)
 }
 
-func point24(l *lab) {
+func noVersion(l *lab) {
 	if l.network.chained() {
 		l.inapplicable("a configuration of 0.1.0 or 0.2.0 has no prevResult; 0.3.0 brought chaining")
 	}
@@ -79,7 +79,7 @@ func (l *lab) oldResult(raw json.RawMessage) {
 	}
 }
 
-func point25(l *lab) {
+func unknownKeys(l *lab) {
 	a := l.newAttachment()
 	o := a.add(key("xUnknown", map[string]any{"colour": "mauve"}))
 	if o.ok() {
@@ -104,7 +104,7 @@ func point25(l *lab) {
 	known.takeDown(edits...)
 }
 
-func point26(l *lab) {
+func wellKnownKeys(l *lab) {
 	edits := []edit{
 		key("args", map[string]any{"cni": map[string]any{"labels": []any{map[string]string{"key": "app", "value": "x"}}}, "org.example": 7}),
 		key("capabilities", map[string]bool{"portMappings": true, "somethingElse": true}),
@@ -143,7 +143,7 @@ func has(a *attachment, want netip.Prefix) bool {
 	return slices.ContainsFunc(a.l.read(a.result).IPs, func(ip *ipConfig100) bool { return ip.Address.IP.String() == want.Addr().String() })
 }
 
-func point27(l *lab) {
+func ipsBeforeCNIArgs(l *lab) {
 	l.needsInterface("it assigns no addresses")
 	probe := l.attach()
 	one, two := l.neighbours(probe)
@@ -163,7 +163,7 @@ func point27(l *lab) {
 	l.saw("CNI_ARGS asked for %s, args.cni.ips for %s, which it gave", one, two)
 }
 
-func point29(l *lab) {
+func largeConfiguration(l *lab) {
 	large := map[string]any{"cni": map[string]any{"labels": []any{map[string]string{"key": "large", "value": strings.Repeat("0123456789", 30000)}}}}
 	a := l.newAttachment(withKey("args", large))
 	l.succeeds(a.add())
@@ -171,7 +171,7 @@ func point29(l *lab) {
 	l.saw("a configuration of %d bytes", len(a.request("DEL").bytes()))
 }
 
-func point30(l *lab) {
+func spaceAndUnicode(l *lab) {
 	a := l.newAttachment(withKey("args", map[string]any{"org.example": "größer als 網路 🕸"}))
 	spaces := "\n\t \r\n\n"
 	l.succeeds(a.add(stdin(append(a.request("ADD").bytes(), spaces...))))

@@ -55,14 +55,14 @@ func (l *lab) checks() {
 	l.inapplicable("the plugin lists no version from 0.4.0, which brought CHECK")
 }
 
-func point1(l *lab) {
+func unknownCommand(l *lab) {
 	a := l.newAttachment()
 	for _, verb := range []string{"DANCE", "add", "ADD "} {
 		l.expect(a.call("ADD", env("CNI_COMMAND", verb)), types.ErrInvalidEnvironmentVariables)
 	}
 }
 
-func point2(l *lab) {
+func noCommand(l *lab) {
 	o := l.call("no verb", l.network.subject, noEnv("CNI_COMMAND"))
 	l.succeeds(o)
 	if len(o.stdout) > 0 {
@@ -93,27 +93,27 @@ func (l *lab) missing(a *attachment, verb string, names ...string) {
 	l.saw("%s", o)
 }
 
-func point3(l *lab) {
+func addWithoutVariables(l *lab) {
 	l.missing(l.newAttachment(), "ADD", "CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME")
 }
 
-func point4(l *lab) {
+func checkWithoutVariables(l *lab) {
 	l.checks()
 	l.missing(l.attach(), "CHECK", "CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME")
 }
 
-func point5(l *lab) {
+func delNeedsFewVariables(l *lab) {
 	a := l.attach()
 	l.missing(a, "DEL", "CNI_CONTAINERID", "CNI_IFNAME")
 	l.succeeds(a.call("DEL", noEnv("CNI_NETNS")))
 }
 
-func point6(l *lab) {
+func gcNeedsFewVariables(l *lab) {
 	l.needs("1.1.0", "GC")
 	l.succeeds(l.gc(nil))
 }
 
-func point7(l *lab) {
+func statusWithoutAttachment(l *lab) {
 	l.needs("1.1.0", "STATUS")
 	o := l.call("STATUS", l.network.request(l.network.subject, "1.1.0", nil, nil))
 	if c := o.code(); !o.ok() && c != 50 && c != 51 {
@@ -122,7 +122,7 @@ func point7(l *lab) {
 	l.saw("%s", o)
 }
 
-func point8(l *lab) {
+func versionWithoutInput(l *lab) {
 	for _, input := range [][]byte{{}, []byte("\n")} {
 		o := l.call("VERSION", nil, stdin(input))
 		l.succeeds(o)
@@ -136,7 +136,7 @@ func point8(l *lab) {
 	}
 }
 
-func point9(l *lab) {
+func badContainerID(l *lab) {
 	a := l.newAttachment()
 	for _, id := range []string{"-a", ".a", "_a", "a/b", "a b", "../a", "a\n", "ä", "a:b"} {
 		l.expect(a.call("ADD", env("CNI_CONTAINERID", id)), types.ErrInvalidEnvironmentVariables)
@@ -149,7 +149,7 @@ func point9(l *lab) {
 	}
 }
 
-func point10(l *lab) {
+func badIfName(l *lab) {
 	a := l.newAttachment()
 	for _, name := range []string{"sixteen-bytes-00", "a/b", "a:b", "a b", "a\tb", ".", ".."} {
 		l.expect(a.call("ADD", env("CNI_IFNAME", name)), types.ErrInvalidEnvironmentVariables)
@@ -160,7 +160,7 @@ func point10(l *lab) {
 	good.takeDown()
 }
 
-func point11(l *lab) {
+func argumentsOfCNI(l *lab) {
 	for _, args := range []string{
 		"IgnoreUnknown=1;COLOUR=red;SHAPE=round",
 		"IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0;K8S_POD_INFRA_CONTAINER_ID=0123456789ab;K8S_POD_UID=6f1c",
@@ -196,7 +196,7 @@ func (l *lab) sample() (good, bad []outcome) {
 	return good, bad
 }
 
-func point14(l *lab) {
+func exitStatus(l *lab) {
 	good, bad := l.sample()
 	for _, o := range good {
 		if !o.ok() || o.failure() != nil {
@@ -230,7 +230,7 @@ func documents(text []byte) (int, error) {
 	}
 }
 
-func point15(l *lab) {
+func onlyResultOnStdout(l *lab) {
 	good, bad := l.sample()
 	for _, o := range append(good, bad...) {
 		want := 1
@@ -243,7 +243,7 @@ func point15(l *lab) {
 	}
 }
 
-func point16(l *lab) {
+func errorInJSON(l *lab) {
 	_, bad := l.sample()
 	without := 0
 	for _, o := range bad {
@@ -266,9 +266,9 @@ func point16(l *lab) {
 	}
 }
 
-// point17 gives every key of the configuration, of prevResult and of runtimeConfig
+// noInputPanics gives every key of the configuration, of prevResult and of runtimeConfig
 // values of every other kind.
-func point17(l *lab) {
+func noInputPanics(l *lab) {
 	a := l.attach()
 	tried := 0
 	try := func(verb, name, value string, edits ...edit) {
@@ -321,7 +321,7 @@ func hostileResults(version string) []string {
 	return append(results, `{"cniVersion":7}`, `{"cniVersion":"9.9.9"}`)
 }
 
-func point18(l *lab) {
+func anyPathOfNamespace(l *lab) {
 	type form struct{ name, path string }
 	c := l.newContainer()
 	pid, err := c.pid()
@@ -368,7 +368,7 @@ func (l *lab) mountNamespace(c *container) string {
 	return path
 }
 
-func point19(l *lab) {
+func ownNamespaceRefused(l *lab) {
 	a := l.newAttachment()
 	own := stage + "/own"
 	l.must(os.WriteFile(own, nil, 0o444))
@@ -382,7 +382,7 @@ func point19(l *lab) {
 	}
 }
 
-func point20(l *lab) {
+func netnsIsRegularFile(l *lab) {
 	file := stage + "/regular"
 	l.must(os.WriteFile(file, []byte("no namespace\n"), 0o644))
 	a := l.newAttachment(withPorts)

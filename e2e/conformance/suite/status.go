@@ -20,7 +20,7 @@ func (l *lab) status(conf object, edits ...edit) outcome {
 	return l.call("STATUS", l.network.request(conf, "1.1.0", nil, nil), edits...)
 }
 
-func point96(l *lab) {
+func statusWhenReady(l *lab) {
 	l.needs("1.1.0", "STATUS")
 	o := l.status(nil)
 	l.succeeds(o)
@@ -29,7 +29,7 @@ func point96(l *lab) {
 	}
 }
 
-func point97(l *lab) {
+func statusWhenMissing(l *lab) {
 	l.needs("1.1.0", "STATUS")
 	tried := 0
 	for _, need := range l.job.Needs {
@@ -55,13 +55,13 @@ func point97(l *lab) {
 	}
 }
 
-func point98(l *lab) {
+func statusWhenLimited(l *lab) {
 	l.needs("1.1.0", "STATUS")
 	o := l.status(l.delegate(script{script: scripted.Script{Fail: map[string]uint{"STATUS": 51}}}).conf)
 	l.expect(o, 51)
 }
 
-func point99(l *lab) {
+func statusOfDelegates(l *lab) {
 	l.needs("1.1.0", "STATUS")
 	d := l.delegate(script{})
 	l.succeeds(l.status(d.conf))
@@ -72,13 +72,13 @@ func point99(l *lab) {
 	l.expect(l.status(d.conf), 123)
 }
 
-func point100(l *lab) {
+func addWithoutStatus(l *lab) {
 	a := l.newAttachment(withPorts)
 	l.succeeds(a.add())
 	a.takeDown()
 }
 
-func point101(l *lab) {
+func versionReply(l *lab) {
 	for _, v := range []string{"0.4.0", "1.0.0", "1.1.0"} {
 		o := l.call("VERSION", object{}.with("cniVersion", v))
 		l.succeeds(o)
@@ -97,7 +97,7 @@ func point101(l *lab) {
 	l.saw("%s", strings.Join(l.supported(), ", "))
 }
 
-func point102(l *lab) {
+func delegateStderr(l *lab) {
 	const text = "the delegate has something to say"
 	a := l.delegate(script{script: scripted.Script{Stderr: text}}).attachment()
 	o := a.add()
@@ -111,7 +111,7 @@ func point102(l *lab) {
 	}
 }
 
-func point103(l *lab) {
+func delegateEnvironment(l *lab) {
 	d := l.delegate(script{})
 	a := d.attachment(withArgs("IgnoreUnknown=1;COLOUR=red"))
 	given := map[string]string{}
@@ -147,7 +147,7 @@ func point103(l *lab) {
 	}
 }
 
-func point104(l *lab) {
+func delegateConfiguration(l *lab) {
 	if l.job.DelegateKey != "" && l.isOne() {
 		l.innerOfOne()
 		return
@@ -203,14 +203,14 @@ func (l *lab) innerOfOne() {
 	l.saw("the delegate got the complete configuration")
 }
 
-func point105(l *lab) {
+func delegateBadOutput(l *lab) {
 	for _, text := range []string{"null", "", "{", `{"cniVersion":"1.0.0","ips":[`, "[]", "7", "nonsense"} {
 		a := l.delegate(script{script: scripted.Script{Print: &text}}).attachment()
 		l.fails(a.add(), "the delegate printed "+short([]byte(text))+":")
 	}
 }
 
-func point106(l *lab) {
+func delegateWithoutVersion(l *lab) {
 	a := l.delegate(script{script: scripted.Script{NoVersion: true}}).attachment()
 	l.succeeds(a.add())
 	if len(a.own()) == 0 {
@@ -221,7 +221,7 @@ func point106(l *lab) {
 // writing is how long a delegate's binary is being written while it is wanted.
 const writing = 300 * time.Millisecond
 
-func point107(l *lab) {
+func delegateBeingWritten(l *lab) {
 	dir := l.folder("written", "delegate-written")
 	a := l.delegate(script{kind: "delegate-written"}).attachment()
 	f, err := os.OpenFile(filepath.Join(dir, "delegate-written"), os.O_RDWR, 0)
@@ -237,7 +237,7 @@ func point107(l *lab) {
 	}
 }
 
-func point108(l *lab) {
+func delegateTooSlow(l *lab) {
 	if l.job.DelegateTimeout == "" {
 		l.inapplicable("the plugin has no time-out for delegates to configure (option --delegate-timeout)")
 	}
@@ -262,7 +262,7 @@ func point108(l *lab) {
 	l.saw("%s", o)
 }
 
-func point12(l *lab) {
+func firstFolderOfPath(l *lab) {
 	first, second := l.folder("first", "delegate-sought"), l.folder("second", "delegate-sought")
 	d := l.delegate(script{kind: "delegate-sought"})
 	a := d.attachment()
@@ -282,7 +282,7 @@ func point12(l *lab) {
 	}
 }
 
-func point13(l *lab) {
+func relativeFolderOfPath(l *lab) {
 	dir := l.folder("here", "delegate-sought", "bin/delegate-sought")
 	d := l.delegate(script{kind: "delegate-sought"})
 	here := func(r *request) { r.dir = dir }
@@ -296,7 +296,7 @@ func point13(l *lab) {
 	}
 }
 
-func point28(l *lab) {
+func delegateKeysAsWritten(l *lab) {
 	strange := `{"big":9007199254740993,"huge":123456789012345678901234567890,"float":1.0,"exp":1E3,"null":null,"nested":[{"a":[null,{"b":{}}]}],"text":"<&>é\u00e9"}`
 	d := l.delegate(script{more: object{"xKey": json.RawMessage(strange), "yKey": json.RawMessage(`null`)}})
 	a := d.attachment()

@@ -68,7 +68,7 @@ func (l *lab) publish(hostIP string) (*attachment, outcome, int) {
 	return a, a.add(), p.HostPort
 }
 
-func point51(l *lab) {
+func hostIPOnly(l *lab) {
 	l.needsPorts()
 	a, o, port := l.publish("")
 	l.succeeds(o)
@@ -99,7 +99,7 @@ func point51(l *lab) {
 	}
 }
 
-func point52(l *lab) {
+func boundHostPort(l *lab) {
 	l.needsPorts()
 	l.warm()
 	p := l.freshPort()
