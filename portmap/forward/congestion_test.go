@@ -44,14 +44,18 @@ func TestPacingIsForClientsElsewhereOnly(t *testing.T) {
 	}
 }
 
-// slowDown makes the client's host take half a millisecond for each small packet, as a
-// network would: a large one has used up what may be sent at once.
+// slowDown makes the client's host take 30 ms and more for each small packet, as a
+// network would. What may be sent at once is used up by the first of two large ones,
+// and the second goes before whatever is sent in the next 0.7 s.
 func (l *lab) slowDown() {
 	l.t.Helper()
-	out, err := exec.Command("tc", "-n", l.client, "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", "1mbit", "burst", "1540", "latency", "1s").CombinedOutput()
+	out, err := exec.Command("tc", "-n", l.client, "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", "16kbit", "burst", "1540", "latency", "10s").CombinedOutput()
 	require.NoError(l.t, err, "%s", out)
-	_, err = l.dial(l.client, "udp", hostFour, 9).Write(make([]byte, 1400))
-	require.NoError(l.t, err)
+	c := l.dial(l.client, "udp", hostFour, 9)
+	for range 2 {
+		_, err = c.Write(make([]byte, 1472))
+		require.NoError(l.t, err)
+	}
 }
 
 // algorithm is the congestion control of the one connection in a namespace that
