@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -142,7 +143,7 @@ func firstClash(ours, theirs []conf.PortMapping) (conf.PortMapping, bool) {
 	}
 	for _, m := range ours {
 		for _, other := range taken[port{m.Protocol, m.HostPort}] {
-			if everywhere(m) || everywhere(other) || m.HostIP == other.HostIP {
+			if meet(m.HostIP, other.HostIP) {
 				return m, true
 			}
 		}
@@ -150,4 +151,11 @@ func firstClash(ours, theirs []conf.PortMapping) (conf.PortMapping, bool) {
 	return conf.PortMapping{}, false
 }
 
-func everywhere(m conf.PortMapping) bool { return !m.HostIP.IsValid() || m.HostIP.IsUnspecified() }
+// meet says whether two host addresses have a client in common: one that is not given
+// means all, 0.0.0.0 and :: all of their family.
+func meet(a, b netip.Addr) bool {
+	if !a.IsValid() || !b.IsValid() || a == b {
+		return true
+	}
+	return a.Is4() == b.Is4() && (a.IsUnspecified() || b.IsUnspecified())
+}
