@@ -16,7 +16,7 @@ import (
 	"strings"
 
 	"github.com/ambi-cni/ambi/plugin"
-	"github.com/ambi-cni/ambi/rootless"
+	"github.com/ambi-cni/ambi/rootless/supervisor"
 )
 
 // version is set by the build (-ldflags -X main.version=…), see hack/version.
@@ -35,8 +35,8 @@ func run() int {
 	switch {
 	case os.Getenv("CNI_COMMAND") != "":
 		return plugin.Main(about())
-	case len(os.Args) > 1 && os.Args[1] == rootless.Role:
-		return rootless.Supervise()
+	case len(os.Args) > 1 && os.Args[1] == supervisor.Role:
+		return supervisor.Main()
 	case len(os.Args) > 1:
 		return commandLine(os.Args[1:])
 	}

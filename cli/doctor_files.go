@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
-	"github.com/ambi-cni/ambi/rootless"
+	"github.com/ambi-cni/ambi/rootless/supervisor"
 )
 
 // lookAtStateFolder looks at the folders as ADD would: the first that can be ours
@@ -329,7 +329,7 @@ func straySupervisors() []supervisorProcess {
 		folder := filepath.Dir(line)
 		b, err := os.ReadFile(line)
 		words := strings.Split(strings.TrimRight(string(b), "\x00"), "\x00")
-		if err != nil || len(words) != 3 || words[1] != rootless.Role || uidOf(folder) != os.Geteuid() {
+		if err != nil || len(words) != 3 || words[1] != supervisor.Role || uidOf(folder) != os.Geteuid() {
 			continue
 		}
 		log, err := os.Readlink(folder + "/fd/2")

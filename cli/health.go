@@ -13,6 +13,7 @@ import (
 	"github.com/ambi-cni/ambi/portmap/nat"
 	"github.com/ambi-cni/ambi/record"
 	"github.com/ambi-cni/ambi/rootless"
+	"github.com/ambi-cni/ambi/rootless/supervisor"
 )
 
 // state says in a word how an attachment is.
@@ -58,7 +59,7 @@ var words = map[problemCode]string{
 type health struct {
 	state    state
 	problems []problem
-	status   *rootless.Status // rootless, of a supervisor that answers
+	status   *supervisor.Status // rootless, of a supervisor that answers
 }
 
 // word is the state for a table.

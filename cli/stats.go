@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ambi-cni/ambi/conf"
-	"github.com/ambi-cni/ambi/rootless"
+	"github.com/ambi-cni/ambi/rootless/supervisor"
 )
 
 func (a *app) statsCommand() *cobra.Command {
@@ -50,15 +50,15 @@ type statsOptions struct {
 // counted is one attachment in the JSON of stats. All counters only grow.
 type counted struct {
 	conf.Key
-	Mode      conf.Mode                `json:"mode"`
-	Interface *rootless.InterfaceStats `json:"interface"` // null when it cannot be seen
-	Ports     []countedPort            `json:"ports"`     // null where nobody counts them
-	Problem   string                   `json:"problem,omitempty"`
+	Mode      conf.Mode                  `json:"mode"`
+	Interface *supervisor.InterfaceStats `json:"interface"` // null when it cannot be seen
+	Ports     []countedPort              `json:"ports"`     // null where nobody counts them
+	Problem   string                     `json:"problem,omitempty"`
 }
 
 type countedPort struct {
 	port
-	rootless.PortCounters
+	supervisor.PortCounters
 }
 
 // sample is one look at all.
@@ -136,7 +136,7 @@ func count(t *attachment) counted {
 			c.Problem = fmt.Sprintf("attachment %s: %v", t.Key, err)
 			return c
 		}
-		c.Interface = rootless.StatsOf(link)
+		c.Interface = supervisor.StatsOf(link)
 		return c
 	}
 	status, err := t.network().Status()
@@ -159,7 +159,7 @@ func (t *attachment) handler() conf.PortHandler {
 	return ""
 }
 
-func countedPorts(stats []rootless.PortStats) []countedPort {
+func countedPorts(stats []supervisor.PortStats) []countedPort {
 	out := make([]countedPort, len(stats))
 	for i, s := range stats {
 		out[i] = countedPort{jsonPort(s.Mapping), s.PortCounters}
@@ -247,7 +247,7 @@ func linkRow(c *counted, d difference) []cell {
 	if n == nil {
 		return row
 	}
-	b := &rootless.InterfaceStats{}
+	b := &supervisor.InterfaceStats{}
 	if d.before != nil {
 		b = d.before.Interface
 	}

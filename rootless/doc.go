@@ -1,6 +1,6 @@
 // Package rootless gives a container its network without rights on the host: it
-// puts a driver behind the container's interface and publishes host ports
-// with rootlessport (portmap/forward).
+// puts a driver behind the container's interface and publishes host ports with
+// rootlessport (portmap/forward).
 //
 // # Processes
 //
@@ -11,9 +11,16 @@
 // netlink, forwards ports, restarts a driver that died, answers on a control
 // socket, and leaves with everything when the container's namespace is gone.
 //
-// A supervisor depends on nothing of its caller: it has a session of its own, "/"
-// as its folder, no descriptor that it was not given, and, once it is ready, no
-// capability but CAP_NET_ADMIN and CAP_NET_BIND_SERVICE (see caps.go). What it shares
-// with the caller is the cgroup: a service manager that kills the whole group kills
-// it, too, and CHECK and GC find that out.
+// # Rooms
+//
+// This room has the CNI verbs' part (Network in network.go: Add, Check, Del), what it
+// starts a supervisor with (launch.go, userns.go) and the ports of one that runs
+// (ports.go). Below it are
+//
+//	driver      the way out: which program, its addresses, its process
+//	supervisor  the life of the long-lived process, and for whom it is lived
+//	netns       the container's namespace: interface, addresses, source routes
+//	plan        the interface as it shall be, which those three pass to each other
+//
+// It imports these, portmap/forward, record and conf. Start at Network.Add.
 package rootless

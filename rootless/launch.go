@@ -3,25 +3,18 @@ package rootless
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
-	"math"
 	"os"
 	"os/exec"
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/portmap/forward"
 	"github.com/ambi-cni/ambi/record"
 	"github.com/ambi-cni/ambi/rootless/driver"
+	"github.com/ambi-cni/ambi/rootless/supervisor"
 )
-
-// Role is the first argument of a process that is to be a supervisor.
-const Role = "supervisor"
 
 // launchTimeout is the patience with a supervisor that says nothing at all; one
 // that fails says so, and one that dies is noticed at once. It may wait for the driver
@@ -30,7 +23,7 @@ const launchTimeout = 3 * time.Minute
 
 // launcher holds what a supervisor is started with.
 type launcher struct {
-	config    *supervisorConfig
+	config    *supervisor.Config
 	namespace *namespace
 	alive     *os.File
 	control   *os.File
@@ -39,7 +32,7 @@ type launcher struct {
 }
 
 // start runs a supervisor and returns when it is ready.
-func (l *launcher) start(ctx context.Context) (record.Process, *readyMessage, error) {
+func (l *launcher) start(ctx context.Context) (record.Process, *supervisor.Ready, error) {
 	process, message, err := l.try(ctx, "--preserve-credentials")
 	if err == nil && message.LostRights && l.namespace.owner != nil {
 		// Our uid is not 0 in that user namespace, so execve(2) took the capabilities
@@ -50,7 +43,7 @@ func (l *launcher) start(ctx context.Context) (record.Process, *readyMessage, er
 	case err != nil:
 		return record.Process{}, nil, err
 	case message.LostRights:
-		return record.Process{}, nil, record.NetnsError(l.config.Netns.Path, "its owning user namespace gives us no CAP_NET_ADMIN and CAP_SYS_ADMIN",
+		return record.Process{}, nil, record.NetnsError(l.config.Container.Netns.Path, "its owning user namespace gives us no CAP_NET_ADMIN and CAP_SYS_ADMIN",
 			"map this user to uid 0 in it (unshare -Urn), or map uid 0 to one of its subordinate uids")
 	case message.Error != nil:
 		return record.Process{}, nil, message.Error
@@ -59,7 +52,7 @@ func (l *launcher) start(ctx context.Context) (record.Process, *readyMessage, er
 }
 
 // try is one start; nsenter's way to handle credentials is given.
-func (l *launcher) try(ctx context.Context, credentials ...string) (record.Process, *readyMessage, error) {
+func (l *launcher) try(ctx context.Context, credentials ...string) (record.Process, *supervisor.Ready, error) {
 	configRead, configWrite, err := os.Pipe()
 	if err != nil {
 		return record.Process{}, nil, fmt.Errorf("starting the supervisor: %w", err)
@@ -73,8 +66,11 @@ func (l *launcher) try(ctx context.Context, credentials ...string) (record.Proce
 	defer readyRead.Close()
 	cmd, err := l.command(credentials)
 	if err == nil {
-		cmd.ExtraFiles = append([]*os.File{configRead, readyWrite, l.namespace.file, l.alive, l.control, l.namespace.owner}, cmd.ExtraFiles...)
-		keepDescriptors()
+		cmd.ExtraFiles = supervisor.Descriptors{
+			Config: configRead, Ready: readyWrite, Netns: l.namespace.file, Owner: l.namespace.owner,
+			Alive: l.alive, Control: l.control, Sockets: l.sockets,
+		}.List()
+		supervisor.KeepDescriptors()
 		err = cmd.Start()
 	}
 	readyWrite.Close() // so that its death is the end of file
@@ -116,33 +112,22 @@ func (l *launcher) command(credentials []string) (*exec.Cmd, error) {
 	if err != nil {
 		return nil, err
 	}
-	argv := []string{self, Role, l.config.Key.String()}
+	argv := []string{self, supervisor.Role, l.config.Container.Key.String()}
 	l.config.Joined = l.namespace.owner != nil
 	cmd := &exec.Cmd{Path: "/proc/self/exe", Args: append([]string{"ambi"}, argv[1:]...)}
-	for _, s := range l.sockets {
-		cmd.ExtraFiles = append(cmd.ExtraFiles, s.File)
-	}
 	if l.namespace.owner != nil {
 		nsenter, err := LookUpNsenter()
 		if err != nil {
 			return nil, err
 		}
 		cmd.Path = nsenter
-		cmd.Args = append([]string{"nsenter", fmt.Sprintf("--user=/proc/self/fd/%d", ownerFD)}, append(credentials, argv...)...)
+		cmd.Args = append([]string{"nsenter", fmt.Sprintf("--user=/proc/self/fd/%d", supervisor.OwnerFD)}, append(credentials, argv...)...)
 	}
 	cmd.Dir, cmd.Env = "/", []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 	// Standard error is the log, also for what nsenter and a crash have to say.
 	cmd.Stderr = l.log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	return cmd, nil
-}
-
-// keepDescriptors has no descriptor inherited by the next program but 0 to 2 and
-// those it is given: not one that our own caller left open by mistake, whose other
-// end would wait for the end of a process that lives for months.
-func keepDescriptors() {
-	const first = 3
-	_ = unix.CloseRange(first, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) // Linux 5.11; before it, callers have to be tidy
 }
 
 // LookUpNsenter finds nsenter(1), which enters user namespaces of containers.
@@ -153,29 +138,13 @@ func LookUpNsenter() (string, error) {
 	return "", conf.Errorf(conf.ErrPluginNotAvailable, "nsenter is needed to enter the user namespace of the container and is not installed; install the package util-linux")
 }
 
-func (l *launcher) await(ctx context.Context, ready *os.File) (*readyMessage, error) {
+func (l *launcher) await(ctx context.Context, ready *os.File) (*supervisor.Ready, error) {
 	if err := ready.SetReadDeadline(time.Now().Add(launchTimeout)); err != nil {
 		return nil, fmt.Errorf("waiting for the supervisor: %w", err)
 	}
 	stop := context.AfterFunc(ctx, func() { ready.SetReadDeadline(time.Now()) })
 	defer stop()
-	return decodeReady(ready, l.config.CleanOnly)
-}
-
-// decodeReady reads what a supervisor says about its start. One that succeeded has
-// a plan, unless it was only to clean.
-func decodeReady(from io.Reader, cleanOnly bool) (*readyMessage, error) {
-	var m readyMessage
-	err := json.NewDecoder(from).Decode(&m)
-	switch {
-	case errors.Is(err, io.EOF):
-		return nil, errors.New("the supervisor ended before it was ready")
-	case err != nil:
-		return nil, fmt.Errorf("waiting for the supervisor: %w", err)
-	case m.Plan == nil && m.Error == nil && !m.LostRights && !cleanOnly:
-		return nil, errors.New("the supervisor says that it is ready and not what it has set up: is it of another version of ambi?")
-	}
-	return &m, nil
+	return supervisor.DecodeReady(ready, l.config.CleanOnly)
 }
 
 // lastWords is the end of the supervisor's log.

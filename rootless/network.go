@@ -8,20 +8,17 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
-	"github.com/ambi-cni/ambi/flock"
 	"github.com/ambi-cni/ambi/portmap/forward"
 	"github.com/ambi-cni/ambi/record"
 	"github.com/ambi-cni/ambi/rootless/driver"
 	"github.com/ambi-cni/ambi/rootless/plan"
+	"github.com/ambi-cni/ambi/rootless/supervisor"
 )
 
 // Network is the rootless network of one attachment.
@@ -32,6 +29,10 @@ type Network struct {
 	// Step is called at the end of each step of a verb with its name, for a log of
 	// what took how long; nil: nobody listens.
 	Step func(name string)
+}
+
+func (n *Network) controlOf(key conf.Key) supervisor.Control {
+	return supervisor.Control(n.Store.Path(key, "sock"))
 }
 
 func (n *Network) step(name string) {
@@ -68,9 +69,11 @@ func (n *Network) Add(ctx context.Context, a *conf.Attachment) (*types100.Result
 	}
 	defer ns.Close()
 	n.step("open the namespace")
-	config := &supervisorConfig{
-		Key: a.Key, StateDir: n.Store.Dir(), Plan: *p, SourceIP: a.NetConf.Rootless.SourceIP, LogLevel: a.NetConf.LogLevel,
-		Netns: ns.Netns, Driver: *command,
+	config := &supervisor.Config{
+		Container: supervisor.Container{
+			Key: a.Key, StateDir: n.Store.Dir(), Netns: ns.Netns, Plan: *p, SourceIP: a.NetConf.Rootless.SourceIP,
+		},
+		Driver: *command, LogLevel: a.NetConf.LogLevel,
 	}
 	message, err := n.launch(ctx, a, config, ns)
 	if err != nil {
@@ -126,21 +129,21 @@ func unsupported(a *conf.Attachment) error {
 }
 
 // launch hands everything to a new supervisor.
-func (n *Network) launch(ctx context.Context, a *conf.Attachment, config *supervisorConfig, ns *namespace) (*readyMessage, error) {
+func (n *Network) launch(ctx context.Context, a *conf.Attachment, config *supervisor.Config, ns *namespace) (*supervisor.Ready, error) {
 	sockets, err := forward.Listen(a.Ports)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { closeSockets(sockets) }()
+	defer func() { forward.CloseSockets(sockets) }()
 	if config.Driver.APISocket != "" {
 		// The driver binds them itself and cannot say why it fails; now we know that it
 		// can.
-		closeSockets(sockets)
+		forward.CloseSockets(sockets)
 		sockets = nil
-		config.Ports = a.Ports
+		config.Container.Ports = a.Ports
 	}
 	for _, s := range sockets {
-		config.Sockets = append(config.Sockets, socketInfo{s.Mapping, s.Family})
+		config.Container.Sockets = append(config.Container.Sockets, supervisor.Socket{Mapping: s.Mapping, Family: s.Family})
 	}
 	n.step("bind the ports")
 	// Up to here nothing has to be undone.
@@ -162,19 +165,13 @@ func (n *Network) launch(ctx context.Context, a *conf.Attachment, config *superv
 	return message, nil
 }
 
-func closeSockets(sockets []forward.Socket) {
-	for _, s := range sockets {
-		s.File.Close()
-	}
-}
-
-func (n *Network) newLauncher(key conf.Key, config *supervisorConfig, ns *namespace, sockets []forward.Socket) (*launcher, error) {
+func (n *Network) newLauncher(key conf.Key, config *supervisor.Config, ns *namespace, sockets []forward.Socket) (*launcher, error) {
 	l := &launcher{config: config, namespace: ns, sockets: sockets}
 	var err error
-	if l.alive, err = lockAlive(n.Store.Path(key, "alive")); err != nil {
+	if l.alive, err = supervisor.LockAlive(n.Store.Path(key, "alive")); err != nil {
 		return nil, err
 	}
-	if l.control, err = listenControl(n.Store.Path(key, "sock")); err != nil {
+	if l.control, err = n.controlOf(key).Listen(); err != nil {
 		l.close()
 		return nil, err
 	}
@@ -191,38 +188,6 @@ func (l *launcher) close() {
 			f.Close()
 		}
 	}
-}
-
-// lockAlive takes the lock that the supervisor and the driver hold together, by
-// inheriting the descriptor, for as long as one of them lives (flock(2)).
-func lockAlive(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("lock of the supervisor: %w", err)
-	}
-	if err := flock.Try(f, flock.Exclusive); err != nil {
-		f.Close()
-		return nil, conf.Errorf(types.ErrTryAgainLater, "another supervisor of this attachment is still there (%s is locked): call DEL first", path)
-	}
-	if err := f.Truncate(0); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("lock of the supervisor: %w", err)
-	}
-	return f, nil
-}
-
-// clean is what a supervisor writes into BASE.alive when it has taken its rules out
-// of the container's namespace. One that was killed meanwhile, or failed, does not.
-const clean = "clean"
-
-func sayClean(alive *os.File) error {
-	_, err := alive.WriteAt([]byte(clean), 0)
-	return err
-}
-
-func saidClean(path string) bool {
-	said, err := os.ReadFile(path)
-	return err == nil && string(said) == clean
 }
 
 // result is the attachment as the specification shows it (section 5, "Success").
@@ -313,7 +278,7 @@ func (n *Network) Check(_ context.Context, a *conf.Attachment) error {
 	if err != nil {
 		return err
 	}
-	_, err = call(n.Store.Path(a.Key, "sock"), request{Op: opCheck, MAC: mac})
+	err = n.controlOf(a.Key).Check(mac)
 	var e *types.Error
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return conf.Errorf(types.ErrTryAgainLater, "attachment %s: its supervisor (process %d) is there and does not answer in time; try again, and if it stays so call DEL and ADD", a.Key, n.Record.Supervisor.PID)
@@ -342,7 +307,7 @@ func (n *Network) Del(ctx context.Context, a *conf.Attachment) error {
 		return fmt.Errorf("attachment %s: %w", a.Key, err)
 	}
 	n.step("wait for the driver")
-	if started && !saidClean(n.Store.Path(a.Key, "alive")) {
+	if started && !supervisor.SaidClean(n.Store.Path(a.Key, "alive")) {
 		return n.cleanInside(ctx, a)
 	}
 	return nil
@@ -358,39 +323,13 @@ func (n *Network) findSupervisor(a *conf.Attachment) (*record.Process, error) {
 	if n.Record != nil && n.Record.Supervisor != nil && n.Record.Supervisor.There() {
 		return n.Record.Supervisor, nil
 	}
-	if p, err := behindSocket(n.Store.Path(key, "sock")); err == nil {
+	if p, err := n.controlOf(key).Process(); err == nil {
 		return p, nil
 	}
 	if _, err := os.Lstat(n.Store.Path(key, "alive")); errors.Is(err, fs.ErrNotExist) {
-		return n.findByNamespace(a), nil
+		return supervisor.FindByNamespace(key, a.NetnsPath), nil
 	}
 	return nil, errKilled
-}
-
-// findByNamespace looks for the supervisor of an attachment whose files are all
-// gone, among the processes: by its command line and by the namespace that it has
-// open. With the namespace gone it leaves by itself.
-func (n *Network) findByNamespace(a *conf.Attachment) *record.Process {
-	want, err := os.Stat(a.NetnsPath)
-	if err != nil {
-		return nil
-	}
-	title := strings.Join([]string{"", Role, a.Key.String(), ""}, "\x00")
-	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, line := range lines {
-		if b, err := os.ReadFile(line); err != nil || !strings.HasSuffix(string(b), title) {
-			continue
-		}
-		folder := filepath.Dir(line)
-		if st, err := os.Stat(fmt.Sprintf("%s/fd/%d", folder, netnsFD)); err != nil || !os.SameFile(st, want) {
-			continue
-		}
-		pid, _ := strconv.Atoi(filepath.Base(folder))
-		if p, err := record.ProcessOf(pid); err == nil {
-			return &p
-		}
-	}
-	return nil
 }
 
 // cleanInside removes the routing rules that a killed supervisor left in the
@@ -411,7 +350,7 @@ func (n *Network) cleanInside(ctx context.Context, a *conf.Attachment) error {
 	if n.Record != nil && !ns.Same(expected) {
 		return nil
 	}
-	config := &supervisorConfig{Key: a.Key, StateDir: n.Store.Dir(), Netns: expected, CleanOnly: true}
+	config := &supervisor.Config{Container: supervisor.Container{Key: a.Key, Netns: expected}, CleanOnly: true}
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return err

@@ -11,22 +11,29 @@ import (
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/portmap/forward"
 	"github.com/ambi-cni/ambi/rootless/driver"
+	"github.com/ambi-cni/ambi/rootless/supervisor"
 )
 
 // Status asks the supervisor how it is.
-func (n *Network) Status() (*Status, error) { return n.ask(request{Op: opStatus}) }
+func (n *Network) Status() (status *supervisor.Status, err error) {
+	err = n.ask(func(c supervisor.Control) error {
+		status, err = c.Status()
+		return err
+	})
+	return status, err
+}
 
-// ask is one exchange with the supervisor. An error of its own is a *types.Error.
-func (n *Network) ask(r request, sockets ...forward.Socket) (*Status, error) {
+// ask puts a question to the supervisor. An error of its own is a *types.Error.
+func (n *Network) ask(question func(supervisor.Control) error) error {
 	if !Alive(n.Record) {
-		return nil, conf.Errorf(conf.ErrNetwork, "attachment %s: its supervisor is not running, so the container has no network; call DEL and ADD again", n.Record.Key)
+		return conf.Errorf(conf.ErrNetwork, "attachment %s: its supervisor is not running, so the container has no network; call DEL and ADD again", n.Record.Key)
 	}
-	status, err := call(n.Store.Path(n.Record.Key, "sock"), r, sockets...)
+	err := question(n.controlOf(n.Record.Key))
 	var e *types.Error
 	if err != nil && !errors.As(err, &e) {
-		return nil, conf.Errorf(conf.ErrNetwork, "attachment %s: its supervisor (process %d) does not answer: %v", n.Record.Key, n.Record.Supervisor.PID, err)
+		return conf.Errorf(conf.ErrNetwork, "attachment %s: its supervisor (process %d) does not answer: %v", n.Record.Key, n.Record.Supervisor.PID, err)
 	}
-	return status, err
+	return err
 }
 
 // AddPort publishes one more port of a running attachment. The host's port is bound
@@ -54,14 +61,13 @@ func (n *Network) AddPort(m conf.PortMapping) error {
 	if err != nil {
 		return err
 	}
-	defer closeSockets(sockets) // the supervisor has descriptors of its own by then
-	if _, err := n.ask(request{Op: opAddPort, Port: &m}, sockets...); err != nil {
+	defer forward.CloseSockets(sockets) // the supervisor has descriptors of its own by then
+	if err := n.ask(func(c supervisor.Control) error { return c.AddPort(m, sockets) }); err != nil {
 		return fmt.Errorf("publishing port %s of %s: %w", m, n.Record.Key, err)
 	}
 	n.Record.Ports = append(n.Record.Ports, m)
 	if err := n.Store.Save(n.Record); err != nil {
-		_, undo := n.ask(request{Op: opRemovePort, Port: &m})
-		return errors.Join(err, undo)
+		return errors.Join(err, n.ask(func(c supervisor.Control) error { return c.RemovePort(m) }))
 	}
 	return nil
 }
@@ -78,7 +84,7 @@ func bindFor(r conf.Rootless, m conf.PortMapping) ([]forward.Socket, error) {
 		return nil, err
 	}
 	sockets, err := forward.Listen([]conf.PortMapping{m})
-	closeSockets(sockets)
+	forward.CloseSockets(sockets)
 	return nil, err
 }
 
@@ -92,7 +98,7 @@ func (n *Network) RemovePort(m conf.PortMapping) error {
 	}
 	live := slices.ContainsFunc(status.Ports, func(p forward.PortStats) bool { return p.Mapping == m })
 	if live {
-		if _, err := n.ask(request{Op: opRemovePort, Port: &m}); err != nil {
+		if err := n.ask(func(c supervisor.Control) error { return c.RemovePort(m) }); err != nil {
 			return fmt.Errorf("taking back port %s of %s: %w", m, n.Record.Key, err)
 		}
 	}

@@ -57,7 +57,7 @@ func (f *Forwarder) clock() time.Duration { return time.Since(f.started) }
 // Add takes ownership of the sockets' files and starts forwarding; with an error
 // none is forwarded and all are closed. It may be called at any time.
 func (f *Forwarder) Add(sockets []Socket) error {
-	defer closeAll(sockets) // the forwarder works on descriptors of its own
+	defer CloseSockets(sockets) // the forwarder works on descriptors of its own
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.closed {

@@ -35,7 +35,7 @@ func Listen(mappings []conf.PortMapping) ([]Socket, error) {
 	for _, m := range mappings {
 		bound, err := listenMapping(m)
 		if err != nil {
-			closeAll(sockets)
+			CloseSockets(sockets)
 			return nil, err
 		}
 		sockets = append(sockets, bound...)
@@ -43,7 +43,8 @@ func Listen(mappings []conf.PortMapping) ([]Socket, error) {
 	return sockets, nil
 }
 
-func closeAll(sockets []Socket) {
+// CloseSockets closes all of them.
+func CloseSockets(sockets []Socket) {
 	for _, s := range sockets {
 		s.File.Close()
 	}

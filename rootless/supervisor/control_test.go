@@ -1,6 +1,7 @@
-package rootless
+package supervisor
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -70,10 +71,10 @@ func (c *countingReader) Read(b []byte) (int, error) {
 }
 
 // startControl serves a control socket whose name is too long for bind(2).
-func startControl(t *testing.T, answer func(request, []*os.File) reply) string {
+func startControl(t *testing.T, answer func(request, []*os.File) reply) Control {
 	t.Helper()
-	path := filepath.Join(longFolder(t), "x.sock")
-	f, err := listenControl(path)
+	path := Control(filepath.Join(longFolder(t), "x.sock"))
+	f, err := path.Listen()
 	require.NoError(t, err)
 	l, err := net.FileListener(f)
 	require.NoError(t, err)
@@ -81,6 +82,17 @@ func startControl(t *testing.T, answer func(request, []*os.File) reply) string {
 	t.Cleanup(func() { l.Close() })
 	go serveControl(l.(*net.UnixListener), os.Geteuid(), slog.New(slog.DiscardHandler), answer)
 	return path
+}
+
+// requireError asserts a CNI error of the code whose message holds every text.
+func requireError(t *testing.T, err error, code uint, texts ...string) {
+	t.Helper()
+	var e *types.Error
+	require.True(t, errors.As(err, &e), "a CNI error is wanted, not %v", err)
+	require.Equal(t, code, e.Code, e.Msg)
+	for _, text := range texts {
+		require.Contains(t, e.Msg, text)
+	}
 }
 
 // longFolder is a folder whose sockets have names too long for bind(2).
@@ -104,16 +116,16 @@ func TestControlSocket(t *testing.T) {
 		}
 		return reply{Error: conf.Errorf(conf.ErrNetwork, "no %s today", r.Op)}
 	})
-	st, err := os.Stat(path)
+	st, err := os.Stat(string(path))
 	require.NoError(t, err)
 	require.Equal(t, os.FileMode(0o600), st.Mode().Perm())
 
-	status, err := call(path, request{Op: opStatus})
+	status, err := path.call(request{Op: opStatus})
 	require.NoError(t, err)
 	require.Equal(t, 7, status.PID)
 	require.Equal(t, "0", status.MAC)
 
-	_, err = call(path, request{Op: opCheck})
+	_, err = path.call(request{Op: opCheck})
 	requireError(t, err, conf.ErrNetwork, "no check today")
 
 	var sockets []forward.Socket
@@ -125,15 +137,15 @@ func TestControlSocket(t *testing.T) {
 		defer r.Close()
 		sockets = append(sockets, forward.Socket{Family: family, File: r})
 	}
-	status, err = call(path, request{Op: opAddPort, Port: &conf.PortMapping{HostPort: 1, ContainerPort: 2, Protocol: conf.UDP}}, sockets...)
+	status, err = path.call(request{Op: opAddPort, Port: &conf.PortMapping{HostPort: 1, ContainerPort: 2, Protocol: conf.UDP}}, sockets...)
 	require.NoError(t, err)
 	require.Equal(t, 2, status.PID, "both descriptors arrive")
 	require.Equal(t, "ok*:1->2/udp[2 10]", status.MAC)
 
-	_, err = call(path, request{Op: opAddPort}, append(sockets, sockets...)...)
+	_, err = path.call(request{Op: opAddPort}, append(sockets, sockets...)...)
 	requireError(t, err, types.ErrDecodingFailure, "more descriptors")
 
-	p, err := behindSocket(path)
+	p, err := path.Process()
 	require.NoError(t, err)
 	require.Equal(t, os.Getpid(), p.PID)
 	require.True(t, p.Alive())
@@ -142,7 +154,7 @@ func TestControlSocket(t *testing.T) {
 func TestControlSocketAnswersGarbage(t *testing.T) {
 	path := startControl(t, func(request, []*os.File) reply { t.Error("it was answered"); return reply{} })
 	for _, garbage := range []string{"x\n", strings.Repeat("y", requestLimit+10) + "\n"} {
-		conn, err := dialControl(path)
+		conn, err := path.dial()
 		require.NoError(t, err)
 		_, err = conn.Write([]byte(garbage))
 		require.NoError(t, err)
@@ -155,16 +167,16 @@ func TestControlSocketAnswersGarbage(t *testing.T) {
 }
 
 func TestControlSocketReplacesAStaleOne(t *testing.T) {
-	path := filepath.Join(longFolder(t), "x.sock")
+	path := Control(filepath.Join(longFolder(t), "x.sock"))
 	for range 2 {
-		f, err := listenControl(path)
+		f, err := path.Listen()
 		require.NoError(t, err)
 		f.Close()
 	}
-	_, err := call(path, request{Op: opStatus})
+	_, err := path.call(request{Op: opStatus})
 	require.ErrorIs(t, err, unix.ECONNREFUSED)
-	_, err = behindSocket(path)
+	_, err = path.Process()
 	require.ErrorIs(t, err, unix.ECONNREFUSED)
-	_, err = call(path+"x", request{Op: opStatus})
+	_, err = (path + "x").call(request{Op: opStatus})
 	require.ErrorIs(t, err, os.ErrNotExist)
 }

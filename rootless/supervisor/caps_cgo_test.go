@@ -1,6 +1,6 @@
 //go:build cgo
 
-package rootless
+package supervisor
 
 import (
 	"os"

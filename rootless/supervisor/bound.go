@@ -1,4 +1,4 @@
-package rootless
+package supervisor
 
 import (
 	"fmt"
@@ -15,18 +15,6 @@ import (
 type localAddress struct {
 	protocol conf.Protocol
 	address  netip.AddrPort
-}
-
-// local is where the socket has to be bound.
-func (s socketInfo) local() localAddress {
-	ip := s.Mapping.HostIP
-	if !ip.IsValid() {
-		ip = netip.IPv4Unspecified()
-		if s.Family == unix.AF_INET6 {
-			ip = netip.IPv6Unspecified()
-		}
-	}
-	return localAddress{s.Mapping.Protocol, netip.AddrPortFrom(ip, s.Mapping.HostPort)}
 }
 
 // boundSockets is where the listening and datagram sockets of this process are

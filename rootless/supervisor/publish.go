@@ -1,4 +1,4 @@
-package rootless
+package supervisor
 
 import (
 	"errors"
@@ -11,23 +11,33 @@ import (
 	"github.com/ambi-cni/ambi/rootless/driver"
 )
 
+// publisher publishes host ports; rootlessport does, and the driver itself may.
+type publisher interface {
+	add(m conf.PortMapping, sockets []forward.Socket) error
+	remove(m conf.PortMapping) error
+	restored() error // the driver came back
+	check() error
+	stats() []forward.PortStats
+	close() error
+}
+
 // rootlessport publishes ports by portmap/forward.
 type rootlessport struct {
 	forwarder *forward.Forwarder
 
 	mu      sync.Mutex
-	sockets []socketInfo
+	sockets []Socket
 }
 
 var _ publisher = (*rootlessport)(nil)
 
-func newRootlessport(s *supervisor) (*rootlessport, error) {
-	p := &s.config.Plan
+func newRootlessport(c *container) (*rootlessport, error) {
+	p := &c.config.Plan
 	f, err := forward.New(forward.Config{
-		Namespace:  s.inside,
+		Namespace:  c.inside,
 		Container4: p.IPv4.First(), Gateway4: p.IPv4.Gateway, Subnet4: p.IPv4.Network(),
 		Container6: p.IPv6.First(), Gateway6: p.IPv6.Gateway, Subnet6: p.IPv6.Network(),
-		SourceIP: s.config.SourceIP, Logger: s.log,
+		SourceIP: c.config.SourceIP, Logger: c.log,
 	})
 	if err != nil {
 		return nil, err
@@ -47,7 +57,7 @@ func (r *rootlessport) addAll(sockets []forward.Socket) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, s := range sockets {
-		r.sockets = append(r.sockets, socketInfo{s.Mapping, s.Family})
+		r.sockets = append(r.sockets, Socket{s.Mapping, s.Family})
 	}
 	return nil
 }
@@ -58,7 +68,7 @@ func (r *rootlessport) remove(m conf.PortMapping) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.sockets = slices.DeleteFunc(r.sockets, func(s socketInfo) bool { return s.Mapping == m })
+	r.sockets = slices.DeleteFunc(r.sockets, func(s Socket) bool { return s.Mapping == m })
 	return nil
 }
 
@@ -98,10 +108,7 @@ type byDriver struct {
 var _ publisher = (*byDriver)(nil)
 
 func (p *byDriver) add(m conf.PortMapping, probes []forward.Socket) error {
-	// The caller's bound sockets only prove that the port is free.
-	for _, s := range probes {
-		s.File.Close()
-	}
+	forward.CloseSockets(probes) // they only prove that the port is free
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err := p.publish(m); err != nil {
@@ -122,7 +129,7 @@ func (p *byDriver) publish(m conf.PortMapping) error {
 	if reason == nil {
 		var sockets []forward.Socket
 		sockets, reason = forward.Listen([]conf.PortMapping{part})
-		closeSockets(sockets)
+		forward.CloseSockets(sockets)
 	}
 	if reason != nil {
 		return reason

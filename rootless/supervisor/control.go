@@ -1,4 +1,4 @@
-package rootless
+package supervisor
 
 import (
 	"bufio"
@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"strconv"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -19,7 +18,6 @@ import (
 
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/portmap/forward"
-	"github.com/ambi-cni/ambi/record"
 )
 
 // The control socket speaks one JSON request and one JSON reply a connection.
@@ -61,8 +59,8 @@ type Status struct {
 	Driver DriverStatus `json:"driver"`
 	MAC    string       `json:"mac"`
 	// Interface is nil while the interface is not there.
-	Interface *InterfaceStats     `json:"interface,omitempty"`
-	Ports     []forward.PortStats `json:"ports"`
+	Interface *InterfaceStats `json:"interface,omitempty"`
+	Ports     []PortStats     `json:"ports"`
 }
 
 // InterfaceStats are the kernel's counters of the container's interface. Received is
@@ -104,32 +102,6 @@ const (
 	replyLimit     = 64 << 20 // every port has its counters in it
 	socketsPerPort = 2
 )
-
-// listenControl makes the control socket, closed to other users.
-func listenControl(path string) (*os.File, error) {
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("control socket: %w", err)
-	}
-	name, folder, err := record.SocketName(path)
-	if err != nil {
-		return nil, fmt.Errorf("control socket: %w", err)
-	}
-	defer folder.Close()
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("control socket: %w", err)
-	}
-	f := os.NewFile(uintptr(fd), path)
-	if err := errors.Join(
-		unix.Fchmod(fd, 0o600), // the mode of the name to come
-		unix.Bind(fd, &unix.SockaddrUnix{Name: name}),
-		unix.Listen(fd, 16),
-	); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("control socket %s: %w", path, err)
-	}
-	return f, nil
-}
 
 // serveControl answers callers of the given uid until the listener is closed.
 func serveControl(l *net.UnixListener, owner int, log *slog.Logger, answer func(request, []*os.File) reply) {
@@ -238,80 +210,4 @@ func closeAll(files []*os.File) {
 	for _, f := range files {
 		f.Close()
 	}
-}
-
-// dialControl connects to the control socket at path.
-func dialControl(path string) (*net.UnixConn, error) {
-	name, folder, err := record.SocketName(path)
-	if err != nil {
-		return nil, err
-	}
-	defer folder.Close()
-	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: name, Net: "unix"})
-	if err != nil {
-		return nil, err
-	}
-	_ = conn.SetDeadline(time.Now().Add(controlTimeout))
-	return conn, nil
-}
-
-// call asks the supervisor behind the socket at path. Its error is the
-// supervisor's own, a *types.Error, or that it does not answer.
-func call(path string, r request, sockets ...forward.Socket) (*Status, error) {
-	conn, err := dialControl(path)
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
-	var oob []byte
-	if len(sockets) > 0 {
-		fds := make([]int, len(sockets))
-		for i, s := range sockets {
-			fds[i] = int(s.File.Fd())
-			r.Families = append(r.Families, s.Family)
-		}
-		oob = unix.UnixRights(fds...)
-	}
-	line, err := json.Marshal(r)
-	if err != nil {
-		return nil, err
-	}
-	if _, _, err := conn.WriteMsgUnix(append(line, '\n'), oob, nil); err != nil {
-		return nil, err
-	}
-	return decodeReply(conn)
-}
-
-// decodeReply reads what a supervisor answers: its status, or its error.
-func decodeReply(from io.Reader) (*Status, error) {
-	var out reply
-	switch err := json.NewDecoder(io.LimitReader(from, replyLimit)).Decode(&out); {
-	case err != nil:
-		return nil, err
-	case out.Error != nil:
-		return nil, out.Error
-	case out.Status == nil:
-		return nil, errors.New("it answered neither a status nor an error")
-	}
-	return out.Status, nil
-}
-
-// behindSocket is the process that listens on the control socket: the way to the
-// supervisor when the record does not tell. Only we can have put it there, since
-// the folder is closed to others; its uid may be a subordinate one of ours.
-func behindSocket(path string) (*record.Process, error) {
-	conn, err := dialControl(path)
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
-	cred, err := peerCredentials(conn)
-	if err != nil {
-		return nil, err
-	}
-	p, err := record.ProcessOf(int(cred.Pid))
-	if err != nil {
-		return nil, fmt.Errorf("process %s behind the control socket: %w", strconv.Itoa(int(cred.Pid)), err)
-	}
-	return &p, nil
 }

@@ -1,0 +1,441 @@
+package supervisor
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"net"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/record"
+	"github.com/ambi-cni/ambi/rootless/driver"
+	"github.com/ambi-cni/ambi/rootless/netns"
+)
+
+// supervisor is the life of the process, whomever it is lived for.
+type supervisor struct {
+	tenant  tenant
+	command driver.Command
+	files   driver.Files
+	log     *slog.Logger
+	since   time.Time
+	owner   int // who called ADD, as a uid of our user namespace
+	control *net.UnixListener
+	signals chan os.Signal
+	stopped chan struct{}
+	once    sync.Once
+
+	// work is held while a driver is made ready, and by leave, which must not take
+	// routes back that the other is putting in place.
+	work sync.Mutex
+
+	mu       sync.Mutex
+	driver   driver.Process // nil while it is down
+	newcomer driver.Process // started, not ready yet
+	restarts int
+	lastErr  string
+}
+
+// Main is the main function of the supervisor process; it returns the exit status.
+func Main() int {
+	if len(os.Args) > 2 && os.Args[2] == driverRole {
+		return driver.HelperMain()
+	}
+	debug.SetGCPercent(-1) // until ADD has returned
+	// rootlessport's workers, one a processor, wait in epoll without telling the
+	// scheduler; one more has the control socket answered meanwhile.
+	runtime.GOMAXPROCS(runtime.NumCPU() + 1)
+	_ = os.WriteFile("/proc/self/comm", []byte("ambi"), 0) // not "exe", for ps and pgrep
+	forgetCaller()
+	KeepDescriptors() // or the driver would hold the published ports, too
+	ready := os.NewFile(readyFD, "ready pipe")
+	config, err := readConfig()
+	if err != nil {
+		return tellFailure(ready, err)
+	}
+	if !record.HaveCapability(unix.CAP_NET_ADMIN) || !record.HaveCapability(unix.CAP_SYS_ADMIN) {
+		return tell(ready, Ready{LostRights: true}, 1)
+	}
+	if config.CleanOnly {
+		return cleanOnly(ready, &config.Container)
+	}
+	log := newLogger(newLogFile(os.Stderr), config.LogLevel).With("attachment", config.Container.Key)
+	c := &container{config: config.Container, log: log, file: os.NewFile(netnsFD, "network namespace")}
+	s, err := newSupervisor(c, config.Driver, driver.Files{
+		Netns: c.file, Alive: os.NewFile(aliveFD, "alive lock"), Helper: []string{"ambi", Role, driverRole},
+	}, log)
+	if err != nil {
+		return tellFailure(ready, err)
+	}
+	err = s.start()
+	if err == nil {
+		err = dropCapabilities(s.owner)
+	}
+	if err != nil {
+		s.log.Error("start", "error", err)
+		code := tellFailure(ready, err)
+		s.leave()
+		return code
+	}
+	if tell(ready, Ready{Plan: &c.config.Plan}, 0) != 0 {
+		// ADD was killed before it could hear of us: nobody may ever call DEL.
+		s.log.Warn("nobody waits for this supervisor any more, leaving")
+		s.leaveForGood()
+		return 1
+	}
+	// An idle supervisor is memory times containers: collect early, keep little.
+	debug.SetGCPercent(50)
+	s.run()
+	return 0
+}
+
+// forgetCaller leaves what is inherited without being asked for, for the driver as well.
+func forgetCaller() {
+	unix.Umask(0o077)
+	unspare("/proc/self/oom_score_adj")
+}
+
+// unspare: an engine that the kernel shall spare (proc_pid_oom_score_adj(5)) does not speak
+// for what its containers use. To be killed more readily than others may be meant.
+func unspare(file string) {
+	if b, err := os.ReadFile(file); err == nil && bytes.HasPrefix(b, []byte("-")) {
+		_ = os.WriteFile(file, []byte("0"), 0)
+	}
+}
+
+// KeepDescriptors has no descriptor inherited by the next program but 0 to 2 and
+// those it is given: not one that our own caller left open by mistake, whose other
+// end would wait for the end of a process that lives for months.
+func KeepDescriptors() {
+	const first = 3
+	_ = unix.CloseRange(first, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) // Linux 5.11; before it, callers have to be tidy
+}
+
+func newSupervisor(t tenant, command driver.Command, files driver.Files, log *slog.Logger) (*supervisor, error) {
+	listener := os.NewFile(controlFD, "control socket")
+	// Again, so that SO_PEERCRED of a caller shows this process and not the one that
+	// bound the name.
+	if err := unix.Listen(controlFD, 16); err != nil {
+		return nil, fmt.Errorf("control socket: %w", err)
+	}
+	l, err := net.FileListener(listener)
+	if err != nil {
+		return nil, fmt.Errorf("control socket: %w", err)
+	}
+	listener.Close()
+	control := l.(*net.UnixListener)
+	control.SetUnlinkOnClose(false)
+	// Of a file in the state folder: the folder itself may be closed to a subordinate uid
+	// that the user namespace does not map its owner to.
+	var file unix.Stat_t
+	if err := unix.Fstat(aliveFD, &file); err != nil {
+		return nil, fmt.Errorf("lock of the supervisor: %w", err)
+	}
+	s := &supervisor{
+		tenant: t, command: command, files: files, log: log, since: time.Now(), owner: int(file.Uid),
+		control: control, signals: make(chan os.Signal, 1), stopped: make(chan struct{}),
+	}
+	// From the start, so that a signal in the middle of it is kept for after it.
+	signal.Notify(s.signals, unix.SIGTERM, unix.SIGINT)
+	signal.Ignore(unix.SIGHUP, unix.SIGPIPE)
+	return s, nil
+}
+
+// start brings the interface and the ports up.
+func (s *supervisor) start() error {
+	if err := s.tenant.prepare(&s.command); err != nil {
+		return err
+	}
+	process, err := s.command.Start(s.files, s.log)
+	if err != nil {
+		return err
+	}
+	meanwhile := s.tenant.meanwhile()
+	if err := s.useDriver(process); err != nil {
+		return err
+	}
+	if meanwhile != nil {
+		return meanwhile
+	}
+	return s.tenant.publish()
+}
+
+// useDriver waits for a driver that was started and has the tenant use it.
+func (s *supervisor) useDriver(process driver.Process) error {
+	s.setDriver(nil, process)
+	err := process.AwaitReady()
+	if err == nil {
+		err = s.tenant.configure()
+	}
+	if err != nil {
+		s.setDriver(nil, nil)
+		process.Stop()
+		return err
+	}
+	s.setDriver(process, nil)
+	return nil
+}
+
+func (s *supervisor) setDriver(process, newcomer driver.Process) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.driver, s.newcomer = process, newcomer
+}
+
+// The pace of the watch over the namespace and of restarting the driver.
+const (
+	watchInterval = time.Second
+	trimAfter     = 200 * time.Millisecond
+	firstBackOff  = 50 * time.Millisecond
+	longestPause  = 10 * time.Second
+	stableAfter   = time.Minute // a driver that lived this long starts from firstBackOff again
+)
+
+// run is the rest of the supervisor's life.
+func (s *supervisor) run() {
+	go serveControl(s.control, s.owner, s.log, s.answer)
+	go s.keepDriver()
+	tick := time.NewTicker(watchInterval)
+	defer tick.Stop()
+	// Give memory back, and not before ADD has returned: it would take ADD's time.
+	trim := time.AfterFunc(trimAfter, giveMemoryBack)
+	defer trim.Stop()
+	for {
+		select {
+		case sig := <-s.signals:
+			s.log.Info("leaving", "signal", sig)
+			s.leaveForGood()
+			return
+		case <-s.stopped:
+			s.log.Info("leaving", "reason", "asked to by the control socket")
+			s.leaveForGood()
+			return
+		case <-tick.C:
+			if s.tenant.gone() {
+				s.log.Info("leaving", "reason", "the container's namespace is gone")
+				s.leaveForGood()
+				return
+			}
+		}
+	}
+}
+
+// keepDriver restarts a driver that died, with the same addresses.
+func (s *supervisor) keepDriver() {
+	pause := firstBackOff
+	for {
+		s.mu.Lock()
+		process := s.driver
+		s.mu.Unlock()
+		started := time.Now()
+		<-process.Ended()
+		if s.leaving() {
+			return
+		}
+		if time.Since(started) > stableAfter {
+			pause = firstBackOff
+		}
+		s.driverDied(process)
+		if pause = s.restartDriver(pause); pause == 0 {
+			return
+		}
+	}
+}
+
+func (s *supervisor) driverDied(process driver.Process) {
+	process.Dismiss()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.driver = nil
+	s.restarts++
+	s.lastErr = process.Ending()
+	s.log.Warn("the driver died, restarting it", "error", s.lastErr)
+}
+
+// restartDriver tries until it succeeds and returns the next pause, or 0 when the
+// supervisor leaves.
+func (s *supervisor) restartDriver(pause time.Duration) time.Duration {
+	for {
+		time.Sleep(pause)
+		pause = min(2*pause, longestPause)
+		if s.leaving() {
+			return 0
+		}
+		err := s.anotherDriver()
+		if err == nil {
+			s.log.Info("the driver is back")
+			return pause
+		}
+		if errors.Is(err, errLeaving) {
+			return 0
+		}
+		s.log.Error("restarting the driver", "error", err, "next try in", pause)
+		s.mu.Lock()
+		s.lastErr = err.Error()
+		s.mu.Unlock()
+	}
+}
+
+// anotherDriver is the whole of one restart.
+func (s *supervisor) anotherDriver() error {
+	s.work.Lock()
+	defer s.work.Unlock()
+	if s.leaving() {
+		return errLeaving
+	}
+	process, err := s.command.Start(s.files, s.log)
+	if err != nil {
+		return err
+	}
+	if err := s.useDriver(process); err != nil {
+		return err
+	}
+	if err := s.tenant.restored(); err != nil {
+		// Somebody has taken a port meanwhile. The container keeps the rest of its
+		// network, and CHECK names the port.
+		s.log.Error("publishing the ports again", "error", err)
+	}
+	return nil
+}
+
+var errLeaving = errors.New("the supervisor is leaving")
+
+func (s *supervisor) leaving() bool {
+	select {
+	case <-s.stopped:
+		return true
+	default:
+		return false
+	}
+}
+
+func (s *supervisor) stop() { s.once.Do(func() { close(s.stopped) }) }
+
+// leave takes down everything that this process started. The driver takes longest
+// to go, so it is told first. It says whether nothing is left to do inside the
+// container's namespace, and leaves word of it for DEL.
+func (s *supervisor) leave() (clean bool) {
+	s.stop()
+	s.control.Close()
+	process := s.dismissDriver()
+	clean = s.tenant.leave()
+	if clean {
+		if err := sayClean(s.files.Alive); err != nil {
+			s.log.Warn("leaving word that the namespace is clean, DEL will clean it again", "error", err)
+			clean = false
+		}
+	}
+	if process != nil {
+		process.Stop()
+	}
+	return clean
+}
+
+// dismissDriver tells the driver to leave, waits for the end of a restart, and
+// returns the driver that is there then, if any.
+func (s *supervisor) dismissDriver() driver.Process {
+	s.mu.Lock()
+	for _, process := range []driver.Process{s.driver, s.newcomer} {
+		if process != nil {
+			process.Dismiss()
+		}
+	}
+	s.mu.Unlock()
+	s.work.Lock() // and keep it: nothing is restarted any more
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.driver
+}
+
+// leaveForGood is leave, and what DEL does after it when no DEL is at work.
+func (s *supervisor) leaveForGood() {
+	if !s.leave() {
+		return // the record stays, for DEL or GC
+	}
+	if s.owner != os.Geteuid() {
+		if err := syscall.Setuid(s.owner); err != nil { // of every thread
+			s.log.Warn("becoming the owner of the record", "error", err)
+		}
+	}
+	s.tenant.forget()
+}
+
+// answer serves one control request; it owns the files.
+func (s *supervisor) answer(r request, files []*os.File) reply {
+	if err := s.serve(r, files); err != nil {
+		return reply{Error: asCNI(err)}
+	}
+	return reply{Status: s.status()}
+}
+
+func (s *supervisor) serve(r request, files []*os.File) error {
+	if r.Op == opAddPort || r.Op == opRemovePort {
+		return s.tenant.serve(r, files)
+	}
+	defer closeAll(files)
+	switch r.Op {
+	case opStatus:
+		return nil
+	case opCheck:
+		return s.check(r.MAC)
+	case opStop:
+		s.stop()
+		return nil
+	}
+	return conf.Errorf(types.ErrDecodingFailure, "control request %q is not known", r.Op)
+}
+
+// check is CHECK from the inside: the driver and all that is the tenant's.
+func (s *supervisor) check(mac string) error {
+	var problems []string
+	s.mu.Lock()
+	if s.driver == nil {
+		problems = append(problems, s.command.Driver+" is down and being restarted: "+s.lastErr)
+	}
+	s.mu.Unlock()
+	for _, err := range s.tenant.check(mac) {
+		if err != nil {
+			problems = append(problems, strings.ReplaceAll(err.Error(), "\n", "; ")) // of errors.Join
+		}
+	}
+	if len(problems) == 0 {
+		return nil
+	}
+	return conf.Errorf(conf.ErrNetwork, "attachment %s: %s", s.tenant, strings.Join(problems, "; "))
+}
+
+func (s *supervisor) status() *Status {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := &Status{PID: os.Getpid(), Since: s.since, Driver: DriverStatus{Restarts: s.restarts, Error: s.lastErr}}
+	if s.driver != nil {
+		st.Driver.PID = s.driver.PID()
+	}
+	s.tenant.status(st)
+	return st
+}
+
+// cleanOnly removes what a killed supervisor left inside the namespace.
+func cleanOnly(ready *os.File, c *Container) int {
+	inside, err := netns.Open(os.NewFile(netnsFD, "network namespace"), c.Key, &c.Plan)
+	if err == nil {
+		err = inside.RemoveAll()
+	}
+	if err != nil {
+		return tellFailure(ready, err)
+	}
+	return tell(ready, Ready{}, 0)
+}
