@@ -240,7 +240,7 @@ func (d *doctor) lookAtDescriptors(context.Context) {
 	}
 	c := check{
 		Name: name, Status: warn, AsRoot: true,
-		Seen: fmt.Sprintf("at most %d for each process (ulimit -Hn): a published connection takes two, a port one for each address family", limit.Max),
+		Seen: fmt.Sprintf("at most %d for each process (ulimit -Hn): a published connection takes two, a TCP port one, a UDP port one for each address family", limit.Max),
 		Mend: fmt.Sprintf("prlimit --nofile=%d:%d --pid %d", most, most, os.Getppid()),
 	}
 	if limit.Max < least {

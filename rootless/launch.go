@@ -18,7 +18,7 @@ import (
 
 // launchTimeout is the patience with a supervisor that says nothing at all; one
 // that fails says so, and one that dies is noticed at once. It may wait for the driver
-// twice (slirpReady).
+// twice, for its tap and for its word (AwaitReady in rootless/driver).
 const launchTimeout = 3 * time.Minute
 
 // launcher holds what a supervisor is started with.
