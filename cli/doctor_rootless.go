@@ -21,23 +21,29 @@ import (
 	"github.com/ambi-cni/ambi/rootless/driver"
 )
 
+const kernel = "kernel"
+
 func (d *doctor) lookAtKernel(context.Context) {
-	const name = "kernel"
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
-		d.note(check{Name: name, Status: warn, Seen: fmt.Sprintf("its version cannot be read: %v", err)})
+		d.note(check{Name: kernel, Status: warn, Seen: fmt.Sprintf("its version cannot be read: %v", err)})
 		return
 	}
-	release := unix.ByteSliceToString(uts.Release[:])
+	d.judgeKernel(unix.ByteSliceToString(uts.Release[:]))
+}
+
+func (d *doctor) judgeKernel(release string) {
 	var major, minor int
 	_, _ = fmt.Sscanf(release, "%d.%d", &major, &minor)
 	switch {
 	case major < 5 || (major == 5 && minor < 3):
-		d.note(check{Name: name, Status: fail, Seen: "Linux " + release + "; ambi needs 5.3 or newer, for pidfd_open(2)"})
+		d.note(check{Name: kernel, Status: fail, Seen: "Linux " + release + "; ambi needs 5.3 or newer, for pidfd_open(2)"})
+	case major == 5 && minor < 6:
+		d.forMode(conf.ModeRootless, check{Name: kernel, Status: fail, Seen: "Linux " + release + "; a network without root needs 5.6 or newer, for pidfd_getfd(2)"})
 	case major == 5 && minor < 11:
-		d.note(check{Name: name, Status: warn, Seen: "Linux " + release + "; before 5.11 a descriptor that a runtime leaves open by mistake stays open in the supervisor"})
+		d.note(check{Name: kernel, Status: warn, Seen: "Linux " + release + "; before 5.11 a descriptor that a runtime leaves open by mistake stays open in the supervisor"})
 	default:
-		d.pass(name, "Linux %s", release)
+		d.pass(kernel, "Linux %s", release)
 	}
 }
 
