@@ -119,19 +119,9 @@ func TestCallerInside(t *testing.T) {
 	if script == "" {
 		t.Skip("TestCallers runs it, in a machine of its own")
 	}
-	text, err := os.ReadFile(script)
-	require.NoError(t, err)
 	require.NoError(t, furnish())
 	require.NoError(t, furnishForEngines())
-	name := stage + "/script/" + filepath.Base(script)
-	require.NoError(t, os.MkdirAll(filepath.Dir(name), 0o755))
-	require.NoError(t, os.WriteFile(name, text, 0o644))
-	testscript.Run(t, testscript.Params{
-		Files:       []string{name},
-		Setup:       setupForEngine,
-		Cmds:        commands,
-		WorkdirRoot: stage,
-	})
+	runScript(t, script, setupForEngine)
 }
 
 // furnishForEngines makes a machine one that engines run in: what they write goes

@@ -71,19 +71,18 @@ func TestInsideMachine(t *testing.T) {
 	if script == "" {
 		t.Skip("TestScripts runs it, in a machine of its own")
 	}
+	require.NoError(t, furnish())
+	runScript(t, script, setup)
+}
+
+// runScript runs a script in the machine that this process has furnished.
+func runScript(t *testing.T, script string, setup func(*testscript.Env) error) {
 	text, err := os.ReadFile(script)
 	require.NoError(t, err)
-	require.NoError(t, furnish())
 	name := stage + "/script/" + filepath.Base(script)
 	require.NoError(t, os.MkdirAll(filepath.Dir(name), 0o755))
 	require.NoError(t, os.WriteFile(name, text, 0o644))
-	testscript.Run(t, testscript.Params{
-		Files:         []string{name},
-		Setup:         setup,
-		Cmds:          commands,
-		WorkdirRoot:   stage,
-		UpdateScripts: false,
-	})
+	testscript.Run(t, testscript.Params{Files: []string{name}, Setup: setup, Cmds: commands, WorkdirRoot: stage})
 }
 
 // furnish makes the machine: folders, programs, the neighbour host.
