@@ -43,10 +43,17 @@ demo: build setup
 	@hack/demo
 
 # The kernel makes these tests wait (namespaces and devices come and go by RCU), so more
-# run at once than there are processors. The time-out is for what hangs: a slow and busy
-# machine needs a quarter of it.
+# run at once than there are processors, and the two modules beside each other. The
+# time-out is for what hangs: a slow and busy machine needs a quarter of it.
 test: build setup
-	AMBI_TEST_PLUGINS=$(TOOLS) $(GO) test -count=1 -p 4 -parallel 8 -timeout 2h ./...
+	@$(MAKE) --no-print-directory -j 2 test-ambi test-conformance
+
+.PHONY: test-ambi test-conformance
+test-ambi:
+	AMBI_TEST_PLUGINS=$(TOOLS) $(GO) test -count=1 -p 3 -parallel 8 -timeout 2h ./...
+
+test-conformance:
+	$(GO) test -C e2e/conformance -count=1 -parallel 8 -timeout 2h ./...
 
 test-unit:
 	$(GO) test -count=1 -short ./cli/... ./conf/... ./docs/... ./plugin/... ./rootless/...
@@ -71,7 +78,7 @@ bench: build setup
 # About five minutes.
 .PHONY: conformance
 conformance: build setup
-	@$(GO) build -trimpath -o $(TOOLS)/conformance ./e2e/conformance
+	@$(GO) build -C e2e/conformance -trimpath -o $(TOOLS)/conformance .
 	@hack/conformance
 
 # Some minutes for each mode; FAULT_FLAGS='-mode root -faults 1000 -seed 7' for others.

@@ -21,6 +21,9 @@
 // the plugins that are before this one in the conflist, and derives what the plugin gets
 // as section 3 of the specification says.
 //
+// They are not those of ambi's own tests (package lab): these work without root, too, in
+// a user namespace, have any plugin under its own name, and no neighbour host.
+//
 // # Delegates
 //
 // Where the plugin delegates, the delegate is the scripted plugin (package scripted),
