@@ -10,10 +10,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// socket is a netlink socket of the calling thread's network namespace. The
-// library github.com/google/nftables has one too, but it cannot ask for a single
+// socket is a netlink socket of the calling thread's network namespace.
+//
+// The library github.com/google/nftables has one too, but it cannot ask for a single
 // set element, cannot insist on a ruleset generation, and waits for answers that
-// a refused batch never sends.
+// a refused batch never sends. What that one is made of, github.com/mdlayher/netlink,
+// can send all this. But its Conn keeps a list whole before the first entry is seen (a
+// host may have hundreds of thousands of connections, and often one entry is enough);
+// it takes away the message at the end of a list, which alone may say that the list was
+// interrupted; and as it waits by Go's poller, publishing 1000 ports took a third longer.
 type socket struct {
 	fd  int
 	seq uint32
