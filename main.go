@@ -6,8 +6,8 @@
 
 // Command ambi is a CNI plugin that gives a container its network whoever starts
 // it: as root it runs the CNI plugins of the host and publishes ports itself;
-// without root it puts slirp4netns behind the interface and forwards ports in user
-// space.
+// without root it puts a driver behind the interface, which carries what goes out, and
+// forwards ports in user space.
 package main
 
 import (

@@ -96,7 +96,7 @@ func (n *Network) choose(a *conf.Attachment) (*driver.Command, *plan.Interface, 
 		return nil, nil, err
 	}
 	n.step("find " + d.Name())
-	if err := unsupported(a); err != nil {
+	if err := unsupported(a, a.Ports...); err != nil {
 		return nil, nil, err
 	}
 	p, err := program.Plan(a)
@@ -111,8 +111,8 @@ func (n *Network) choose(a *conf.Attachment) (*driver.Command, *plan.Interface, 
 
 // unsupported refuses what the runtime asks for and this network cannot give,
 // rather than leaving it out.
-func unsupported(a *conf.Attachment) error {
-	for _, m := range a.Ports {
+func unsupported(a *conf.Attachment, ports ...conf.PortMapping) error {
+	for _, m := range ports {
 		if m.Protocol == conf.SCTP {
 			return conf.Unsupported("runtimeConfig.portMappings.protocol", m.Protocol, "without root only tcp and udp can be published; run as root for sctp")
 		}

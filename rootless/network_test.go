@@ -93,7 +93,8 @@ func TestUnsupported(t *testing.T) {
 		{"no bandwidth", `"runtimeConfig":{"bandwidth":{}}`, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			err := unsupported(attachment(t, tt.members))
+			a := attachment(t, tt.members)
+			err := unsupported(a, a.Ports...)
 			if tt.texts == nil {
 				require.NoError(t, err)
 				return

@@ -44,8 +44,7 @@ func (n *Network) AddPort(m conf.PortMapping) error {
 	if err != nil {
 		return err
 	}
-	a.Ports = []conf.PortMapping{m}
-	if err := unsupported(a); err != nil {
+	if err := unsupported(a, m); err != nil {
 		return err
 	}
 	status, err := n.Status()

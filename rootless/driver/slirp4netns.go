@@ -48,16 +48,6 @@ var features = []string{
 const installHint = "install the package slirp4netns (apt-get install slirp4netns, dnf install slirp4netns) or set the key rootless.path"
 
 func (slirp4netns) Find(configured, cacheDir string) (Program, error) {
-	p, err := find(configured, cacheDir)
-	if err != nil {
-		return nil, err
-	}
-	return p, nil
-}
-
-// find finds slirp4netns and learns its options, from the cache in cacheDir when the
-// binary is the one it was written for.
-func find(configured, cacheDir string) (*program, error) {
 	path, err := lookUp(configured)
 	if err != nil {
 		return nil, err

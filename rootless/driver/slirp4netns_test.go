@@ -53,12 +53,14 @@ func TestDriverArguments(t *testing.T) {
 		{"the API is not an argument here", `"rootless":{"portHandler":"slirp4netns"}`, driverWithout(), all},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			r := attachment(t, tt.members).NetConf.Rootless
-			c, err := tt.driver.Command(r, "eth0")
+			a := attachment(t, tt.members)
+			parsed := a.NetConf.Rootless
+			c, err := tt.driver.Command(a.NetConf.Rootless, "eth0")
 			require.NoError(t, err)
 			require.Equal(t, tt.want, strings.Join(c.Args, " "))
-			p, err := tt.driver.Plan(attachment(t, tt.members))
+			p, err := tt.driver.Plan(a)
 			require.NoError(t, err)
+			require.Equal(t, parsed, a.NetConf.Rootless, "nothing that was parsed is changed")
 			require.Equal(t, slices.Contains(c.Args, "--enable-ipv6"), p.IPv6.Enabled(), "the plan goes by what the driver does")
 		})
 	}
@@ -91,6 +93,12 @@ func TestOutboundInterfaceIsLookedFor(t *testing.T) {
 		_, err := driverWithout().Command(r, "eth0")
 		requireError(t, err, types.ErrInvalidNetworkConfig, `"rootless.`+key+`"`, "nosuchif0", "interface of this host")
 	}
+}
+
+func find(configured, cacheDir string) (*program, error) {
+	found, err := slirp4netns{}.Find(configured, cacheDir)
+	p, _ := found.(*program)
+	return p, err
 }
 
 // fakeDriver is a program that answers --help with this text and notes each run.

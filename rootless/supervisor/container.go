@@ -51,8 +51,8 @@ func (c *container) prepare(command *driver.Command) error {
 	return nil
 }
 
-// meanwhile publishes by rootlessport. A client that is this early finds no container
-// yet, and ADD has not returned.
+// meanwhile cleans, and publishes where that is rootlessport's part. A client that is
+// this early finds no container yet, and ADD has not returned.
 func (c *container) meanwhile() error {
 	// A killed supervisor of this attachment may have left rules for other ports.
 	if err := c.inside.RemoveAll(); err != nil {
