@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/ambi-cni/ambi/conf"
 )
 
@@ -16,10 +18,10 @@ import (
 // its published ports. It never reads from them, since a translation comes before.
 // They are no reason to refuse the port. Which they are:
 //
-//   - those of a process that names the container on its command line: Podman binds
-//     all ports, as root, and leaves them to conmon. When the network of a running
-//     container is set up once more (podman network reload, podman network connect)
-//     they are there already;
+//   - those of a process of our own user that names the container on its command line:
+//     Podman binds all ports, as root, and leaves them to conmon. When the network of a
+//     running container is set up once more (podman network reload, podman network
+//     connect) they are there already. Anybody can write a name;
 //   - those of the process that called us: nerdctl (2.1.6) binds the ports and leaves
 //     them to a child that sleeps, Apptainer keeps them itself (and the container's ID
 //     is the number of its process);
@@ -64,6 +66,10 @@ func (r *reservations) add(inodes []uint32) {
 
 func (r *reservations) readNamed() {
 	for _, pid := range processes() {
+		var st unix.Stat_t
+		if unix.Stat("/proc/"+pid, &st) != nil || int(st.Uid) != os.Geteuid() {
+			continue
+		}
 		line, _ := os.ReadFile("/proc/" + pid + "/cmdline")
 		for argument := range bytes.SplitSeq(line, []byte{0}) {
 			if string(argument) == r.containerID {
