@@ -14,8 +14,9 @@
 //	peer crowd tcp|udp COUNT ADDR  be so many clients at once, which want nothing, until SIGINT
 //	peer reserve HOW NETWORK ADDR CMD…  bind, run CMD, and end with it, as engines
 //	                      that keep a container's port from others: HOW is child (it
-//	                      goes to a child that sleeps), self, or serve (it is no
-//	                      reservation: somebody waits there for clients)
+//	                      goes to a child that sleeps), self, serve (it is no
+//	                      reservation: somebody waits there for clients), or activated
+//	                      (the same by a child, as of systemd.socket(5))
 //	peer frames INTERFACE PORT ADDR…  which addresses answer to frames made by hand and to
 //	                      sockets bound to the interface; the first one has to
 //	peer control PATH OP  print what a supervisor's control socket answers to an
@@ -390,15 +391,20 @@ func crowd(network, count, addr string) error {
 // By itself it binds as Apptainer does, without a look at what happens there.
 func reserve(args []string) error {
 	how, network, addr, argv := args[0], args[1], args[2], args[3:]
-	if how == "self" {
-		if err := bindAside(network, addr); err != nil {
-			return err
-		}
-	} else {
-		bound, err := bind(network, addr)
-		if err != nil {
-			return err
-		}
+	var bound io.Closer
+	var err error
+	switch how {
+	case "self":
+		err = bindAside(network, addr)
+	case "inherited":
+		bound, err = net.FileListener(os.NewFile(3, "socket"))
+	default:
+		bound, err = bind(network, addr)
+	}
+	if err != nil {
+		return err
+	}
+	if bound != nil {
 		defer bound.Close()
 		if how == "child" {
 			if err := leaveToSleep(bound); err != nil {
@@ -407,6 +413,14 @@ func reserve(args []string) error {
 		}
 	}
 	cmd := exec.Command(argv[0], argv[1:]...)
+	if how == "activated" {
+		held, err := bound.(interface{ File() (*os.File, error) }).File()
+		if err != nil {
+			return err
+		}
+		cmd = exec.Command("/proc/self/exe", append([]string{"reserve", "inherited", network, addr}, argv...)...)
+		cmd.ExtraFiles = []*os.File{held}
+	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	return cmd.Run()
 }

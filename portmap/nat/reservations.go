@@ -109,11 +109,13 @@ func parentOf(pid string) (parent int) {
 	return parent
 }
 
-// socketsBeside are the sockets of all processes but one.
+// socketsBeside are the sockets of all processes but one. Two others do not count: init,
+// which keeps the socket of an engine that it started for it (systemd.socket(5)), and we,
+// who may have inherited it.
 func socketsBeside(pid int) map[uint32]bool {
 	all := map[uint32]bool{}
 	for _, other := range processes() {
-		if other == strconv.Itoa(pid) {
+		if slices.Contains([]string{strconv.Itoa(pid), "1", strconv.Itoa(os.Getpid())}, other) {
 			continue
 		}
 		for _, inode := range socketsOf("/proc/" + other) {
