@@ -34,11 +34,7 @@ func (t *attachment) rootless() bool {
 // dirs are the state folders that a command looks in: the default ones, or that of
 // its flag.
 func (a *app) dirs() []string {
-	if a.stateDir != "" {
-		return []string{a.stateDir}
-	}
-	uidMap, _ := os.ReadFile("/proc/self/uid_map") // none: our uid is everybody's
-	return record.DefaultDirs(os.Geteuid(), os.Getenv("XDG_RUNTIME_DIR"), string(uidMap))
+	return record.Dirs(a.stateDir, os.Getenv("XDG_RUNTIME_DIR"))
 }
 
 const stateDirHint = "run as the user who started the containers, and give the folder of the key stateDir, if it is set, with --state-dir"

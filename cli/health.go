@@ -10,6 +10,7 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 
+	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/portmap/nat"
 	"github.com/ambi-cni/ambi/record"
 	"github.com/ambi-cni/ambi/rootless"
@@ -183,7 +184,7 @@ func (t *attachment) lookInside(ctx context.Context) {
 // tells says whether the result of ADD is about this interface. One of before 0.3.0
 // names none.
 func (t *attachment) tells() bool {
-	return t.result != nil && (len(t.result.Interfaces) == 0 || interfaceOf(t.result, t.IfName) != nil)
+	return t.result != nil && (len(t.result.Interfaces) == 0 || conf.InterfaceOf(t.result, t.IfName) != nil)
 }
 
 func (t *attachment) askSupervisor(ctx context.Context) {

@@ -4,13 +4,11 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
-	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/spf13/cobra"
 
 	"github.com/ambi-cni/ambi/conf"
@@ -131,7 +129,9 @@ func inspectedOf(t *attachment) inspected {
 	info.Mode, info.Created, info.Netns = r.Mode, &r.Created, &r.Netns
 	info.IPv4, info.IPv6 = familyOf(t.ips(), netip.Addr.Is4), familyOf(t.ips(), netip.Addr.Is6)
 	if t.result != nil {
-		info.Interface = interfaceOf(t.result, t.IfName)
+		if i := conf.InterfaceOf(t.result, t.IfName); i != nil {
+			info.Interface = &interfaceInfo{i.Name, i.Mac, i.Mtu}
+		}
 		info.DNS = &t.result.DNS
 		for _, route := range t.result.Routes {
 			x := routeInfo{Destination: route.Dst.String()}
@@ -159,19 +159,13 @@ type ipConfig struct {
 	gateway netip.Addr // invalid without one
 }
 
-// ips are the addresses of the attachment's interface in the result. One that names
-// no interface is the only one's.
+// ips are the addresses of the attachment's interface in the result.
 func (t *attachment) ips() []ipConfig {
 	if t.result == nil {
 		return nil
 	}
 	var out []ipConfig
-	for _, ip := range t.result.IPs {
-		if n := ip.Interface; n != nil && *n >= 0 && *n < len(t.result.Interfaces) {
-			if i := t.result.Interfaces[*n]; i.Sandbox == "" || i.Name != t.IfName {
-				continue
-			}
-		}
+	for _, ip := range conf.AddressesOf(t.result, t.IfName) {
 		addr, valid := netip.AddrFromSlice(ip.Address.IP)
 		if !valid {
 			continue
@@ -198,15 +192,6 @@ func familyOf(ips []ipConfig, is func(netip.Addr) bool) *familyInfo {
 		}
 	}
 	return f
-}
-
-func interfaceOf(result *types100.Result, name string) *interfaceInfo {
-	i := slices.IndexFunc(result.Interfaces, func(i *types100.Interface) bool { return i.Sandbox != "" && i.Name == name })
-	if i < 0 {
-		return nil
-	}
-	found := result.Interfaces[i]
-	return &interfaceInfo{found.Name, found.Mac, found.Mtu}
 }
 
 func supervisorOf(t *attachment) *supervisorInfo {

@@ -1,6 +1,7 @@
 package conf
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -21,6 +22,12 @@ const (
 // to which object, why it failed, and what to do about it.
 func Errorf(code uint, format string, args ...any) *types.Error {
 	return types.NewError(code, fmt.Sprintf(format, args...), "")
+}
+
+// HasCode says whether err is, or wraps, a CNI error of this code.
+func HasCode(err error, code uint) bool {
+	var e *types.Error
+	return errors.As(err, &e) && e.Code == code
 }
 
 // Unsupported is code 2 of the specification: its message must contain the key

@@ -242,3 +242,33 @@ func parseHostIP(key string, raw json.RawMessage) (netip.Addr, error) {
 	}
 	return a.Unmap(), nil
 }
+
+// FirstClash is the first of our mappings that cannot be published beside theirs.
+func FirstClash(ours, theirs []PortMapping) (PortMapping, bool) {
+	type port struct {
+		protocol Protocol
+		number   uint16
+	}
+	taken := map[port][]PortMapping{}
+	for _, m := range theirs {
+		p := port{m.Protocol, m.HostPort}
+		taken[p] = append(taken[p], m)
+	}
+	for _, m := range ours {
+		for _, other := range taken[port{m.Protocol, m.HostPort}] {
+			if meet(m.HostIP, other.HostIP) {
+				return m, true
+			}
+		}
+	}
+	return PortMapping{}, false
+}
+
+// meet says whether two host addresses have a client in common: one that is not given
+// means all, 0.0.0.0 and :: all of their family.
+func meet(a, b netip.Addr) bool {
+	if !a.IsValid() || !b.IsValid() || a == b {
+		return true
+	}
+	return a.Is4() == b.Is4() && (a.IsUnspecified() || b.IsUnspecified())
+}

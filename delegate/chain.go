@@ -139,7 +139,7 @@ func (c *Chain) call(ctx context.Context, d conf.Delegate, r request, least stri
 		}
 	}
 	out, v, err = c.callIn(ctx, d, r, path, known, least)
-	if !hasCode(err, types.ErrIncompatibleCNIVersion) || !r.attached() {
+	if !conf.HasCode(err, types.ErrIncompatibleCNIVersion) || !r.attached() {
 		return out, v, err
 	}
 	asked, probeErr := c.probe(ctx, path)

@@ -49,9 +49,3 @@ func saysAbsent(err error) bool {
 		strings.Contains(text, "No chain/target/match by that name") ||
 		strings.Contains(text, "Couldn't load target") && strings.Contains(text, "No such file or directory"))
 }
-
-// hasCode says whether err is a CNI error of this code.
-func hasCode(err error, code uint) bool {
-	var e *types.Error
-	return errors.As(err, &e) && e.Code == code
-}

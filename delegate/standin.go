@@ -12,6 +12,8 @@ import (
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/conf"
 )
 
 // standIn is a network namespace that looks to a delegate's DEL like that of a
@@ -98,36 +100,21 @@ func furnish(ifName string, result *types100.Result) error {
 }
 
 // lookOf is the MAC address and the addresses that a result gives the container's
-// interface of this name. An address that belongs to no interface counts, as one
-// of before version 0.3.0 does.
-func lookOf(ifName string, result *types100.Result) (net.HardwareAddr, []*net.IPNet) {
+// interface of this name.
+func lookOf(ifName string, result *types100.Result) (mac net.HardwareAddr, addresses []*net.IPNet) {
 	if result == nil {
 		return nil, nil
 	}
-	var mac net.HardwareAddr
-	for _, i := range result.Interfaces {
-		if i != nil && i.Name == ifName && i.Sandbox != "" {
-			mac, _ = net.ParseMAC(i.Mac) // any will do if it is not one
-		}
+	if i := conf.InterfaceOf(result, ifName); i != nil {
+		mac, _ = net.ParseMAC(i.Mac) // any will do if it is not one
 	}
 	if len(mac) != 6 {
 		mac = nil
 	}
-	var addresses []*net.IPNet
-	for _, ip := range result.IPs {
-		if ip != nil && ofInterface(ip, ifName, result.Interfaces) {
-			addresses = append(addresses, &ip.Address)
-		}
+	for _, ip := range conf.AddressesOf(result, ifName) {
+		addresses = append(addresses, &ip.Address)
 	}
 	return mac, addresses
-}
-
-func ofInterface(ip *types100.IPConfig, ifName string, interfaces []*types100.Interface) bool {
-	if ip.Interface == nil || *ip.Interface < 0 || *ip.Interface >= len(interfaces) {
-		return true
-	}
-	i := interfaces[*ip.Interface]
-	return i == nil || (i.Name == ifName && i.Sandbox != "")
 }
 
 // isNamespace says whether path is a namespace, rather than missing or an

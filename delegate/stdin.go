@@ -75,7 +75,7 @@ func (c *Chain) perAttachment(d conf.Delegate, r request, cniVersion string) ([]
 
 // marshalResult is the result in the form of a version of the specification.
 func marshalResult(result *types100.Result, cniVersion string) (json.RawMessage, error) {
-	own := *Before110(result, cniVersion)
+	own := *conf.Before110(result, cniVersion)
 	if own.CNIVersion == "" {
 		own.CNIVersion = types100.ImplementedSpecVersion
 	}

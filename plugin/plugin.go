@@ -136,7 +136,7 @@ func newVerbs(name string, args *skel.CmdArgs) (*verbs, error) {
 	if name == "ADD" || name == "STATUS" {
 		v.confErr = cmp.Or(v.confErr, v.netConf.Misspelt())
 	}
-	v.stateDirs = stateDirs(v.netConf.StateDir)
+	v.stateDirs = record.Dirs(v.netConf.StateDir, os.Getenv("XDG_RUNTIME_DIR"))
 	v.log = openLog(v.netConf)
 	if v.confErr != nil && (name == "DEL" || name == "GC") {
 		// The record knows what there is to undo; the configuration may have been edited.
@@ -158,14 +158,6 @@ func (v *verbs) quiet(err error) error {
 		code = e.Code
 	}
 	return conf.Errorf(code, "the configuration or CNI_ARGS is not valid; the runtime was told what is wrong with it")
-}
-
-func stateDirs(configured string) []string {
-	if configured != "" {
-		return []string{configured}
-	}
-	uidMap, _ := os.ReadFile("/proc/self/uid_map")
-	return record.DefaultDirs(os.Geteuid(), os.Getenv("XDG_RUNTIME_DIR"), string(uidMap))
 }
 
 func (v *verbs) close() { v.log.close() }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"net/netip"
 	"strings"
 	"time"
 
@@ -31,11 +30,11 @@ func (v *verbs) addInTurn(ctx context.Context, n network, r *record.Record) (*ty
 		return nil, err
 	}
 	result, err := n.Add(ctx, v.attachment)
-	if !isInUse(err) || r.Saved() {
+	if !conf.HasCode(err, conf.ErrPortInUse) || r.Saved() {
 		return result, err
 	}
 	alive := v.evict(ctx)
-	if result, err = n.Add(ctx, v.attachment); isInUse(err) && len(alive) > 0 {
+	if result, err = n.Add(ctx, v.attachment); conf.HasCode(err, conf.ErrPortInUse) && len(alive) > 0 {
 		err = naming(alive[0].Key, err)
 	}
 	return result, err
@@ -50,7 +49,7 @@ func (v *verbs) firewallFree(ctx context.Context, r *record.Record) error {
 	}
 	for _, rival := range v.evict(ctx) {
 		if rival.Mode == conf.ModeRoot && rival.Published != nil {
-			m, _ := firstClash(v.attachment.Ports, rival.Ports)
+			m, _ := conf.FirstClash(v.attachment.Ports, rival.Ports)
 			return naming(rival.Key, conf.Errorf(conf.ErrPortInUse, "host port %d/%s is in use", m.HostPort, m.Protocol))
 		}
 	}
@@ -81,7 +80,7 @@ func (v *verbs) evict(ctx context.Context) (alive []*record.Record) {
 			v.log.Warn("looking for the owner of a port", "error", err)
 		}
 		for _, r := range records {
-			if _, clash := firstClash(v.attachment.Ports, r.Ports); !clash || r.Key == v.attachment.Key {
+			if _, clash := conf.FirstClash(v.attachment.Ports, r.Ports); !clash || r.Key == v.attachment.Key {
 				continue
 			}
 			gone, err := v.evictOne(ctx, store, r)
@@ -128,34 +127,4 @@ func dead(r *record.Record) bool {
 func canUndoRoot() bool {
 	mode, err := chooseMode(conf.ModeAuto, ownRights())
 	return err == nil && mode == conf.ModeRoot
-}
-
-// firstClash is the first of our mappings that cannot be published beside theirs.
-func firstClash(ours, theirs []conf.PortMapping) (conf.PortMapping, bool) {
-	type port struct {
-		protocol conf.Protocol
-		number   uint16
-	}
-	taken := map[port][]conf.PortMapping{}
-	for _, m := range theirs {
-		p := port{m.Protocol, m.HostPort}
-		taken[p] = append(taken[p], m)
-	}
-	for _, m := range ours {
-		for _, other := range taken[port{m.Protocol, m.HostPort}] {
-			if meet(m.HostIP, other.HostIP) {
-				return m, true
-			}
-		}
-	}
-	return conf.PortMapping{}, false
-}
-
-// meet says whether two host addresses have a client in common: one that is not given
-// means all, 0.0.0.0 and :: all of their family.
-func meet(a, b netip.Addr) bool {
-	if !a.IsValid() || !b.IsValid() || a == b {
-		return true
-	}
-	return a.Is4() == b.Is4() && (a.IsUnspecified() || b.IsUnspecified())
 }

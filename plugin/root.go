@@ -86,7 +86,8 @@ func (n *rootNetwork) Add(ctx context.Context, a *conf.Attachment) (*types100.Re
 		}
 		n.log.step("publish the ports")
 	}
-	return withDNS(result, a), nil
+	result.DNS = a.NetConf.DNSFor(result.DNS)
+	return result, nil
 }
 
 // unsupported refuses what the runtime asks for and nobody here gives, rather than
@@ -269,7 +270,7 @@ func (n *rootNetwork) portsFree(ctx context.Context, a *conf.Attachment, chain *
 		return nil, nil
 	}
 	n.reserved, err = backend.Free(ctx, p)
-	if isInUse(err) {
+	if conf.HasCode(err, conf.ErrPortInUse) {
 		if p.Reserved = n.reservedForSiblings(a.Key); len(p.Reserved) > 0 {
 			n.reserved, err = backend.Free(ctx, p)
 		}
@@ -284,12 +285,6 @@ func (n *rootNetwork) reservedForSiblings(key conf.Key) (inodes []uint32) {
 		inodes = append(inodes, r.Published.Reserved...)
 	}
 	return inodes
-}
-
-// isInUse says whether an error is that of a port that somebody else has.
-func isInUse(err error) bool {
-	var e *types.Error
-	return errors.As(err, &e) && e.Code == conf.ErrPortInUse
 }
 
 // foreseen is what is known of the ports to be published before the container has
@@ -336,7 +331,7 @@ func (n *rootNetwork) publish(ctx context.Context, a *conf.Attachment, backend n
 	// Only with the container's addresses it is known that somebody else has a port
 	// when the delegates do not tell their families before.
 	err = backend.Add(ctx, published(n.record))
-	if isInUse(err) {
+	if conf.HasCode(err, conf.ErrPortInUse) {
 		n.evict(ctx)
 		err = backend.Add(ctx, published(n.record))
 	}
@@ -350,37 +345,12 @@ func published(r *record.Record) nat.Published {
 // containerIPs are the addresses of the container's interface in a result.
 func containerIPs(result *types100.Result, ifName string) []netip.Addr {
 	var ips []netip.Addr
-	for _, ip := range result.IPs {
-		if ip.Interface != nil && *ip.Interface >= 0 && *ip.Interface < len(result.Interfaces) {
-			i := result.Interfaces[*ip.Interface]
-			if i.Sandbox == "" || i.Name != ifName {
-				continue
-			}
-		}
+	for _, ip := range conf.AddressesOf(result, ifName) {
 		if addr, ok := netip.AddrFromSlice(ip.Address.IP); ok {
 			ips = append(ips, addr.Unmap())
 		}
 	}
 	return ips
-}
-
-// withDNS fills in what the delegates left open: the runtime's wish for this
-// container, else the network's.
-func withDNS(result *types100.Result, a *conf.Attachment) *types100.Result {
-	if result.DNS.IsEmpty() {
-		result.DNS = *a.NetConf.DNS.Copy()
-	}
-	asked := a.NetConf.RuntimeConfig.DNS
-	if len(asked.Nameservers) > 0 {
-		result.DNS.Nameservers = asked.Nameservers
-	}
-	if len(asked.Search) > 0 {
-		result.DNS.Search = asked.Search
-	}
-	if len(asked.Options) > 0 {
-		result.DNS.Options = asked.Options
-	}
-	return result
 }
 
 // Check asks the delegates and compares the published ports with the kernel.

@@ -53,7 +53,7 @@ func leads(m conf.PortMapping, ips []netip.Addr) bool {
 func (v *verbs) claim(ctx context.Context, store *record.Store, r *record.Record) {
 	siblings := (&rootNetwork{store: store, log: v.log}).siblings(r.Key)
 	siblings = slices.DeleteFunc(siblings, func(s *record.Record) bool {
-		_, clash := firstClash(r.Ports, s.Ports)
+		_, clash := conf.FirstClash(r.Ports, s.Ports)
 		return !clash || s.Published.Backend != r.Published.Backend
 	})
 	if len(siblings) == 0 || r.Netns.WayOut() != r.IfName {

@@ -14,7 +14,6 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/ambi-cni/ambi/conf"
-	"github.com/ambi-cni/ambi/delegate"
 	"github.com/ambi-cni/ambi/record"
 	"github.com/ambi-cni/ambi/rootless"
 )
@@ -88,7 +87,7 @@ func (v *verbs) add(ctx context.Context) (err error) {
 		return v.rollBack(ctx, n, store, r, err)
 	}
 	v.log.step("save the result")
-	if err := types.PrintResult(delegate.Before110(result, v.outVersion()), v.outVersion()); err != nil {
+	if err := types.PrintResult(conf.Before110(result, v.outVersion()), v.outVersion()); err != nil {
 		// Nobody knows of this attachment, so nobody would take it down.
 		return v.rollBack(ctx, n, store, r, conf.Errorf(types.ErrIOFailure, "printing the result: %v", err))
 	}

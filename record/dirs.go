@@ -12,6 +12,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Dirs are the places where the state folder of this process may be, best first: the
+// one that is configured, if any, else DefaultDirs.
+func Dirs(configured, xdgRuntimeDir string) []string {
+	if configured != "" {
+		return []string{configured}
+	}
+	uidMap, _ := os.ReadFile("/proc/self/uid_map") // none: our uid is everybody's
+	return DefaultDirs(os.Geteuid(), xdgRuntimeDir, string(uidMap))
+}
+
 // DefaultDirs are the places of the state folder when the key stateDir is empty,
 // best first: /run/ambi for uid 0, $XDG_RUNTIME_DIR/ambi, /tmp/ambi-<uid>. All
 // are tmpfs on an ordinary host, so a reboot starts clean.

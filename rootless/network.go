@@ -210,20 +210,9 @@ func result(a *conf.Attachment, p *plan.Interface) *types100.Result {
 	return r
 }
 
-// dns is the runtime's wish for this container, else the network's, else the
-// driver's name server.
+// dns is what is asked for, else the driver's name server.
 func dns(a *conf.Attachment, p *plan.Interface) types.DNS {
-	d := *a.NetConf.DNS.Copy()
-	asked := a.NetConf.RuntimeConfig.DNS
-	if len(asked.Nameservers) > 0 {
-		d.Nameservers = asked.Nameservers
-	}
-	if len(asked.Search) > 0 {
-		d.Search = asked.Search
-	}
-	if len(asked.Options) > 0 {
-		d.Options = asked.Options
-	}
+	d := a.NetConf.DNSFor(types.DNS{})
 	if len(d.Nameservers) == 0 {
 		for _, f := range []plan.Subnet{p.IPv4, p.IPv6} {
 			if f.DNS.IsValid() {

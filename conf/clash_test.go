@@ -1,4 +1,4 @@
-package plugin
+package conf_test
 
 import (
 	"net/netip"
@@ -35,14 +35,14 @@ func TestFirstClash(t *testing.T) {
 	} {
 		for _, pair := range [][2]string{{tt.ours, tt.theirs}, {tt.theirs, tt.ours}} {
 			ours := at(conf.TCP, 8080, pair[0])
-			m, clash := firstClash(ours, at(conf.TCP, 8080, pair[1]))
+			m, clash := conf.FirstClash(ours, at(conf.TCP, 8080, pair[1]))
 			require.Equal(t, tt.clash, clash, "%q and %q", pair[0], pair[1])
 			if clash {
 				require.Equal(t, ours[0], m)
 			}
-			_, clash = firstClash(ours, at(conf.UDP, 8080, pair[1]))
+			_, clash = conf.FirstClash(ours, at(conf.UDP, 8080, pair[1]))
 			require.False(t, clash)
-			_, clash = firstClash(ours, at(conf.TCP, 8081, pair[1]))
+			_, clash = conf.FirstClash(ours, at(conf.TCP, 8081, pair[1]))
 			require.False(t, clash)
 		}
 	}
