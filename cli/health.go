@@ -13,6 +13,7 @@ import (
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/portmap/nat"
 	"github.com/ambi-cni/ambi/record"
+	"github.com/ambi-cni/ambi/root"
 	"github.com/ambi-cni/ambi/rootless"
 	"github.com/ambi-cni/ambi/rootless/supervisor"
 )
@@ -158,7 +159,7 @@ func (t *attachment) lookAtRules(ctx context.Context) {
 	}
 	backend, err := nat.Open(t.record.Published.Backend)
 	if err == nil {
-		err = backend.Check(ctx, publishedBy(t.record))
+		err = backend.Check(ctx, root.Published(t.record))
 	}
 	if err != nil {
 		t.wrong(rulesMissing, t.app.command("restore"), "%s", strings.TrimSuffix(message(err), "; \"ambi restore\" puts them back"))

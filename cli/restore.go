@@ -13,6 +13,7 @@ import (
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/portmap/nat"
 	"github.com/ambi-cni/ambi/record"
+	"github.com/ambi-cni/ambi/root"
 )
 
 func (a *app) restoreCommand() *cobra.Command {
@@ -178,7 +179,7 @@ func (j *journal) published(out *restored) (map[conf.Backend][]nat.Published, []
 			case r.Netns.Gone():
 				out.Skipped = append(out.Skipped, skipped{r.Key, "its namespace is gone; DEL or GC takes it away"})
 			default:
-				all[r.Published.Backend] = append(all[r.Published.Backend], publishedBy(r))
+				all[r.Published.Backend] = append(all[r.Published.Backend], root.Published(r))
 			}
 		}
 	}
@@ -203,9 +204,4 @@ func wayOutFirst(records []*record.Record) []*record.Record {
 		return beside
 	})
 	return append(first, later...)
-}
-
-func publishedBy(r *record.Record) nat.Published {
-	p := r.Published
-	return nat.Published{Owner: r.Key, IPs: p.IPs, Ports: r.Ports, SNAT: p.SNAT, Reserved: p.Reserved}
 }

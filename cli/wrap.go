@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/root"
 )
 
 func (a *app) wrapCommand() *cobra.Command {
@@ -163,23 +164,16 @@ func readWrapping(from string) (*wrapping, error) {
 	return w, nil
 }
 
-// readBesides adds the plugins in the folder that belongs to the conflist
-// (specification section 1, "loadOnlyInlinedPlugins").
+// readBesides adds the plugins in the folder that belongs to the conflist.
 func (w *wrapping) readBesides() error {
 	if w.OnlyInlined || w.path == "" || utils.ValidateNetworkName(w.Name) != nil {
 		return nil
 	}
-	paths, err := filepath.Glob(filepath.Join(filepath.Dir(w.path), w.Name, "*.conf")) // sorted
+	plugins, at, err := root.Besides(w.path, w.Name)
 	if err != nil {
-		return err
+		return fmt.Errorf("a plugin of the conflist, %s: %w", at, err)
 	}
-	for _, path := range paths {
-		raw, err := os.ReadFile(path)
-		if err != nil {
-			return fmt.Errorf("a plugin of the conflist: %w", err)
-		}
-		w.Plugins, w.besides = append(w.Plugins, raw), true
-	}
+	w.Plugins, w.besides = append(w.Plugins, plugins...), len(plugins) > 0
 	return nil
 }
 

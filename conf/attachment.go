@@ -75,12 +75,6 @@ func firstNonEmpty(texts ...string) string {
 	return ""
 }
 
-// Chained says whether another plugin of the conflist made the interface, so
-// that ambi, as root, publishes ports only.
-func (a *Attachment) Chained() bool {
-	return a.NetConf.PrevResult != nil && len(a.NetConf.Delegates) == 0 && a.NetConf.DelegatesFrom == ""
-}
-
 // RawRuntimeConfig is the part of runtimeConfig that a plugin with these
 // capabilities asks for, as received; nil when there is none (specification
 // section 3, "Deriving runtimeConfig").

@@ -40,20 +40,19 @@ func ParseConflist(where string, raw []byte) (*Conflist, error) {
 	return &l, nil
 }
 
-// Wrap makes the plugins of a conflist the delegates.
-func (n *NetConf) Wrap(l *Conflist) error {
+// DelegatesOf are the plugins of the conflist that the key delegates names.
+func (n *NetConf) DelegatesOf(l *Conflist) ([]Delegate, error) {
 	delegates, err := parseDelegateList("delegates("+n.DelegatesFrom+").plugins", l.Plugins)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if len(delegates) == 0 {
-		return Invalid("delegates", n.DelegatesFrom, "the conflist has no plugins")
+		return nil, Invalid("delegates", n.DelegatesFrom, "the conflist has no plugins")
 	}
 	if err := n.notItself(delegates); err != nil {
-		return err
+		return nil, err
 	}
-	n.Delegates, n.DisableCheck, n.DisableGC = delegates, l.DisableCheck, l.DisableGC
-	return nil
+	return delegates, nil
 }
 
 // notItself refuses ambi as a delegate of ambi: both would be the same attachment,

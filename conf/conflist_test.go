@@ -41,18 +41,20 @@ func TestDelegateTimeout(t *testing.T) {
 	}
 }
 
-// TestWrap shows a conflist becoming the delegates, byte for byte.
-func TestWrap(t *testing.T) {
+// TestDelegatesOf shows a conflist becoming the delegates, byte for byte.
+func TestDelegatesOf(t *testing.T) {
 	n, err := Parse([]byte(`{"name":"web","type":"ambi","delegates":"lab"}`))
 	require.NoError(t, err)
 	l, err := ParseConflist("lab.conflist", []byte(`{"cniVersion":"0.4.0","name":"lab","disableCheck":"true","disableGC":true,"own":{},
  "plugins":[{"type":"bridge", "big":12345678901234567890},{"type":"firewall"}]}`))
 	require.NoError(t, err)
-	require.NoError(t, n.Wrap(l))
-	require.Len(t, n.Delegates, 2)
-	require.Equal(t, `{"type":"bridge", "big":12345678901234567890}`, string(n.Delegates[0].Raw))
-	require.True(t, n.DisableCheck)
-	require.True(t, n.DisableGC)
+	delegates, err := n.DelegatesOf(l)
+	require.NoError(t, err)
+	require.Len(t, delegates, 2)
+	require.Equal(t, `{"type":"bridge", "big":12345678901234567890}`, string(delegates[0].Raw))
+	require.Nil(t, n.Delegates, "what was parsed is only read")
+	require.True(t, l.DisableCheck)
+	require.True(t, l.DisableGC)
 	require.False(t, l.OnlyInlined)
 
 	for bad, says := range map[string]string{
@@ -72,6 +74,7 @@ func TestWrap(t *testing.T) {
 	} {
 		l, err := ParseConflist("lab.conflist", []byte(bad))
 		require.NoError(t, err)
-		require.ErrorContains(t, n.Wrap(l), says, bad)
+		_, err = n.DelegatesOf(l)
+		require.ErrorContains(t, err, says, bad)
 	}
 }

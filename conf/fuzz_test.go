@@ -224,12 +224,13 @@ func FuzzConflist(f *testing.F) {
 			return
 		}
 		n := &conf.NetConf{Name: "web", DelegatesFrom: "/etc/cni/net.d/x.conflist"}
-		if err := n.Wrap(l); err != nil {
+		delegates, err := n.DelegatesOf(l)
+		if err != nil {
 			requireOneOfCodes(t, err, types.ErrInvalidNetworkConfig, types.ErrDecodingFailure)
 			return
 		}
-		require.Len(t, n.Delegates, len(l.Plugins))
-		for _, d := range n.Delegates {
+		require.Len(t, delegates, len(l.Plugins))
+		for _, d := range delegates {
 			require.NotEmpty(t, d.Type)
 			require.NotContains(t, d.Type, "/")
 		}

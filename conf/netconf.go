@@ -67,11 +67,9 @@ type NetConf struct {
 	Delegates []Delegate // nil when the key is absent, or names a conflist
 	// DelegatesFrom is the key delegates when it is a text: the absolute path of a
 	// conflist to wrap, or the name of one. Who has the host at hand reads it and
-	// calls Wrap.
+	// asks DelegatesOf.
 	DelegatesFrom   string
 	DelegateTimeout time.Duration // of one delegate's run; zero: none
-	DisableCheck    bool          // of the wrapped conflist
-	DisableGC       bool          // of the wrapped conflist
 
 	Bridge   Bridge // the built-in default chain
 	Portmap  Portmap
@@ -93,6 +91,9 @@ type NetConf struct {
 
 	Raw json.RawMessage // the whole entry as received
 }
+
+// BuiltIn says whether the chain of the entry is the built-in one, if it has any.
+func (n *NetConf) BuiltIn() bool { return len(n.Delegates) == 0 && n.DelegatesFrom == "" }
 
 // Delegate is the configuration of one plugin that ambi runs as root.
 type Delegate struct {

@@ -388,11 +388,12 @@ func TestConflist(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "inner", l.Name)
 	require.False(t, l.OnlyInlined)
-	require.NoError(t, n.Wrap(l))
-	require.Len(t, n.Delegates, 2)
-	require.Equal(t, `{ "type":"bridge" }`, string(n.Delegates[0].Raw))
-	require.True(t, n.DisableCheck)
-	require.True(t, n.DisableGC)
+	delegates, err := n.DelegatesOf(l)
+	require.NoError(t, err)
+	require.Len(t, delegates, 2)
+	require.Equal(t, `{ "type":"bridge" }`, string(delegates[0].Raw))
+	require.True(t, l.DisableCheck)
+	require.True(t, l.DisableGC)
 }
 
 func TestConflistRefused(t *testing.T) {
@@ -413,7 +414,7 @@ func TestConflistRefused(t *testing.T) {
 		t.Run(tt.conflist, func(t *testing.T) {
 			l, err := conf.ParseConflist(where, []byte(tt.conflist))
 			if err == nil {
-				err = parse(t, `"delegates":"inner"`).Wrap(l)
+				_, err = parse(t, `"delegates":"inner"`).DelegatesOf(l)
 			}
 			requireError(t, err, tt.code, tt.texts...)
 		})

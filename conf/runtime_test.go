@@ -116,19 +116,15 @@ func TestNewAttachment(t *testing.T) {
 	requireError(t, err, types.ErrInvalidEnvironmentVariables, "COLOUR=red")
 }
 
-func TestChained(t *testing.T) {
+func TestBuiltIn(t *testing.T) {
 	for members, want := range map[string]bool{
-		``:                                 false,
-		`"prevResult":{}`:                  true,
-		`"prevResult":{},"delegates":[]`:   true,
-		`"delegates":[{"type":"bridge"}]`:  false,
-		`"prevResult":null`:                false,
-		`"prevResult":{},"delegates":null`: true,
-		`"prevResult":{},"delegates":[{"type":"tuning"}]`: false,
+		``:                                true,
+		`"delegates":[]`:                  true,
+		`"delegates":null`:                true,
+		`"delegates":[{"type":"bridge"}]`: false,
+		`"delegates":"inner"`:             false,
 	} {
-		a, err := conf.NewAttachment(conf.Env{}, parse(t, members))
-		require.NoError(t, err)
-		require.Equal(t, want, a.Chained(), members)
+		require.Equal(t, want, parse(t, members).BuiltIn(), members)
 	}
 }
 

@@ -36,10 +36,42 @@ func (v *verbs) gc(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// collectUnrecorded removes what this network has as root and no record explains.
+func (v *verbs) collectUnrecorded(ctx context.Context) error {
+	store, err := record.OpenFirst(v.stateDirs)
+	if err != nil {
+		return err
+	}
+	lockCtx, cancel := record.LockContext(ctx)
+	defer cancel()
+	unlock, err := store.LockAll(lockCtx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return v.root(store, nil).GC(ctx, v.attachment, v.unexplained, func(ctx context.Context, key conf.Key) error {
+		return annotated(key, v.collectOne(ctx, store, key, nil))
+	})
+}
+
+// unexplained says whether what the host has of an attachment may go: no record tells of
+// it, and no list of valid attachments, which may know of a container whose record was
+// lost.
+func (v *verbs) unexplained(key conf.Key) bool {
+	store, r, err := v.findRecord(key)
+	if err != nil || r != nil {
+		return false
+	}
+	if v.netConf.ValidAttachments == nil {
+		return store == nil // an unreadable record is kept, and its ports with it
+	}
+	return v.stale(key, nil)
+}
+
 // collect empties one folder of what is stale. GC is alone in it: no ADD or DEL
 // runs at the same time, so a record that is not finished never will be.
 func (v *verbs) collect(ctx context.Context, store *record.Store) error {
-	lockCtx, cancel := lockContext(ctx)
+	lockCtx, cancel := record.LockContext(ctx)
 	defer cancel()
 	unlock, err := store.LockAll(lockCtx)
 	if err != nil {
@@ -59,9 +91,7 @@ func (v *verbs) collect(ctx context.Context, store *record.Store) error {
 		}
 	}
 	for _, r := range gone {
-		for _, key := range v.heirs(store, r) {
-			v.inherit(ctx, store, key)
-		}
+		v.root(store, r).HandOverLocked(ctx)
 	}
 	for _, key := range damaged {
 		if key.Network == v.netConf.Name && v.stale(key, nil) {

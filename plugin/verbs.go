@@ -8,13 +8,13 @@ import (
 	"io/fs"
 	"os"
 	"slices"
-	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/record"
+	"github.com/ambi-cni/ambi/root"
 	"github.com/ambi-cni/ambi/rootless"
 )
 
@@ -27,23 +27,23 @@ type network interface {
 }
 
 var (
-	_ network = (*rootNetwork)(nil)
+	_ network = (*root.Network)(nil)
 	_ network = (*rootless.Network)(nil)
 )
 
 func (v *verbs) network(mode conf.Mode, store *record.Store, r *record.Record) network {
 	if mode == conf.ModeRoot {
-		return &rootNetwork{store: store, record: r, log: v.log, evict: v.evict}
+		return v.root(store, r)
 	}
 	return &rootless.Network{Store: store, Record: r, Step: v.log.step}
 }
 
-// lockPatience bounds the wait for another verb on the same attachment.
-const lockPatience = 2 * time.Minute
-
-func lockContext(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(ctx, lockPatience, conf.Errorf(types.ErrTryAgainLater,
-		"another verb is at work on this attachment since over %s; try again later", lockPatience))
+func (v *verbs) root(store *record.Store, r *record.Record) *root.Network {
+	return &root.Network{
+		Store: store, Record: r, Log: v.log.Logger, Step: v.log.step,
+		Evict:        func(ctx context.Context) { v.evict(ctx) },
+		ConflistDirs: []string{os.Getenv("NETCONFPATH"), root.ConflistDir}, StateDirs: v.stateDirs,
+	}
 }
 
 // add is ADD: all or nothing.
@@ -61,7 +61,7 @@ func (v *verbs) add(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	lockCtx, cancel := lockContext(ctx)
+	lockCtx, cancel := record.LockContext(ctx)
 	defer cancel()
 	unlock, err := store.Lock(lockCtx, a.Key)
 	if err != nil {
@@ -73,9 +73,9 @@ func (v *verbs) add(ctx context.Context) (err error) {
 		unlock()
 		switch {
 		case err != nil:
-			v.handOver(ctx, store, r)
+			v.root(store, r).HandOver(ctx)
 		case r.Published != nil:
-			v.claim(ctx, store, r)
+			v.root(store, r).Claim(ctx)
 		}
 	}()
 	if err := v.clearLeftover(ctx, store, netns); err != nil {
@@ -97,7 +97,7 @@ func (v *verbs) add(ctx context.Context) (err error) {
 // attach is what may fail half way. The network saves the record before its first
 // change.
 func (v *verbs) attach(ctx context.Context, n network, store *record.Store, r *record.Record) (*types100.Result, error) {
-	prev, err := prevResult(v.netConf)
+	prev, err := root.PrevResult(v.netConf)
 	if err != nil {
 		return nil, err
 	}
@@ -209,7 +209,7 @@ func (v *verbs) check(ctx context.Context) error {
 	if a.NetConf.PrevResult == nil {
 		return conf.Errorf(types.ErrInvalidNetworkConfig, "CHECK needs the key \"prevResult\", the result of ADD, which is missing")
 	}
-	store, r, err := v.find(a.Key)
+	store, r, err := v.findRecord(a.Key)
 	if err != nil {
 		return err
 	}
@@ -221,7 +221,7 @@ func (v *verbs) check(ctx context.Context) error {
 
 // del is DEL: it succeeds for what is gone already.
 func (v *verbs) del(ctx context.Context) error {
-	store, _, err := v.find(v.attachment.Key)
+	store, _, err := v.findRecord(v.attachment.Key)
 	if store == nil && err == nil {
 		store, err = record.OpenFirst(v.stateDirs)
 	}
@@ -230,14 +230,14 @@ func (v *verbs) del(ctx context.Context) error {
 	}
 	gone, err := v.delLocked(ctx, store)
 	if err == nil {
-		v.handOver(ctx, store, gone)
+		v.root(store, gone).HandOver(ctx)
 	}
 	return err
 }
 
 // delLocked returns the record that the attachment had; nil without.
 func (v *verbs) delLocked(ctx context.Context, store *record.Store) (*record.Record, error) {
-	lockCtx, cancel := lockContext(ctx)
+	lockCtx, cancel := record.LockContext(ctx)
 	defer cancel()
 	unlock, err := store.Lock(lockCtx, v.attachment.Key)
 	if err != nil {
@@ -289,10 +289,11 @@ func (v *verbs) detachUnrecorded(ctx context.Context, store *record.Store) error
 	return store.Remove(v.attachment.Key)
 }
 
-// find looks for a record in every folder it may be in; DEL may come from another
-// environment than ADD did. Without a readable one it returns none and no error,
-// and the folder of an unreadable one.
-func (v *verbs) find(key conf.Key) (damaged *record.Store, none *record.Record, err error) {
+// findRecord looks for a record in every folder it may be in; DEL may come from another
+// environment than ADD did. store is the folder that it is in. A store without a record
+// says that the one in there cannot be read; neither, that there is none.
+func (v *verbs) findRecord(key conf.Key) (store *record.Store, r *record.Record, err error) {
+	var damaged *record.Store
 	for _, dir := range v.stateDirs {
 		store, err := record.OpenExisting(dir)
 		if err != nil && record.Elsewhere(err) {
@@ -328,5 +329,5 @@ func (v *verbs) status(ctx context.Context) error {
 	if mode == conf.ModeRootless {
 		return rootless.Available(v.netConf.Rootless, store.Dir())
 	}
-	return v.rootStatus(ctx, store)
+	return v.root(store, nil).Status(ctx, v.attachment)
 }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"golang.org/x/sys/unix"
@@ -292,6 +293,15 @@ func (s *Store) Remove(k conf.Key) error {
 		return err
 	}
 	return nil
+}
+
+// lockPatience bounds the wait for another verb on the same attachment.
+const lockPatience = 2 * time.Minute
+
+// LockContext is a context to wait for a lock with, no longer than a verb is to wait.
+func LockContext(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, lockPatience, conf.Errorf(types.ErrTryAgainLater,
+		"another verb is at work on this attachment since over %s; try again later", lockPatience))
 }
 
 // Lock waits until no other verb is at work on the attachment and no GC on the
