@@ -142,7 +142,7 @@ type Rootless struct {
 // (CONVENTIONS.md, "Dynamic Plugin specific Fields").
 type RuntimeConfig struct {
 	PortMappings []PortMapping
-	IPs          []netip.Prefix // bits -1 where the runtime gave none
+	IPs          []netip.Prefix // /32 or /128 where the runtime gave no prefix length
 	MAC          string
 	DNS          types.DNS
 	Raw          map[string]json.RawMessage // as received, for delegates

@@ -159,10 +159,12 @@ func readOwner(dir string, ip net.IP) (o owner, taken bool) {
 	return o, utils.ValidateContainerID(o.containerID) == nil
 }
 
-// releaseDamaged removes the files of a result's addresses that say of nobody that
-// he has them: host-local finds an address by its owner, and would keep these for
-// ever. It is called when DEL has let all addresses go that have an owner. The lock
-// is host-local's own, so that a file is not taken for damaged while it is written.
+// releaseDamaged frees the addresses of a result whose files name no owner, which a
+// host-local leaves that is killed while it writes one. host-local itself looks for the
+// file that names the container, so it never finds these, and the addresses would stay
+// taken for ever. It is called after the delegates' DEL has freed all that do name one.
+// host-local holds the lock while it writes: with it, no file that is just being
+// written is taken for a damaged one.
 func (c *Chain) releaseDamaged(ctx context.Context, result *types100.Result) {
 	dir := c.store()
 	if dir == "" || result == nil {

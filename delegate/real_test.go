@@ -93,9 +93,9 @@ func (r *real) container(id string) *Chain {
 	}
 }
 
-// settle brings up and down what stays with a network, such as the bridge and the
+// warmUp brings up and down what stays with a network, such as the bridge and the
 // shared chains of the firewall, and returns the snapshot without attachments.
-func (r *real) settle() string {
+func (r *real) warmUp() string {
 	c := r.container("first")
 	require.NoError(r.t, c.Del(context.Background(), add(r.t, c)))
 	return r.snapshot()
@@ -175,7 +175,7 @@ func TestRealPluginsLeaveNothing(t *testing.T) {
 			t.Parallel()
 			forEachEdition(t, func(t *testing.T, plugins string, host *os.File) {
 				r := newReal(t, plugins, raws...)
-				before := r.settle()
+				before := r.warmUp()
 				for state, change := range states { // one after the other, on one host
 					t.Run(state, func(t *testing.T) {
 						onSameHost(t, host)
@@ -222,7 +222,7 @@ func TestRealAddThatFailsLeavesNothing(t *testing.T) {
 		r := newReal(t, plugins, bridgeRaw, firewallRaw, `{"type":"tuning","sysctl":{"net.ipv4.conf.no_such_link.forwarding":"1"}}`)
 		broken := r.chain
 		r.chain = broken[:2]
-		before := r.settle()
+		before := r.warmUp()
 		r.chain = broken
 		_, err := r.container("c1").Add(context.Background(), nil)
 		require.ErrorContains(t, err, "tuning: ")
@@ -246,7 +246,7 @@ func TestRealAddThatIsKilledLeavesNothing(t *testing.T) {
 func killAdds(t *testing.T, plugins string, first int) {
 	const moments = 16
 	r := newReal(t, plugins, bridgeRaw, firewallRaw)
-	before := r.settle()
+	before := r.warmUp()
 	c := r.container("whole")
 	start := time.Now()
 	cmd, _ := startAdd(t, c)
@@ -282,7 +282,7 @@ func TestRealInterfaceWithoutItsAddress(t *testing.T) {
 				script := fmt.Sprintf("#!/bin/sh\n%s/host-local; status=$?\n[ $CNI_COMMAND != ADD ] || kill -9 $PPID\nexit $status\n", plugins)
 				require.NoError(t, os.WriteFile(filepath.Join(deadly, "host-local"), []byte(script), 0o755))
 				r := newReal(t, plugins, raw, firewallRaw)
-				before := r.settle()
+				before := r.warmUp()
 				for _, undo := range []bool{true, false} {
 					c := r.container("c1")
 					c.Attachment.Path = []string{deadly, plugins}
@@ -308,7 +308,7 @@ func TestRealDelOfALateContainerSparesTheNewOwnerOfItsAddress(t *testing.T) {
 	t.Parallel()
 	forEachEdition(t, func(t *testing.T, plugins string, _ *os.File) {
 		r := newReal(t, plugins, strings.Replace(bridgeRaw, `[[{"subnet":"10.77.0.0/24"}],[{"subnet":"fd77::/64"}]]`, `[[{"subnet":"10.77.0.0/30"}]]`, 1), firewallRaw)
-		r.settle()
+		r.warmUp()
 		late := r.container("c1")
 		result := add(t, late)
 		require.NoError(t, late.Del(context.Background(), result))
@@ -331,7 +331,7 @@ func TestRealDefaultChain(t *testing.T) {
 		r.chain, err = Default(conf.Bridge{Subnet6: netip.MustParsePrefix("fd89::/64")}, "web", r.ipam, []string{plugins})
 		require.NoError(t, err)
 		require.Len(t, r.chain, 2)
-		before := r.settle()
+		before := r.warmUp()
 		c := r.container("c1")
 		c.Attachment.NetConf.RuntimeConfig.Raw = map[string]json.RawMessage{
 			"ips": json.RawMessage(`["10.89.75.77/24"]`), "mac": json.RawMessage(`"02:00:00:00:00:77"`),

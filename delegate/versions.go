@@ -35,7 +35,7 @@ type binary struct {
 	Changed int64  `json:"changed"` // nanoseconds
 }
 
-func identify(path string) (binary, error) {
+func binaryAt(path string) (binary, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
 		return binary{}, &os.PathError{Op: "stat", Path: path, Err: err}
@@ -54,7 +54,7 @@ func (c *Chain) remembered(path string) []string {
 		return nil
 	}
 	var known answer
-	now, err := identify(path)
+	now, err := binaryAt(path)
 	if err != nil || json.Unmarshal(raw, &known) != nil || known.Binary != now {
 		return nil
 	}
@@ -64,7 +64,7 @@ func (c *Chain) remembered(path string) []string {
 // probe asks the binary for the versions it speaks (verb VERSION) and remembers
 // the answer.
 func (c *Chain) probe(ctx context.Context, path string) ([]string, error) {
-	before, err := identify(path)
+	before, err := binaryAt(path)
 	if err != nil {
 		return nil, err
 	}

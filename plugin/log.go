@@ -55,7 +55,8 @@ func (l *verbLog) close() {
 	}
 }
 
-// begin starts the clock of the steps, and ends the first of them.
+// begin says what the lines are about, and logs the first step, which was over before
+// there was a log to write it into: the verb began when started says.
 func (l *verbLog) begin(verb string, key conf.Key, started time.Time, first string) {
 	l.verb, l.started, l.last = verb, started, started
 	l.about = slog.Any("attachment", key)

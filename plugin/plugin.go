@@ -87,7 +87,8 @@ func (v versions) Encode(w io.Writer) error {
 	})
 }
 
-// input remembers what the error needs of it.
+// input keeps the cniVersion that a verb was called with, since an error is printed with
+// it (see fail), also when nothing else of the input can be used.
 type input struct{ cniVersion string }
 
 // verb makes skel's function of one of ours.
@@ -116,7 +117,7 @@ func (in *input) verb(name string, run func(*verbs, context.Context) error) func
 type verbs struct {
 	attachment *conf.Attachment
 	netConf    *conf.NetConf
-	confErr    error // of a configuration or CNI_ARGS; DEL and GC do without what is wrong
+	confErr    error // the first fault in the configuration or CNI_ARGS; DEL and GC go on with the rest of them
 	override   bool  // CNI_NETNS_OVERRIDE
 	stateDirs  []string
 	log        *verbLog
