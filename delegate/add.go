@@ -10,6 +10,7 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/inside"
 )
 
 // Add runs ADD of every delegate, each with the result of the one before it (prev
@@ -117,11 +118,11 @@ func (c *Chain) interfaceFree(prev *types100.Result) error {
 	if first := c.Delegates[0].Type; prev != nil && kinds[first] == "" && first != "host-device" {
 		return nil
 	}
-	there, err := hasLink(a.NetnsPath, a.IfName)
+	link, err := inside.Link(a.NetnsPath, a.IfName)
 	if err != nil {
 		return conf.Errorf(types.ErrInvalidEnvironmentVariables, "CNI_NETNS %q: %v", a.NetnsPath, err)
 	}
-	if there {
+	if link != nil {
 		return conf.Errorf(types.ErrInvalidEnvironmentVariables,
 			"CNI_IFNAME %q: the namespace has an interface of that name already; choose another name or remove it first", a.IfName)
 	}

@@ -11,10 +11,10 @@ import (
 
 	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/inside"
 )
 
 // Default is the chain of a network that names no delegates: bridge with its
@@ -107,12 +107,7 @@ func everywhere(a netip.Addr) netip.Prefix {
 // has in its main table: 0.0.0.0/0, ::/0, both or none. A namespace that cannot be
 // looked into has none.
 func DefaultRoutes(netnsPath string) []netip.Prefix {
-	ns, err := netns.GetFromPath(netnsPath)
-	if err != nil {
-		return nil
-	}
-	defer ns.Close()
-	handle, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	handle, err := inside.Open(netnsPath)
 	if err != nil {
 		return nil
 	}

@@ -9,6 +9,7 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/inside"
 )
 
 // Del runs DEL of every delegate in reverse order, each with the final result of
@@ -136,12 +137,12 @@ func (c *Chain) worksIn(netns string, result *types100.Result) bool {
 	if !isNamespace(netns) {
 		return false
 	}
-	there, err := hasLink(netns, c.Attachment.IfName)
+	link, err := inside.Link(netns, c.Attachment.IfName)
 	if err != nil {
 		return true // the delegates may be able to look where we are not
 	}
 	_, addresses := lookOf(c.Attachment.IfName, result)
-	return there || len(addresses) == 0
+	return link != nil || len(addresses) == 0
 }
 
 // place is a network namespace for delegates, the container's or a stand-in.

@@ -12,8 +12,9 @@ import (
 
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/inside"
 )
 
 // This file finds a container's namespace that nobody told us the path of: the
@@ -122,8 +123,8 @@ func (c *Chain) Traces() bool {
 	if c.trueResult(nil) != nil {
 		return true
 	}
-	there, err := hasLink(c.Attachment.NetnsPath, c.Attachment.IfName)
-	return err == nil && there && !c.hasAnothers(c.Attachment.NetnsPath, nil)
+	link, err := inside.Link(c.Attachment.NetnsPath, c.Attachment.IfName)
+	return err == nil && link != nil && !c.hasAnothers(c.Attachment.NetnsPath, nil)
 }
 
 // hostVeth is the name that the plugins' library gives the host's end of a veth
@@ -154,7 +155,7 @@ func statOf(f *os.File) (st unix.Stat_t, err error) {
 // linkIn is the link of this name in a namespace, and its addresses; nil when
 // there is none to be seen.
 func linkIn(f *os.File, name string) (netlink.Link, []netlink.Addr) {
-	handle, err := netlink.NewHandleAt(netns.NsHandle(f.Fd()), unix.NETLINK_ROUTE)
+	handle, err := inside.At(f)
 	if err != nil {
 		return nil, nil
 	}

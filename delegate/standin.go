@@ -40,7 +40,7 @@ func newStandIn(ifName string, result *types100.Result) (*standIn, error) {
 		// The thread is never unlocked: it belongs to the new namespace, and the
 		// runtime throws it away when this function ends.
 		runtime.LockOSThread()
-		file, err := enterNew()
+		file, err := unshareNetns()
 		if err == nil {
 			err = furnish(ifName, result)
 		}
@@ -59,8 +59,8 @@ func newStandIn(ifName string, result *types100.Result) (*standIn, error) {
 // Close lets the namespace and all in it go.
 func (s *standIn) Close() { s.file.Close() }
 
-// enterNew moves the current thread into a new network namespace.
-func enterNew() (*os.File, error) {
+// unshareNetns moves the current thread into a new network namespace.
+func unshareNetns() (*os.File, error) {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		return nil, fmt.Errorf("new network namespace: %w", err)
 	}
@@ -120,18 +120,3 @@ func lookOf(ifName string, result *types100.Result) (mac net.HardwareAddr, addre
 // isNamespace says whether path is a namespace, rather than missing or an
 // ordinary file.
 func isNamespace(path string) bool { return ns.IsNSorErr(path) == nil }
-
-// hasLink says whether the network namespace at path has a link of this name.
-func hasLink(path, name string) (bool, error) {
-	there := false
-	err := ns.WithNetNSPath(path, func(ns.NetNS) error {
-		_, err := netlink.LinkByName(name)
-		var none netlink.LinkNotFoundError
-		there = err == nil
-		if errors.As(err, &none) {
-			return nil
-		}
-		return err
-	})
-	return there, err
-}

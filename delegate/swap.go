@@ -10,6 +10,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/inside"
 )
 
 // This file notices that CNI_NETNS was made to lead elsewhere, to the host's own
@@ -61,7 +62,7 @@ func (c *Chain) strayedAndFailed(container *os.File) *os.File {
 		if err != nil || isSame(there, container) || kinds[c.Delegates[0].Type] != "veth" {
 			continue
 		}
-		if has, err := hasLink(path, c.Attachment.IfName); err == nil && has && !c.hasAnothers(path, nil) {
+		if link, err := inside.Link(path, c.Attachment.IfName); err == nil && link != nil && !c.hasAnothers(path, nil) {
 			if f, err := os.Open(path); err == nil {
 				return f
 			}

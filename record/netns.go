@@ -11,10 +11,10 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/inside"
 )
 
 // Netns is a network namespace: its path, and what tells it from another one
@@ -38,7 +38,7 @@ func OpenNetns(path string) (*os.File, Netns, error) {
 		f.Close()
 		return nil, Netns{}, NetnsError(path, "it is not a network namespace", openHint(path, nil))
 	}
-	n, err := identify(path, f)
+	n, err := netnsOf(path, f)
 	if err != nil {
 		f.Close()
 		return nil, Netns{}, NetnsError(path, err.Error(), openHint(path, err))
@@ -46,7 +46,7 @@ func OpenNetns(path string) (*os.File, Netns, error) {
 	return f, n, nil
 }
 
-func identify(path string, f *os.File) (Netns, error) {
+func netnsOf(path string, f *os.File) (Netns, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return Netns{}, err
@@ -92,7 +92,7 @@ func (n Netns) WayOut() string {
 		return ""
 	}
 	defer f.Close()
-	handle, err := netlink.NewHandleAt(netns.NsHandle(f.Fd()), unix.NETLINK_ROUTE)
+	handle, err := inside.At(f)
 	if err != nil || !n.Same(now) {
 		return ""
 	}

@@ -15,5 +15,5 @@
 //	gc.go        what no record explains
 //	alone.go     whether the built-in chain is needed at all
 //
-// It may import delegate, portmap/nat, record, flock and conf.
+// It may import delegate, portmap/nat, record, flock, inside and conf.
 package root

@@ -2,17 +2,14 @@ package root
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 
 	types100 "github.com/containernetworking/cni/pkg/types/100"
-	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
-	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/delegate"
+	"github.com/ambi-cni/ambi/inside"
 	"github.com/ambi-cni/ambi/portmap/nat"
 	"github.com/ambi-cni/ambi/record"
 )
@@ -95,42 +92,24 @@ func (n *Network) Add(ctx context.Context, a *conf.Attachment) (*types100.Result
 }
 
 // fillIn adds what a delegate left out of the container's interface: plugins
-// before 1.1.0 do not tell the MTU. An interface that is not there is another thing than a link, such as a DPDK device
-// or the socket of a virtual machine, and has none of ours to tell.
+// before 1.1.0 do not tell the MTU. An interface that is not there is another thing
+// than a link, such as a DPDK device or the socket of a virtual machine, and is left as
+// it is.
 func fillIn(result *types100.Result, a *conf.Attachment) error {
 	i := conf.InterfaceOf(result, a.IfName)
 	if i == nil || (i.Mtu != 0 && i.Mac != "") {
 		return nil
 	}
-	link, err := linkInside(a)
-	var missing netlink.LinkNotFoundError
-	if errors.As(err, &missing) {
-		return nil
-	}
+	link, err := inside.Link(a.NetnsPath, a.IfName)
 	if err != nil {
-		return fmt.Errorf("the interface of the delegates' result: %w", err)
+		return fmt.Errorf("the interface of the delegates' result: %w",
+			record.NetnsError(a.NetnsPath, err.Error(), "it must be one that this user may enter"))
+	}
+	if link == nil {
+		return nil
 	}
 	i.Mtu, i.Mac = link.Attrs().MTU, link.Attrs().HardwareAddr.String()
 	return nil
-}
-
-// linkInside looks up CNI_IFNAME in CNI_NETNS.
-func linkInside(a *conf.Attachment) (netlink.Link, error) {
-	ns, err := netns.GetFromPath(a.NetnsPath)
-	if err != nil {
-		return nil, record.NetnsError(a.NetnsPath, err.Error(), "give the path of a network namespace")
-	}
-	defer ns.Close()
-	handle, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, record.NetnsError(a.NetnsPath, err.Error(), "it must be one that this user may enter")
-	}
-	defer handle.Close()
-	link, err := handle.LinkByName(a.IfName)
-	if err != nil {
-		return nil, fmt.Errorf("interface %s in %s: %w", a.IfName, a.NetnsPath, err)
-	}
-	return link, nil
 }
 
 // Check asks the delegates and compares the published ports with the kernel.
