@@ -171,7 +171,7 @@ func TestMisspeltKeys(t *testing.T) {
 	for key, meant := range map[string]string{
 		"modee": "mode", "Mode": "mode", "mdoe": "mode", "delegate": "delegates", "delegats": "delegates", "delgate": "delegates",
 		"portMap": "portmap", "port_map": "portmap", "prtmap": "portmap", "root-less": "rootless", "rootles": "rootless",
-		"log_level": "logLevel", "logfile": "logFile", "statedir": "stateDir", "brigde": "bridge", "capabilites": "capabilities",
+		"log_level": "logLevel", "logfile": "logFile", "statedir": "stateDir", "brigde": "bridge", "capabilites": "capabilities", //nolint:misspell // misspelt on purpose
 		"delegateTimout": "delegateTimeout", "DNS": "dns", "arg": "args", "cniVerson": "cniVersion", "runtimeconfig": "runtimeConfig",
 	} {
 		err := parse(t, `"`+key+`":"x"`).Misspelt()
