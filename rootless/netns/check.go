@@ -65,18 +65,19 @@ func (n *Namespace) checkAddresses(link netlink.Link, f plan.Subnet) error {
 }
 
 func (n *Namespace) checkDefaultRoute(link netlink.Link, f plan.Subnet) error {
-	routes, err := n.link.RouteList(link, netlinkFamily(f.Gateway))
+	found := false
+	filter := &netlink.Route{LinkIndex: link.Attrs().Index, Gw: f.Gateway.AsSlice()} // Dst nil: the default
+	const what = netlink.RT_FILTER_OIF | netlink.RT_FILTER_GW | netlink.RT_FILTER_DST
+	// One at a time: the container may have millions.
+	err := n.link.RouteListFilteredIter(netlinkFamily(f.Gateway), filter, what, func(netlink.Route) bool {
+		found = true
+		return false
+	})
 	if err != nil {
 		return fmt.Errorf("routes of interface %s: %w", n.plan.IfName, err)
 	}
-	for _, r := range routes {
-		ones := 0
-		if r.Dst != nil {
-			ones, _ = r.Dst.Mask.Size()
-		}
-		if ones == 0 && r.Gw.Equal(f.Gateway.AsSlice()) {
-			return nil
-		}
+	if found {
+		return nil
 	}
 	return fmt.Errorf("the default route by %s is missing", f.Gateway)
 }

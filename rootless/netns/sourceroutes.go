@@ -256,14 +256,35 @@ func (s *SourceRoutes) RemoveAll() error {
 			}
 		}
 		for _, table := range []int{s.table.tcp, s.table.udp} {
-			routes, err := s.link.RouteListFiltered(family, &netlink.Route{Table: table}, netlink.RT_FILTER_TABLE)
-			errs = append(errs, err)
-			for _, r := range routes {
-				errs = append(errs, ignoring(s.link.RouteDel(&r), unix.ESRCH))
-			}
+			errs = append(errs, s.removeRoutes(family, table))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// The container can fill our tables with millions of routes, which are its own business:
+// more than rootlessport can have clients are not ours. That many are taken away, some at
+// a time, so that it costs neither the host's memory nor DEL its end.
+const (
+	mostRoutes   = 1 << 17
+	routesAtOnce = 1 << 13
+)
+
+func (s *SourceRoutes) removeRoutes(family, table int) error {
+	for range mostRoutes / routesAtOnce {
+		var routes []netlink.Route
+		errs := []error{s.link.RouteListFilteredIter(family, &netlink.Route{Table: table}, netlink.RT_FILTER_TABLE, func(r netlink.Route) bool {
+			routes = append(routes, r)
+			return len(routes) < routesAtOnce
+		})}
+		for _, r := range routes {
+			errs = append(errs, ignoring(s.link.RouteDel(&r), unix.ESRCH))
+		}
+		if err := errors.Join(errs...); err != nil || len(routes) < routesAtOnce {
+			return err
+		}
+	}
+	return nil
 }
 
 // check looks for what brings replies of published ports back.

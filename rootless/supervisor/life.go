@@ -54,7 +54,7 @@ func Main() int {
 	if len(os.Args) > 2 && os.Args[2] == driverRole {
 		return driver.HelperMain()
 	}
-	debug.SetGCPercent(-1) // until ADD has returned
+	collectLate()
 	// rootlessport's workers, one a processor, wait in epoll without telling the
 	// scheduler; one more has the control socket answered meanwhile.
 	runtime.GOMAXPROCS(runtime.NumCPU() + 1)
@@ -96,10 +96,23 @@ func Main() int {
 		s.leaveForGood()
 		return 1
 	}
-	// An idle supervisor is memory times containers: collect early, keep little.
-	debug.SetGCPercent(50)
+	collectEarly()
 	s.run()
 	return 0
+}
+
+// collectLate is for the time until ADD has returned, and for a DEL, which may find more in
+// the container's namespace than there is memory.
+func collectLate() {
+	const much = 64 << 20 // bytes
+	debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(much)
+}
+
+// collectEarly: an idle supervisor is memory times containers.
+func collectEarly() {
+	debug.SetGCPercent(50)
+	debug.SetMemoryLimit(math.MaxInt64)
 }
 
 // forgetCaller leaves what is inherited without being asked for, for the driver as well.
