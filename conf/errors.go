@@ -30,6 +30,14 @@ func HasCode(err error, code uint) bool {
 	return errors.As(err, &e) && e.Code == code
 }
 
+// JoinDetails adds to the details of an error.
+func JoinDetails(details, more string) string {
+	if details == "" {
+		return more
+	}
+	return details + "; " + more
+}
+
 // Unsupported is code 2 of the specification: its message must contain the key
 // and the value.
 func Unsupported(key string, value any, hint string) *types.Error {

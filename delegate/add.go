@@ -3,7 +3,6 @@ package delegate
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"os"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -41,7 +40,7 @@ func (c *Chain) Add(ctx context.Context, prev *types100.Result) (*types100.Resul
 			}
 			failed := annotate(d.Type, err)
 			if undo := c.undo(ctx, i, cmp.Or(result, prev), stray); undo != nil {
-				failed.Details = appendDetail(failed.Details, "not undone: "+undo.Error())
+				failed.Details = conf.JoinDetails(failed.Details, "not undone: "+undo.Error())
 			}
 			if stray != nil {
 				stray.Close()
@@ -69,7 +68,7 @@ func (c *Chain) addOne(ctx context.Context, i int, d conf.Delegate, prev *types1
 	if err != nil {
 		return nil, nil, err
 	}
-	result, err := decodeResult(out, v)
+	result, err := ParseResult(out, v)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -127,11 +126,4 @@ func (c *Chain) interfaceFree(prev *types100.Result) error {
 			"CNI_IFNAME %q: the namespace has an interface of that name already; choose another name or remove it first", a.IfName)
 	}
 	return nil
-}
-
-func appendDetail(details, more string) string {
-	if details == "" {
-		return more
-	}
-	return fmt.Sprintf("%s; %s", details, more)
 }

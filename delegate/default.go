@@ -69,9 +69,7 @@ type subnetConf struct {
 }
 
 func bridgeDelegate(b conf.Bridge, network, ipamDir string, routed []netip.Prefix) (conf.Delegate, error) {
-	if b.Name == "" {
-		b.Name = bridgeName(network)
-	}
+	b.Name = BridgeName(b, network)
 	if !b.Subnet.IsValid() {
 		b.Subnet = defaultSubnet(network)
 	}
@@ -134,9 +132,13 @@ func masqBackend() string {
 	return "nftables"
 }
 
-// bridgeName is ambi-<network>, or ambi-<hash> where that is longer than a link's
+// BridgeName is the link that the built-in chain makes for a network: the one of the
+// key bridge.name, else ambi-<network>, or ambi-<hash> where that is longer than a link's
 // name may be. The hash has 40 bits, so that two networks do not meet.
-func bridgeName(network string) string {
+func BridgeName(b conf.Bridge, network string) string {
+	if b.Name != "" {
+		return b.Name
+	}
 	const longest = 15
 	if name := conf.BridgePrefix + network; len(name) <= longest {
 		return name

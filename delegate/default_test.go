@@ -83,7 +83,7 @@ func TestDefaultMasqueradesByNftablesWhereItCan(t *testing.T) {
 
 func TestBridgeNameFits(t *testing.T) {
 	for network, want := range map[string]string{"1234567890": "ambi-1234567890", "12345678901": "ambi-254aa248ac"} {
-		require.Equal(t, want, bridgeName(network))
+		require.Equal(t, want, BridgeName(conf.Bridge{}, network))
 		require.LessOrEqual(t, len(want), 15)
 	}
 }

@@ -31,7 +31,7 @@ func FuzzResult(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, out []byte, asked string) {
-		result, err := decodeResult(out, asked)
+		result, err := ParseResult(out, asked)
 		if err != nil {
 			var e *types.Error
 			require.True(t, errors.As(err, &e), "%v", err)

@@ -13,11 +13,11 @@ import (
 	"github.com/ambi-cni/ambi/conf"
 )
 
-// decodeResult reads what a delegate printed when asked in version asked, and
+// ParseResult reads what a plugin printed when asked in version asked, and
 // converts it to the newest form. A result without cniVersion is in the version
 // that was asked in (cni#895). Anything but an object is an error of code 6:
 // nothing, null, half of a result, text.
-func decodeResult(out []byte, asked string) (*types100.Result, error) {
+func ParseResult(out []byte, asked string) (*types100.Result, error) {
 	head := struct {
 		CNIVersion string   `json:"cniVersion"`
 		Interfaces nonNulls `json:"interfaces"`

@@ -131,7 +131,7 @@ func TestDecodeResult(t *testing.T) {
 		{"nothing to say", `{}`, "1.1.0", ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			result, err := decodeResult([]byte(test.out), test.asked)
+			result, err := ParseResult([]byte(test.out), test.asked)
 			require.NoError(t, err)
 			require.Equal(t, "1.1.0", result.CNIVersion)
 			if test.address != "" {
@@ -141,7 +141,7 @@ func TestDecodeResult(t *testing.T) {
 	}
 	for _, out := range []string{"", "  \n", "null", "[]", `"x"`, `{"cniVersion":"1.1.0","ips":[`, "oops", `{"cniVersion":"9.9.9"}`, `{"cniVersion":7}`, `{"ips":"x"}`} {
 		t.Run("refused: "+out, func(t *testing.T) {
-			_, err := decodeResult([]byte(out), "1.1.0")
+			_, err := ParseResult([]byte(out), "1.1.0")
 			requireCode(t, err, 6)
 		})
 	}

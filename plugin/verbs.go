@@ -141,14 +141,7 @@ func (v *verbs) rollBack(ctx context.Context, n network, store *record.Store, r 
 	if !errors.As(cause, &e) {
 		e = conf.Errorf(types.ErrInternal, "%v", cause)
 	}
-	return types.NewError(e.Code, e.Msg, joinDetails(e.Details, fmt.Sprintf("and taking back what was done failed, DEL will try again: %v", err)))
-}
-
-func joinDetails(a, b string) string {
-	if a == "" {
-		return b
-	}
-	return a + "; " + b
+	return types.NewError(e.Code, e.Msg, conf.JoinDetails(e.Details, fmt.Sprintf("and taking back what was done failed, DEL will try again: %v", err)))
 }
 
 // outVersion is the version a result is printed in; absent means 0.1.0

@@ -48,10 +48,7 @@ func (n *Network) heirs() []conf.Key {
 	if gone == nil || gone.Published == nil {
 		return nil
 	}
-	keys, err := n.Store.Siblings(gone.Key)
-	if err != nil {
-		n.Log.Warn("looking for other attachments of the container", "attachment", gone.Key, "error", err)
-	}
+	keys := n.siblingKeys(gone.Key)
 	if len(keys) > 1 {
 		out := gone.Netns.WayOut()
 		if at := slices.IndexFunc(keys, func(k conf.Key) bool { return k.IfName == out }); at > 0 {

@@ -13,16 +13,20 @@ import (
 
 // siblings are the records of the container's other attachments that publish ports.
 func (n *Network) siblings(key conf.Key) (all []*record.Record) {
-	keys, err := n.Store.Siblings(key)
-	if err != nil {
-		n.Log.Warn("looking for other attachments of the container", "attachment", key, "error", err)
-	}
-	for _, sibling := range keys {
+	for _, sibling := range n.siblingKeys(key) {
 		if r, err := n.Store.Load(sibling); err == nil && r.Published != nil {
 			all = append(all, r)
 		}
 	}
 	return all
+}
+
+func (n *Network) siblingKeys(key conf.Key) []conf.Key {
+	keys, err := n.Store.Siblings(key)
+	if err != nil {
+		n.Log.Warn("looking for other attachments of the container", "attachment", key, "error", err)
+	}
+	return keys
 }
 
 // servable are the mappings without those that cannot be published to these addresses
