@@ -33,6 +33,7 @@ type Network struct {
 	ConflistDirs, StateDirs []string
 
 	reserved []uint32 // sockets that hold the ports for the container, for the record
+	unasked  bool     // before the delegates it was not known of all ports whether they are free
 }
 
 // Add runs the delegates in order, then publishes the ports. The record is saved

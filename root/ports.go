@@ -35,17 +35,24 @@ func (n *Network) portsFree(ctx context.Context, a *conf.Attachment, chain *dele
 	if err != nil {
 		return nil, err
 	}
+	n.unasked = len(p.Ports) < len(a.Ports)
 	p.Ports, n.Record.Ports = n.servable(a.Key, p.Ports, p.IPs), n.servable(a.Key, a.Ports, p.IPs)
 	if len(n.Record.Ports) == 0 {
 		return nil, nil
 	}
+	return backend, n.free(ctx, backend, p)
+}
+
+// free asks whether the ports could be published, and notes the sockets that hold them
+// for the container.
+func (n *Network) free(ctx context.Context, backend nat.Backend, p nat.Published) (err error) {
 	n.reserved, err = backend.Free(ctx, p)
 	if conf.HasCode(err, conf.ErrPortInUse) {
-		if p.Reserved = n.reservedForSiblings(a.Key); len(p.Reserved) > 0 {
+		if p.Reserved = n.reservedForSiblings(p.Owner); len(p.Reserved) > 0 {
 			n.reserved, err = backend.Free(ctx, p)
 		}
 	}
-	return backend, err
+	return err
 }
 
 // reservedForSiblings are the sockets that held the ports for the container when its
@@ -90,6 +97,9 @@ func (n *Network) publish(ctx context.Context, a *conf.Attachment, backend nat.B
 	}
 	if n.Record.Ports = n.servable(a.Key, n.Record.Ports, ips); len(n.Record.Ports) == 0 {
 		return nil
+	}
+	if n.unasked {
+		_ = n.free(ctx, backend, nat.Published{Owner: a.Key, IPs: ips, Ports: n.Record.Ports}) // Add says so, or can do more
 	}
 	n.Record.Published = &record.Published{
 		Backend: conf.Backend(backend.Name()), IPs: ips, SNAT: a.NetConf.Portmap.SNAT,
