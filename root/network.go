@@ -9,6 +9,7 @@ import (
 
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/delegate"
+	"github.com/ambi-cni/ambi/flock"
 	"github.com/ambi-cni/ambi/inside"
 	"github.com/ambi-cni/ambi/portmap/nat"
 	"github.com/ambi-cni/ambi/record"
@@ -40,6 +41,7 @@ type Network struct {
 // before the first change and after each delegate, so that DEL knows the
 // addresses also when ADD is killed.
 func (n *Network) Add(ctx context.Context, a *conf.Attachment) (*types100.Result, error) {
+	defer n.oneAtATime(ctx, a)()
 	chain, err := n.chain(a)
 	if err != nil {
 		return nil, err
@@ -90,6 +92,28 @@ func (n *Network) Add(ctx context.Context, a *conf.Attachment) (*types100.Result
 	}
 	result.DNS = a.NetConf.DNSFor(result.DNS)
 	return result, nil
+}
+
+// oneAtATime keeps other ADDs of the built-in chain out of the container's namespace
+// until done is called: engines attach the networks of a container side by side, and
+// each would see that there is no default route yet and make one. The lock is on the
+// namespace itself, so nothing is left of it. The container can take it, too, which
+// is no reason to fail: after the wait ADD goes on without.
+func (n *Network) oneAtATime(ctx context.Context, a *conf.Attachment) (done func()) {
+	if !a.NetConf.BuiltIn() {
+		return func() {}
+	}
+	f, _, err := record.OpenNetns(a.NetnsPath)
+	if err != nil {
+		return func() {} // the next who opens it has the error
+	}
+	lockCtx, cancel := record.LockContext(ctx)
+	defer cancel()
+	if err := flock.Lock(lockCtx, f, flock.Exclusive); err != nil {
+		n.Log.Warn("going on beside another ADD in the container's namespace", "attachment", a.Key, "error", err)
+	}
+	n.Step("lock the namespace")
+	return func() { f.Close() }
 }
 
 // fillIn adds what a delegate left out of the container's interface: plugins
