@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"sync/atomic"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/vishvananda/netlink"
@@ -26,6 +27,7 @@ type Namespace struct {
 	calls chan func()
 	link  *netlink.Handle
 	plan  *plan.Interface
+	index atomic.Int64 // of the interface when it was configured
 }
 
 // Open starts the thread inside the namespace. It ends with the process: a thread that
@@ -180,6 +182,13 @@ func (n *Namespace) nameOf(a netlink.Addr) string {
 // Link is the container's interface as it is now.
 func (n *Namespace) Link() (netlink.Link, error) { return n.link.LinkByName(n.plan.IfName) }
 
+// Deleted says that the interface that was configured last is there no more, under any
+// name.
+func (n *Namespace) Deleted() bool {
+	_, err := n.link.LinkByIndex(int(n.index.Load()))
+	return isMissingLink(err)
+}
+
 func isMissingLink(err error) bool {
 	var missing netlink.LinkNotFoundError
 	return errors.As(err, &missing)
@@ -192,6 +201,7 @@ func (n *Namespace) Configure() error {
 	if err != nil {
 		return fmt.Errorf("interface %s of the driver: %w", n.plan.IfName, err)
 	}
+	n.index.Store(int64(link.Attrs().Index))
 	for _, step := range []struct {
 		what string
 		do   func(netlink.Link) error

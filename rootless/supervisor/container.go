@@ -100,6 +100,8 @@ func (c *container) restored() error { return c.ports.restored() }
 
 func (c *container) gone() bool { return c.watch.gone() }
 
+func (c *container) deleted() bool { return c.inside.Deleted() }
+
 func (c *container) serve(r request, files []*os.File) error {
 	if r.Op == opRemovePort {
 		defer closeAll(files)

@@ -242,7 +242,21 @@ func (s *supervisor) run() {
 				s.leaveForGood()
 				return
 			}
+			s.relieveDriver()
 		}
+	}
+}
+
+// relieveDriver ends a driver whose interface was deleted: the container may do that, and
+// slirp4netns then reads errors as fast as it can, and tells us of each. [keepDriver] starts
+// another.
+func (s *supervisor) relieveDriver() {
+	s.mu.Lock()
+	driver := s.driver
+	s.mu.Unlock()
+	if driver != nil && s.tenant.deleted() {
+		s.log.Warn("the interface was deleted in the container's namespace")
+		driver.Stop()
 	}
 }
 

@@ -26,6 +26,8 @@ type tenant interface {
 	restored() error
 	// gone says that there is nobody to live for any more.
 	gone() bool
+	// deleted says that what the driver made is there no more.
+	deleted() bool
 	// serve answers a request of the control socket that is about ports. It owns the
 	// files.
 	serve(request, []*os.File) error
