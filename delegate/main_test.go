@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/e2e/lab"
 )
 
 // The test binary plays the plugins: under another name than its own it does what
@@ -122,31 +123,12 @@ func TestMain(m *testing.M) {
 	if raw := os.Getenv(addOnly); raw != "" {
 		os.Exit(playAdd(raw))
 	}
-	if os.Geteuid() != 0 {
-		os.Exit(asFakeRoot())
-	}
 	// The tests with real plugins wait for the kernel most of the time. A -parallel of
 	// the command line still has precedence.
 	if err := flag.Set("test.parallel", "8"); err != nil {
 		panic(err)
 	}
-	os.Exit(m.Run())
-}
-
-// asFakeRoot runs the tests in a user namespace, where all of them work.
-func asFakeRoot() int {
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET | syscall.CLONE_NEWNS,
-		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
-	}
-	if err := cmd.Run(); err != nil {
-		fmt.Fprintln(os.Stderr, "tests in a user namespace:", err)
-		return 1
-	}
-	return 0
+	os.Exit(lab.RunTests(m))
 }
 
 func (s script) play(dir, name string) int {
@@ -370,47 +352,32 @@ func requireCode(t *testing.T, err error, code uint) *types.Error {
 // newNetns is the path of a new network namespace that goes with the test.
 func newNetns(t *testing.T) string {
 	t.Helper()
-	f := openNetns(t)
-	t.Cleanup(func() { f.Close() })
-	return nsPath(f)
+	return openNetns(t).Path()
 }
 
-func nsPath(f *os.File) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd()) }
-
-func openNetns(t *testing.T) *os.File {
+func openNetns(t *testing.T) *lab.Netns {
 	t.Helper()
-	opened := make(chan *os.File)
-	go func() {
-		runtime.LockOSThread() // and thrown away with the thread
-		var f *os.File
-		if unix.Unshare(unix.CLONE_NEWNET) == nil {
-			f, _ = os.Open("/proc/thread-self/ns/net")
-		}
-		opened <- f
-	}()
-	f := <-opened
-	if f == nil {
-		t.Fatal("no new network namespace: these tests need root or unprivileged user namespaces")
-	}
-	return f
+	n, err := lab.NewNetns()
+	require.NoError(t, err)
+	t.Cleanup(func() { n.Close() })
+	return n
 }
 
 // onHost runs the rest of the test on a thread in a network namespace of its own,
 // which plays the host, and returns it for onSameHost.
-func onHost(t *testing.T) *os.File {
+func onHost(t *testing.T) *lab.Netns {
 	t.Helper()
 	host := openNetns(t)
-	t.Cleanup(func() { host.Close() })
 	onSameHost(t, host)
 	run(t, "ip", "link", "set", "lo", "up")
 	return host
 }
 
 // onSameHost runs the rest of a part of a test on the host of the whole.
-func onSameHost(t *testing.T, host *os.File) {
+func onSameHost(t *testing.T, host *lab.Netns) {
 	t.Helper()
 	runtime.LockOSThread() // never unlocked: the thread ends with the test's goroutine
-	require.NoError(t, unix.Setns(int(host.Fd()), unix.CLONE_NEWNET))
+	require.NoError(t, host.Enter())
 }
 
 func run(t *testing.T, name string, args ...string) string {

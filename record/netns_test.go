@@ -4,46 +4,27 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"testing"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
+	"github.com/ambi-cni/ambi/e2e/lab"
 	"github.com/ambi-cni/ambi/record"
 )
+
+// TestMain has the tests make namespaces, whoever runs them.
+func TestMain(m *testing.M) { os.Exit(lab.RunTests(m)) }
 
 // newNetns makes a network namespace and mounts it on path.
 func newNetns(t *testing.T, path string) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("making a namespace needs root")
-	}
-	require.NoError(t, os.WriteFile(path, nil, 0o600))
-	made := make(chan error)
-	go unshareOnto(path, made)
-	require.NoError(t, <-made)
+	n, err := lab.NewNetns()
+	require.NoError(t, err)
+	defer n.Close() // it stays where it is mounted
+	require.NoError(t, n.MountOn(path))
 	t.Cleanup(func() { _ = unix.Unmount(path, unix.MNT_DETACH) })
-}
-
-func unshareOnto(path string, made chan<- error) {
-	runtime.LockOSThread()
-	if unix.Gettid() == unix.Getpid() {
-		// Not the first thread, whose namespace /proc/self/ns/net shows: while this
-		// goroutine keeps it, another one lands elsewhere.
-		defer runtime.UnlockOSThread()
-		again := make(chan error)
-		go unshareOnto(path, again)
-		made <- <-again
-		return
-	}
-	// Never unlocked: the thread ends with the goroutine.
-	err := unix.Unshare(unix.CLONE_NEWNET)
-	if err == nil {
-		err = unix.Mount(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()), path, "", unix.MS_BIND, "")
-	}
-	made <- err
 }
 
 func openNetns(t *testing.T, path string) record.Netns {

@@ -9,7 +9,12 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/e2e/lab"
 )
+
+// TestMain has the tests make namespaces, whoever runs them.
+func TestMain(m *testing.M) { os.Exit(lab.RunTests(m)) }
 
 const toGateway = "ffffffffffff 020000000001 "
 
@@ -73,11 +78,11 @@ func TestLoopbackFilter(t *testing.T) {
 
 // What the container has sent before the filter was there is not read, either.
 func TestFramesBeforeTheFilter(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root, to make a tap")
-	}
-	runtime.LockOSThread() // for good: the thread goes with its namespace
-	require.NoError(t, unix.Unshare(unix.CLONE_NEWNET))
+	n, err := lab.NewNetns()
+	require.NoError(t, err)
+	defer n.Close()
+	runtime.LockOSThread() // for good: the thread goes with the test
+	require.NoError(t, n.Enter())
 	tap, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	require.NoError(t, err)
 	defer unix.Close(tap)

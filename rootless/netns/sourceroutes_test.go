@@ -12,8 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/e2e/lab"
 	"github.com/ambi-cni/ambi/rootless/plan"
 )
+
+// TestMain has the tests make namespaces, whoever runs them.
+func TestMain(m *testing.M) { os.Exit(lab.RunTests(m)) }
 
 func TestTablesOf(t *testing.T) {
 	key := func(container, ifName string) conf.Key {
@@ -41,11 +45,11 @@ func TestTablesOf(t *testing.T) {
 // A rule that the kernel refused is not taken for one that is there, nor one that could
 // not be deleted for one that is gone: the next call tries again.
 func TestPortsAndRulesStayInStep(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root, to make a network namespace")
-	}
-	runtime.LockOSThread() // for good: the thread goes with its namespace
-	require.NoError(t, unix.Unshare(unix.CLONE_NEWNET))
+	n, err := lab.NewNetns()
+	require.NoError(t, err)
+	defer n.Close()
+	runtime.LockOSThread() // for good: the thread goes with the test
+	require.NoError(t, n.Enter())
 	// The empty handle has a socket of its own for each request.
 	in := newSourceRoutes(&netlink.Handle{}, conf.Key{}, "lo",
 		&plan.Interface{IPv6: plan.Subnet{Addresses: []netip.Prefix{netip.MustParsePrefix("fd00::64/64")}}})
