@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
+	machines "github.com/ambi-cni/ambi/e2e/lab"
 	"github.com/ambi-cni/ambi/portmap/forward"
 )
 
@@ -75,7 +75,7 @@ func newLab(t *testing.T, change ...func(*forward.Config)) *lab {
 func newLabAlone(t *testing.T, change ...func(*forward.Config)) *lab {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root, as it makes network namespaces: run with sudo, or in \"unshare -Urnm\" with a writable /run/netns")
+		t.Skip("needs root, as it makes network namespaces")
 	}
 	prefix := fmt.Sprintf("fwd-%d-%d", os.Getpid(), labs.Add(1))
 	l := &lab{t: t, host: prefix + "h", client: prefix + "c", container: prefix + "b"}
@@ -178,20 +178,19 @@ func ipBatch(t *testing.T, name, lines string) {
 // to it.
 func (l *lab) in(name string, f func()) {
 	l.t.Helper()
-	result := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread is thrown away
-		file, err := os.Open("/run/netns/" + name)
-		if err == nil {
-			err = unix.Setns(int(file.Fd()), unix.CLONE_NEWNET)
-			file.Close()
+	var err error
+	machines.OnThread(func() {
+		file, opened := os.Open("/run/netns/" + name)
+		if err = opened; err != nil {
+			return
 		}
+		err = unix.Setns(int(file.Fd()), unix.CLONE_NEWNET)
+		file.Close()
 		if err == nil {
 			f()
 		}
-		result <- err
-	}()
-	require.NoError(l.t, <-result)
+	})
+	require.NoError(l.t, err)
 }
 
 func (l *lab) listen(mappings ...conf.PortMapping) (sockets []forward.Socket, err error) {

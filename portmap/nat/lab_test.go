@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
+	machines "github.com/ambi-cni/ambi/e2e/lab"
 )
 
 // chosen is an empty folder, first in PATH: see useIPTables.
@@ -42,27 +42,34 @@ func testMain(m *testing.M) int {
 	if err := os.Setenv("PATH", chosen+":"+os.Getenv("PATH")); err != nil {
 		panic(err)
 	}
-	return m.Run()
+	return machines.RunTests(m)
 }
 
 // patience only ends a wait for what never comes.
 const patience = 2 * time.Minute
 
-// space is a network namespace without a name: it is gone when its last file is
-// closed. One for a certain kind of iptables has a mount namespace, too.
-type space struct{ file, mounts *os.File }
+// space is a host or a container. One for a certain kind of iptables has a mount
+// namespace, too.
+type space struct {
+	net    *machines.Netns
+	mounts *os.File
+}
 
 func newSpace(t testing.TB) *space {
 	t.Helper()
+	net, err := machines.NewNetns()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root: it makes network namespaces")
+		t.Skip("needs root: ", err)
 	}
-	s := &space{}
-	onFreshThread(t, func() {
-		require.NoError(t, unix.Unshare(unix.CLONE_NEWNET))
-		file, err := os.Open("/proc/thread-self/ns/net")
-		require.NoError(t, err)
-		s.file = file
+	require.NoError(t, err)
+	s := &space{net: net}
+	t.Cleanup(func() {
+		_ = s.net.Close()
+		if s.mounts != nil {
+			_ = s.mounts.Close()
+		}
+	})
+	s.do(t, func() {
 		if programs := programsOf(t); programs != "" {
 			s.mounts = chooseIPTables(t, programs)
 		}
@@ -72,12 +79,6 @@ func newSpace(t testing.TB) *space {
 		// Duplicate address detection takes a second for each interface.
 		for _, which := range []string{"all", "default"} {
 			require.NoError(t, os.WriteFile("/proc/sys/net/ipv6/conf/"+which+"/accept_dad", []byte("0"), 0o644))
-		}
-	})
-	t.Cleanup(func() {
-		_ = s.file.Close()
-		if s.mounts != nil {
-			_ = s.mounts.Close()
 		}
 	})
 	return s
@@ -96,33 +97,20 @@ func chooseIPTables(t testing.TB, programs string) (mounts *os.File) {
 	return mounts
 }
 
-// onFreshThread runs f on a thread of its own that ends with it, so that no other
-// goroutine ever runs in f's namespace.
-func onFreshThread(t testing.TB, f func()) {
-	t.Helper()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread()
-		f()
-	}()
-	<-done
-	if t.Failed() {
-		t.FailNow()
-	}
-}
-
 // do runs f inside the namespace.
 func (s *space) do(t testing.TB, f func()) {
 	t.Helper()
-	onFreshThread(t, func() {
-		require.NoError(t, unix.Setns(int(s.file.Fd()), unix.CLONE_NEWNET))
+	err := s.net.Do(func() {
 		if s.mounts != nil {
 			require.NoError(t, unix.Unshare(unix.CLONE_FS)) // setns(2) asks for it
 			require.NoError(t, unix.Setns(int(s.mounts.Fd()), unix.CLONE_NEWNS))
 		}
 		f()
 	})
+	require.NoError(t, err)
+	if t.Failed() {
+		t.FailNow()
+	}
 }
 
 func (s *space) run(t testing.TB, argv ...string) string {
@@ -195,7 +183,7 @@ func newLab(t testing.TB, backend conf.Backend) *lab {
 		require.NoError(t, netlink.LinkAdd(br))
 		for name, peer := range map[string]*space{"eth0": l.client, "vweb": l.web, "vtwin": l.twin} {
 			require.NoError(t, netlink.LinkAdd(&netlink.Veth{
-				LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: "eth0", PeerNamespace: netlink.NsFd(int(peer.file.Fd())),
+				LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: "eth0", PeerNamespace: netlink.NsFd(peer.net.Fd()),
 			}))
 		}
 		for _, name := range []string{"vweb", "vtwin"} {

@@ -377,6 +377,9 @@ func TestOwners(t *testing.T) {
 // TestManyPorts publishes a thousand ports at once.
 func TestManyPorts(t *testing.T) {
 	backends(t, func(t *testing.T, backend conf.Backend) {
+		if strings.HasSuffix(t.Name(), "iptables-nft") {
+			needLongMessages(t)
+		}
 		l := newLab(t, backend)
 		l.web.serve(t, "web", 80)
 		before := l.host.rules(t)
