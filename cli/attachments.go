@@ -57,7 +57,7 @@ func (a *app) stores() ([]*record.Store, error) {
 		}
 	}
 	if len(stores) == 0 && passed != nil {
-		a.passedOver.Do(func() { fmt.Fprintf(a.errOut, "passed over: %s\n", message(passed)) })
+		a.passedOver.Do(func() { fmt.Fprintf(a.errOut, "passed over: %s\n", conf.Message(passed)) })
 	}
 	return stores, nil
 }

@@ -228,7 +228,7 @@ func hinted(err error, text string) error { return hint{err, text} }
 // complain prints an error and its hints: those that it carries, else what its CNI
 // code tells.
 func (a *app) complain(who string, err error) {
-	for line := range strings.Lines(err.Error()) {
+	for line := range strings.Lines(withoutHints(err)) {
 		fmt.Fprintf(a.errOut, "%s %s\n", a.messages.paint(red, who+":"), strings.TrimRight(line, "\n"))
 	}
 	texts := hintsOf(err)
@@ -251,12 +251,42 @@ func containsBefore(texts []string, i int) bool {
 	return false
 }
 
+// withoutHints is the text of an error without what the CNI errors in it say to do,
+// which comes as hints.
+func withoutHints(err error) string {
+	text := err.Error()
+	for _, e := range cniErrors(err) {
+		text = strings.Replace(text, e.Error(), e.Msg, 1)
+	}
+	return text
+}
+
+// cniErrors walks through wrapped and joined errors.
+func cniErrors(err error) []*types.Error {
+	switch e := err.(type) { //nolint:errorlint // one level at a time
+	case *types.Error:
+		return []*types.Error{e}
+	case interface{ Unwrap() error }:
+		return cniErrors(e.Unwrap())
+	case interface{ Unwrap() []error }:
+		var all []*types.Error
+		for _, inner := range e.Unwrap() {
+			all = append(all, cniErrors(inner)...)
+		}
+		return all
+	}
+	return nil
+}
+
 // hintsOf walks through wrapped and joined errors.
 func hintsOf(err error) []string {
-	if h, ok := err.(hint); ok { //nolint:errorlint // one level at a time
-		return append([]string{h.text}, hintsOf(h.error)...)
-	}
 	switch e := err.(type) { //nolint:errorlint // one level at a time
+	case hint:
+		return append([]string{e.text}, hintsOf(e.error)...)
+	case *types.Error:
+		if e.Details != "" {
+			return []string{e.Details}
+		}
 	case interface{ Unwrap() error }:
 		if inner := e.Unwrap(); inner != nil {
 			return hintsOf(inner)

@@ -129,7 +129,7 @@ func (d *doctor) lookAtMode(asked conf.Mode) {
 		return
 	}
 	d.mode = conf.ModeRoot
-	c := check{Name: "mode", Status: fail, Seen: message(err)}
+	c := check{Name: "mode", Status: fail, Seen: err.Error()}
 	if !hostRoot() {
 		c.Mend, c.AsRoot = d.app.command("doctor --mode root"), true
 	}

@@ -167,7 +167,7 @@ func (d *doctor) lookAtEntry(ctx context.Context, w *wrapping, plugin json.RawMe
 	_ = json.Unmarshal(plugin, &entry) // it has a type, so it is an object
 	n, err := parsedEntry(w, entry)
 	if err != nil {
-		c.Seen, c.Mend, c.AsRoot = fmt.Sprintf("%s: %s", w.path, message(err)), outOfTheWay(w.path), !writable(w.path)
+		c.Seen, c.Mend, c.AsRoot = fmt.Sprintf("%s: %v", w.path, err), outOfTheWay(w.path), !writable(w.path)
 		d.note(c)
 		return
 	}
@@ -185,7 +185,7 @@ func (d *doctor) lookAtEntry(ctx context.Context, w *wrapping, plugin json.RawMe
 		}
 	}
 	if err := status(ctx, entry); err != nil {
-		c.Seen = fmt.Sprintf("%s: network %q would not work: %s", w.path, w.Name, message(err))
+		c.Seen = fmt.Sprintf("%s: network %q would not work: %v", w.path, w.Name, err)
 		d.note(c)
 		return
 	}

@@ -31,20 +31,15 @@ func (d *doctor) lookAtFirewall(context.Context) {
 	case nftErr == nil:
 		d.pass(nftName, "the kernel answers; ambi publishes ports with it")
 	case iptErr == nil:
-		d.note(check{Name: nftName, Status: warn, Seen: beforeSemicolon(message(nftErr)) + "; ambi publishes ports with iptables, which takes longer", Mend: "modprobe nf_tables", AsRoot: true})
+		d.note(check{Name: nftName, Status: warn, Seen: conf.Message(nftErr) + "; ambi publishes ports with iptables, which takes longer", Mend: "modprobe nf_tables", AsRoot: true})
 	default:
-		d.note(check{Name: nftName, Status: fail, Seen: beforeSemicolon(message(nftErr)) + ", so no ports can be published", Mend: "modprobe nf_tables", AsRoot: true})
+		d.note(check{Name: nftName, Status: fail, Seen: conf.Message(nftErr) + ", so no ports can be published", Mend: "modprobe nf_tables", AsRoot: true})
 	}
 	if iptErr == nil {
 		d.pass(iptName, "works; needed by other plugins, and where nftables is missing")
 		return
 	}
-	d.note(check{Name: iptName, Status: warn, Seen: beforeSemicolon(message(iptErr)) + "; CNI plugins such as bridge (ipMasq) and firewall call it", Mend: installing("iptables"), AsRoot: true})
-}
-
-func beforeSemicolon(s string) string {
-	what, _, _ := strings.Cut(s, "; ")
-	return what
+	d.note(check{Name: iptName, Status: warn, Seen: conf.Message(iptErr) + "; CNI plugins such as bridge (ipMasq) and firewall call it", Mend: installing("iptables"), AsRoot: true})
 }
 
 // delegateNeed is a plugin and what it is needed for.

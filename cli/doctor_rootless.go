@@ -51,7 +51,7 @@ func (d *doctor) lookAtDriver(context.Context) {
 	way := driver.Of("")
 	info, err := way.Inspect("")
 	if err != nil {
-		what, _ := rootless.MendedBy(err)
+		what := conf.Message(err)
 		d.forMode(conf.ModeRootless, check{Name: way.Name(), Status: fail, Seen: what, Mend: installing(way.Package()), AsRoot: true})
 		return
 	}
@@ -70,7 +70,7 @@ func (d *doctor) lookAtNsenter(context.Context) {
 	const name = "nsenter"
 	path, err := rootless.LookUpNsenter()
 	if err != nil {
-		what, _ := rootless.MendedBy(err)
+		what := conf.Message(err)
 		d.forMode(conf.ModeRootless, check{Name: name, Status: fail, Seen: what, Mend: installing("util-linux"), AsRoot: true})
 		return
 	}
@@ -84,7 +84,7 @@ func (d *doctor) lookAtTun(context.Context) {
 		d.pass(name, "can be opened")
 		return
 	}
-	what, _ := rootless.MendedBy(err)
+	what := conf.Message(err)
 	c := check{Name: name, Status: fail, Seen: what, AsRoot: true}
 	switch _, statErr := os.Stat(name); {
 	case errors.Is(statErr, fs.ErrNotExist):

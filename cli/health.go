@@ -3,12 +3,9 @@ package cli
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strings"
 	"sync"
-
-	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/portmap/nat"
@@ -162,7 +159,7 @@ func (t *attachment) lookAtRules(ctx context.Context) {
 		err = backend.Check(ctx, root.Published(t.record))
 	}
 	if err != nil {
-		t.wrong(rulesMissing, t.app.command("restore"), "%s", strings.TrimSuffix(message(err), "; \"ambi restore\" puts them back"))
+		t.wrong(rulesMissing, t.app.command("restore"), "%s", conf.Message(err))
 	}
 }
 
@@ -194,22 +191,13 @@ func (t *attachment) askSupervisor(ctx context.Context) {
 		return
 	}
 	if err := t.network().Check(ctx, a); err != nil {
-		t.wrong(checkFailed, "", "%s", t.trimmed(err))
+		t.wrong(checkFailed, conf.Remedy(err), "%s", t.trimmed(err))
 	}
 }
 
 // trimmed is the text of an error without the name that everybody sees already.
 func (t *attachment) trimmed(err error) string {
-	return strings.TrimPrefix(message(err), "attachment "+t.String()+": ")
-}
-
-// message is the text of an error without its CNI code.
-func message(err error) string {
-	var e *types.Error
-	if errors.As(err, &e) {
-		return e.Msg
-	}
-	return err.Error()
+	return strings.TrimPrefix(conf.Message(err), "attachment "+t.String()+": ")
 }
 
 // delCommand takes an attachment down without a record.

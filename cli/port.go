@@ -98,7 +98,7 @@ func parsePorts(c *cobra.Command, texts []string) ([]conf.PortMapping, error) {
 	for i, text := range texts {
 		var err error
 		if ports[i], err = conf.ParsePort(text); err != nil {
-			return nil, usageError(c, "%w", errors.New(message(err)))
+			return nil, usageError(c, "%w", err)
 		}
 	}
 	return ports, nil

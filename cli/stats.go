@@ -141,7 +141,7 @@ func count(t *attachment) counted {
 	}
 	status, err := t.network().Status()
 	if err != nil {
-		c.Problem = message(err)
+		c.Problem = conf.Message(err)
 		return c
 	}
 	c.Interface = status.Interface

@@ -33,9 +33,6 @@ func callVerb(ctx context.Context, verb string, config map[string]any) error {
 	}
 	var e types.Error
 	if json.Unmarshal(out.Bytes(), &e) == nil && e.Msg != "" {
-		if e.Details != "" {
-			e.Msg += ": " + e.Details
-		}
 		return &e
 	}
 	if said := strings.TrimSpace(errOut.String()); said != "" {

@@ -210,7 +210,7 @@ func (a *app) entryFor(w *wrapping, o wrapOptions) (*ambiEntry, error) {
 	for i, raw := range w.Plugins {
 		d, err := conf.ParseDelegate(fmt.Sprintf("plugins[%d]", i), raw)
 		if err != nil {
-			return nil, hinted(errors.New(message(err)), wrapHint)
+			return nil, hinted(err, wrapHint)
 		}
 		switch {
 		case d.Type == "ambi":
@@ -284,7 +284,7 @@ func understood(list *wrapped) error {
 		return err
 	}
 	if _, err := conf.Parse(whole); err != nil {
-		return hinted(errors.New(message(err)), "mend the existing conflist")
+		return hinted(err, "mend the existing conflist")
 	}
 	return nil
 }

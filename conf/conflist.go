@@ -60,7 +60,7 @@ func (n *NetConf) DelegatesOf(l *Conflist) ([]Delegate, error) {
 func (n *NetConf) notItself(delegates []Delegate) error {
 	for _, d := range delegates {
 		if d.Type == n.Type {
-			return Invalid("delegates", d.Type, "ambi cannot be a delegate of itself; name the plugins it is to run, such as bridge")
+			return Mendf(Invalid("delegates", d.Type, "ambi cannot be a delegate of itself"), "name the plugins it is to run, such as bridge")
 		}
 	}
 	return nil

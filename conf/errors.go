@@ -19,9 +19,42 @@ const (
 )
 
 // Errorf makes a CNI error of the given code. The text says what was being done
-// to which object, why it failed, and what to do about it.
+// to which object and why it failed; what to do about it is for Mendf.
 func Errorf(code uint, format string, args ...any) *types.Error {
 	return types.NewError(code, fmt.Sprintf(format, args...), "")
+}
+
+// Mendf adds to an error of this package what to do about it, and returns it. It is the
+// error's "details" (specification section 5, "Error"); the command line prints it as a
+// hint.
+func Mendf(e *types.Error, format string, args ...any) *types.Error {
+	e.Details = joined(e.Details, fmt.Sprintf(format, args...))
+	return e
+}
+
+func joined(a, b string) string {
+	if a == "" || b == "" {
+		return a + b
+	}
+	return a + "; " + b
+}
+
+// Remedy is what to do about an error; empty when nobody says.
+func Remedy(err error) string {
+	var e *types.Error
+	if errors.As(err, &e) {
+		return e.Details
+	}
+	return ""
+}
+
+// Message is the text of an error without its CNI code and what to do about it.
+func Message(err error) string {
+	var e *types.Error
+	if errors.As(err, &e) {
+		return e.Msg
+	}
+	return err.Error()
 }
 
 // HasCode says whether err is, or wraps, a CNI error of this code.
@@ -30,18 +63,10 @@ func HasCode(err error, code uint) bool {
 	return errors.As(err, &e) && e.Code == code
 }
 
-// JoinDetails adds to the details of an error.
-func JoinDetails(details, more string) string {
-	if details == "" {
-		return more
-	}
-	return details + "; " + more
-}
-
 // Unsupported is code 2 of the specification: its message must contain the key
 // and the value.
-func Unsupported(key string, value any, hint string) *types.Error {
-	return Errorf(types.ErrUnsupportedField, "unsupported key %q with value %s: %s", key, show(value), hint)
+func Unsupported(key string, value any, why string) *types.Error {
+	return Errorf(types.ErrUnsupportedField, "unsupported key %q with value %s: %s", key, show(value), why)
 }
 
 // Invalid is code 7 of the specification, naming the key, the value and what is

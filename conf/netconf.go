@@ -223,7 +223,7 @@ func (n *NetConf) Misspelt() error {
 			continue
 		}
 		if meant := nearest(key, ours); meant != "" {
-			return Unsupported(key, object[key], fmt.Sprintf("no such key; is %q meant? the keys of ambi are %s", meant, ours.names()))
+			return Mendf(Unsupported(key, object[key], "no such key"), "is %q meant? the keys of ambi are %s", meant, ours.names())
 		}
 	}
 	return nil

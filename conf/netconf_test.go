@@ -29,14 +29,15 @@ func parse(t *testing.T, members string) *conf.NetConf {
 	return n
 }
 
-// requireError asserts a CNI error of the code whose message holds every text.
+// requireError asserts a CNI error of the code whose message, with its remedy, holds every
+// text.
 func requireError(t *testing.T, err error, code uint, texts ...string) {
 	t.Helper()
 	var e *types.Error
 	require.True(t, errors.As(err, &e), "a CNI error is wanted, not %v", err)
 	require.Equal(t, code, e.Code, e.Msg)
 	for _, text := range texts {
-		require.Contains(t, e.Msg, text)
+		require.Contains(t, e.Error(), text)
 	}
 }
 

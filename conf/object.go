@@ -3,7 +3,6 @@ package conf
 import (
 	"cmp"
 	"encoding/json"
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -85,7 +84,7 @@ func (object members) decode(path string, f fields, foreign func(key string) boo
 			first = cmp.Or(first, read(join(path, key), object[key]))
 		case ours, foreign(key):
 		default:
-			first = cmp.Or(first, error(Unsupported(join(path, key), object[key], fmt.Sprintf("no such key; the keys of %s are %s", path, f.names()))))
+			first = cmp.Or(first, error(Mendf(Unsupported(join(path, key), object[key], "no such key"), "the keys of %s are %s", path, f.names())))
 		}
 	}
 	return first

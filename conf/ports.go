@@ -120,8 +120,7 @@ func parsePortMappings(path string, raw json.RawMessage) ([]PortMapping, error) 
 		}
 		slot := PortMapping{HostPort: m.HostPort, Protocol: m.Protocol, HostIP: m.HostIP}
 		if seen[slot] {
-			return nil, Invalid(fmt.Sprintf("%s[%d]", path, i), item,
-				fmt.Sprintf("host port %s/%s is asked for twice; each (hostIP, hostPort, protocol) may be there once", m.HostAddr(), m.Protocol))
+			return nil, Mendf(Invalid(fmt.Sprintf("%s[%d]", path, i), item, fmt.Sprintf("host port %s/%s is asked for twice", m.HostAddr(), m.Protocol)), "each (hostIP, hostPort, protocol) may be there once")
 		}
 		seen[slot] = true
 		mappings = append(mappings, m)
@@ -180,7 +179,7 @@ func (m *PortMapping) parse(path string, object members, own fields) error {
 		return err
 	}
 	if m.ContainerPort == 0 {
-		return Invalid(path, object, "containerPort is missing; "+portRange)
+		return Mendf(Invalid(path, object, "containerPort is missing"), portRange)
 	}
 	return nil
 }

@@ -158,11 +158,11 @@ func ParseCNIArgs(s string) (CNIArgs, error) {
 		}
 		key, value, ok := strings.Cut(pair, "=")
 		if !ok {
-			return CNIArgs{}, invalidEnv("pair %q has no \"=\"; it is a list KEY=VALUE;KEY=VALUE", pair)
+			return CNIArgs{}, Mendf(invalidEnv("pair %q has no \"=\"", pair), "it is a list KEY=VALUE;KEY=VALUE")
 		}
 		if strings.Contains(value, "=") {
 			// types.LoadArgs of libcni, with which delegates read it, refuses it.
-			return CNIArgs{}, invalidEnv("pair %q has more than one \"=\"; it is a list KEY=VALUE;KEY=VALUE", pair)
+			return CNIArgs{}, Mendf(invalidEnv("pair %q has more than one \"=\"", pair), "it is a list KEY=VALUE;KEY=VALUE")
 		}
 		var err error
 		switch {
@@ -181,7 +181,7 @@ func ParseCNIArgs(s string) (CNIArgs, error) {
 		}
 	}
 	if unknown != "" && !ignoreUnknown {
-		return CNIArgs{}, invalidEnv("%q is not known to ambi; add IgnoreUnknown=1 to have unknown keys passed over", unknown)
+		return CNIArgs{}, Mendf(invalidEnv("%q is not known to ambi", unknown), "add IgnoreUnknown=1 to have unknown keys passed over")
 	}
 	return args, nil
 }

@@ -24,7 +24,7 @@ const slirpOptions = "the options are cidr, port_handler, allow_host_loopback, e
 func (r *Rootless) applyOption(path, option string) error {
 	name, value, ok := strings.Cut(option, "=")
 	if !ok {
-		return Invalid(path, option, "an option is written name=value; "+slirpOptions)
+		return Mendf(Invalid(path, option, "an option is written name=value"), slirpOptions)
 	}
 	switch name {
 	case "cidr":
@@ -64,7 +64,7 @@ func (r *Rootless) applyOption(path, option string) error {
 		}
 		r.MTU = mtu
 	default:
-		return Invalid(path, option, fmt.Sprintf("unknown option %q; %s", name, slirpOptions))
+		return Mendf(Invalid(path, option, fmt.Sprintf("unknown option %q", name)), slirpOptions)
 	}
 	return nil
 }

@@ -40,7 +40,7 @@ func (c *Chain) Add(ctx context.Context, prev *types100.Result) (*types100.Resul
 			}
 			failed := annotate(d.Type, err)
 			if undo := c.undo(ctx, i, cmp.Or(result, prev), stray); undo != nil {
-				failed.Details = conf.JoinDetails(failed.Details, "not undone: "+undo.Error())
+				conf.Mendf(failed, "not undone: %v", undo)
 			}
 			if stray != nil {
 				stray.Close()
@@ -122,8 +122,7 @@ func (c *Chain) interfaceFree(prev *types100.Result) error {
 		return conf.Errorf(types.ErrInvalidEnvironmentVariables, "CNI_NETNS %q: %v", a.NetnsPath, err)
 	}
 	if link != nil {
-		return conf.Errorf(types.ErrInvalidEnvironmentVariables,
-			"CNI_IFNAME %q: the namespace has an interface of that name already; choose another name or remove it first", a.IfName)
+		return conf.Mendf(conf.Errorf(types.ErrInvalidEnvironmentVariables, "CNI_IFNAME %q: the namespace has an interface of that name already", a.IfName), "choose another name or remove it first")
 	}
 	return nil
 }

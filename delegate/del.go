@@ -36,8 +36,7 @@ func (c *Chain) Del(ctx context.Context, result *types100.Result) error {
 	for i := len(c.Delegates) - 1; i >= 0; i-- {
 		d := c.Delegates[i]
 		if i == 0 && failed {
-			errs = append(errs, conf.Errorf(conf.ErrNetwork,
-				"%s: not called, and the address not released, because of these errors; repeat DEL when they are mended", d.Type))
+			errs = append(errs, conf.Mendf(conf.Errorf(conf.ErrNetwork, "%s: not called, and the address not released, because of these errors", d.Type), "repeat DEL when they are mended"))
 			break
 		}
 		if _, err := c.find(d.Type); err != nil {

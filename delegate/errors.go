@@ -28,13 +28,14 @@ func join(errs []*types.Error) error {
 	if len(errs) == 0 {
 		return nil
 	}
-	joined := *errs[0]
-	messages := make([]string, len(errs))
+	joined := conf.Errorf(errs[0].Code, "%s", errs[0].Msg)
 	for i, e := range errs {
-		messages[i] = e.Error()
+		if i > 0 {
+			joined.Msg += "; " + e.Msg
+		}
+		conf.Mendf(joined, "%s", e.Details)
 	}
-	joined.Msg, joined.Details = strings.Join(messages, "; "), ""
-	return &joined
+	return joined
 }
 
 // saysAbsent says whether a delegate failed because the iptables rule or chain

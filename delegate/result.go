@@ -53,7 +53,7 @@ const mostEntries = 1000
 // bounded refuses, with code 6, a result that is too long to be undone in time.
 func bounded(result *types100.Result) error {
 	if n := max(len(result.Interfaces), len(result.IPs), len(result.Routes)); n > mostEntries {
-		return conf.Errorf(types.ErrDecodingFailure, "its result has a list of %d entries, %d are allowed; correct the plugin or what it is configured with", n, mostEntries)
+		return conf.Mendf(conf.Errorf(types.ErrDecodingFailure, "its result has a list of %d entries, %d are allowed", n, mostEntries), "correct the plugin or what it is configured with")
 	}
 	return nil
 }

@@ -33,8 +33,7 @@ func (c *Chain) hold() (*os.File, error) {
 }
 
 func (c *Chain) swapped() error {
-	return conf.Errorf(types.ErrInvalidEnvironmentVariables,
-		"CNI_NETNS %q: it was made to lead to another namespace during ADD; find out who changes it, and give the path of a namespace that stays", c.Attachment.NetnsPath)
+	return conf.Mendf(conf.Errorf(types.ErrInvalidEnvironmentVariables, "CNI_NETNS %q: it was made to lead to another namespace during ADD", c.Attachment.NetnsPath), "find out who changes it, and give the path of a namespace that stays")
 }
 
 // strayed returns the namespace that a delegate has worked in when that is not the

@@ -141,6 +141,5 @@ func nearest(supported []string, ours string) string {
 
 // incompatible is code 1: the delegate speaks nothing that we know.
 func incompatible(path string, supported []string) *types.Error {
-	return conf.Errorf(types.ErrIncompatibleCNIVersion,
-		"%s speaks CNI versions %q, of which ambi knows none; install another version of the plugin", path, supported)
+	return conf.Mendf(conf.Errorf(types.ErrIncompatibleCNIVersion, "%s speaks CNI versions %q, of which ambi knows none", path, supported), "install another version of the plugin")
 }

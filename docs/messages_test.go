@@ -115,12 +115,15 @@ func messages(t *testing.T, root string) map[string]string {
 					}
 				}
 				ast.Inspect(part, func(n ast.Node) bool {
-					if call, ok := n.(*ast.CallExpr); ok {
-						for _, text := range textsOf(call, known) {
-							all[text] = files.Position(call.Pos()).String()
-						}
+					call, ok := n.(*ast.CallExpr)
+					if !ok {
+						return true
 					}
-					return true
+					texts, whole := textsOf(call, known)
+					for _, text := range texts {
+						all[text] = files.Position(call.Pos()).String()
+					}
+					return !whole
 				})
 			}
 		}
@@ -130,8 +133,10 @@ func messages(t *testing.T, root string) map[string]string {
 
 func isLetter(r rune) bool { return unicode.IsLetter(r) }
 
-// textsOf are the texts of the error that a call makes, if it makes one.
-func textsOf(call *ast.CallExpr, constants map[string]ast.Expr) (texts []string) {
+// textsOf are the texts of the error that a call makes, if it makes one. What to do about
+// it, which conf.Mendf adds, is shown behind the text, and the two are one entry: then the
+// text was the whole of the call.
+func textsOf(call *ast.CallExpr, constants map[string]ast.Expr) (texts []string, whole bool) {
 	name := ""
 	switch f := call.Fun.(type) {
 	case *ast.Ident:
@@ -142,20 +147,41 @@ func textsOf(call *ast.CallExpr, constants map[string]ast.Expr) (texts []string)
 			name = x.Name + "." + name
 		}
 	}
+	if inner, ok := first(call).(*ast.CallExpr); ok && name == "Mendf" {
+		if texts, _ = textsOf(inner, constants); len(texts) == 0 {
+			texts = []string{"…"} // made elsewhere
+		}
+		for i := range texts {
+			texts[i] = shortened(texts[i] + "; " + expand(call.Args[1], true, constants))
+		}
+		return texts, true
+	}
 	maker := makers[name]
 	for _, i := range maker.arguments {
 		if i >= len(call.Args) {
-			return nil // a function of the same name
+			return nil, false // a function of the same name
 		}
-		text := expand(call.Args[i], maker.format, constants)
-		for strings.Contains(text, "……") {
-			text = strings.ReplaceAll(text, "……", "…")
-		}
+		text := shortened(expand(call.Args[i], maker.format, constants))
 		if strings.ContainsFunc(text, isLetter) {
 			texts = append(texts, text)
 		}
 	}
-	return texts
+	return texts, false
+}
+
+func first(call *ast.CallExpr) ast.Expr {
+	if len(call.Args) == 0 {
+		return nil
+	}
+	return call.Args[0]
+}
+
+// shortened has one "…" for several.
+func shortened(text string) string {
+	for strings.Contains(text, "……") {
+		text = strings.ReplaceAll(text, "……", "…")
+	}
+	return text
 }
 
 // constantsIn are the constants of a function, or those of files outside of their

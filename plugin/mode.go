@@ -74,7 +74,7 @@ func chooseMode(asked conf.Mode, r rights) (conf.Mode, error) {
 	case able:
 		return conf.ModeRoot, nil
 	case asked == conf.ModeRoot:
-		return "", conf.Invalid("mode", asked, missingRight(r)+"; run as root, or set mode to auto or rootless")
+		return "", conf.Mendf(conf.Invalid("mode", asked, missingRight(r)), "run as root, or set mode to auto or rootless")
 	}
 	return conf.ModeRootless, nil
 }

@@ -53,7 +53,7 @@ func TestModeRootWithoutTheRights(t *testing.T) {
 			require.Contains(t, e.Msg, `"mode"`)
 			require.Contains(t, e.Msg, `"root"`)
 			require.Contains(t, e.Msg, tt.why)
-			require.Contains(t, e.Msg, "run as root, or set mode to auto or rootless")
+			require.Equal(t, "run as root, or set mode to auto or rootless", e.Details)
 		})
 	}
 }

@@ -27,7 +27,7 @@ func Main(about string) (status int) {
 	defer func() {
 		if p := recover(); p != nil {
 			fmt.Fprintf(os.Stderr, "ambi: panic: %v\n%s", p, debug.Stack())
-			status = fail(conf.Errorf(types.ErrInternal, "internal error of ambi: %v; please report it with the stack on standard error", p), "")
+			status = fail(conf.Mendf(conf.Errorf(types.ErrInternal, "internal error of ambi: %v", p), "please report it with the stack on standard error"), "")
 		}
 	}()
 	keepWriting()

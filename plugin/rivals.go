@@ -62,8 +62,8 @@ func naming(owner conf.Key, err error) error {
 	if !errors.As(err, &e) || strings.Contains(e.Msg, owner.ContainerID) {
 		return err
 	}
-	return conf.Errorf(e.Code, "%s; container %s of network %s (interface %s) publishes it: remove that container, or run \"ambi gc\" if it is gone",
-		e.Msg, owner.ContainerID, owner.Network, owner.IfName)
+	return conf.Mendf(conf.Errorf(e.Code, "%s; container %s of network %s (interface %s) publishes it", e.Msg, owner.ContainerID, owner.Network, owner.IfName),
+		"remove that container, or run \"ambi gc\" if it is gone")
 }
 
 // evict takes down the dead attachments that have one of our ports, and returns those

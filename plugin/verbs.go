@@ -141,7 +141,8 @@ func (v *verbs) rollBack(ctx context.Context, n network, store *record.Store, r 
 	if !errors.As(cause, &e) {
 		e = conf.Errorf(types.ErrInternal, "%v", cause)
 	}
-	return types.NewError(e.Code, e.Msg, conf.JoinDetails(e.Details, fmt.Sprintf("and taking back what was done failed, DEL will try again: %v", err)))
+	both := *e
+	return conf.Mendf(&both, "and taking back what was done failed, DEL will try again: %v", err)
 }
 
 // outVersion is the version a result is printed in; absent means 0.1.0
@@ -185,8 +186,7 @@ func (v *verbs) clearLeftover(ctx context.Context, store *record.Store, netns re
 		v.log.Warn("a damaged record", "error", err)
 		old = nil
 	case old.State == record.Ready && old.Netns.Same(netns) && !v.broken(old):
-		return conf.Errorf(types.ErrInvalidNetworkConfig,
-			"attachment %s exists already; call DEL before another ADD", old.Key)
+		return conf.Mendf(conf.Errorf(types.ErrInvalidNetworkConfig, "attachment %s exists already", old.Key), "call DEL before another ADD")
 	}
 	return v.detach(ctx, store, old)
 }
@@ -207,7 +207,7 @@ func (v *verbs) check(ctx context.Context) error {
 		return err
 	}
 	if r == nil || r.State != record.Ready {
-		return conf.Errorf(types.ErrUnknownContainer, "attachment %s has no record of a finished ADD in %v; call ADD", a.Key, v.stateDirs)
+		return conf.Mendf(conf.Errorf(types.ErrUnknownContainer, "attachment %s has no record of a finished ADD in %v", a.Key, v.stateDirs), "call ADD")
 	}
 	return v.network(r.Mode, store, r).Check(ctx, a)
 }

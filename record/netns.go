@@ -113,7 +113,7 @@ func (n Netns) WayOut() string {
 
 // NetnsError is code 4 of the specification for CNI_NETNS.
 func NetnsError(path, why, hint string) error {
-	return conf.Errorf(types.ErrInvalidEnvironmentVariables, "CNI_NETNS %q: %s; %s", path, why, hint)
+	return conf.Mendf(conf.Errorf(types.ErrInvalidEnvironmentVariables, "CNI_NETNS %q: %s", path, why), "%s", hint)
 }
 
 func openHint(path string, err error) string {

@@ -89,6 +89,6 @@ func TestOpenNetnsRefused(t *testing.T) {
 		require.ErrorAs(t, err, &e, path)
 		require.Equal(t, types.ErrInvalidEnvironmentVariables, e.Code)
 		require.Contains(t, e.Msg, fmt.Sprintf("CNI_NETNS %q: ", path))
-		require.Contains(t, e.Msg, why)
+		require.Contains(t, e.Error(), why)
 	}
 }

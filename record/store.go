@@ -49,9 +49,11 @@ func OpenExisting(dir string) (*Store, error) {
 	}
 	switch {
 	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
-		return nil, conf.Errorf(types.ErrIOFailure, "state folder %s is not a folder (a link is not followed); remove it or set the key stateDir", dir)
+		return nil, conf.Mendf(conf.Errorf(types.ErrIOFailure, "state folder %s is not a folder (a link is not followed)", dir), "remove it or set the key stateDir")
 	case int(st.Uid) != os.Geteuid():
-		return nil, fmt.Errorf("state folder %s belongs to uid %d and not to uid %d: %w; set the key stateDir or XDG_RUNTIME_DIR", dir, st.Uid, os.Geteuid(), fs.ErrPermission)
+		return nil, fmt.Errorf("%w: %w", fs.ErrPermission, conf.Mendf(
+			conf.Errorf(types.ErrIOFailure, "state folder %s belongs to uid %d and not to uid %d", dir, st.Uid, os.Geteuid()),
+			"set the key stateDir or XDG_RUNTIME_DIR"))
 	case st.Mode&0o077 != 0:
 		if err := os.Chmod(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("closing state folder %s to others: %w", dir, err)
@@ -300,8 +302,7 @@ const lockPatience = 2 * time.Minute
 
 // LockContext is a context to wait for a lock with, no longer than a verb is to wait.
 func LockContext(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(ctx, lockPatience, conf.Errorf(types.ErrTryAgainLater,
-		"another verb is at work on this attachment since over %s; try again later", lockPatience))
+	return context.WithTimeoutCause(ctx, lockPatience, conf.Mendf(conf.Errorf(types.ErrTryAgainLater, "another verb is at work on this attachment since over %s", lockPatience), "try again later"))
 }
 
 // Lock waits until no other verb is at work on the attachment and no GC on the

@@ -99,8 +99,7 @@ func unsupported(a *conf.Attachment, delegates []conf.Delegate) error {
 	if !a.NetConf.RuntimeConfig.Wants("bandwidth") || slices.ContainsFunc(delegates, func(d conf.Delegate) bool { return d.Capabilities["bandwidth"] }) {
 		return nil
 	}
-	return conf.Unsupported("runtimeConfig.bandwidth", a.NetConf.RuntimeConfig.Raw["bandwidth"],
-		"no delegate here limits it; put the plugin bandwidth behind ambi in the conflist, or take the capability bandwidth away from ambi's entry")
+	return conf.Mendf(conf.Unsupported("runtimeConfig.bandwidth", a.NetConf.RuntimeConfig.Raw["bandwidth"], "no delegate here limits it"), "put the plugin bandwidth behind ambi in the conflist, or take the capability bandwidth away from ambi's entry")
 }
 
 // withRemedy adds what to do to an error that bridge of the built-in chain leaves
@@ -110,11 +109,9 @@ func withRemedy(err error, a *conf.Attachment) error {
 	if !a.NetConf.BuiltIn() || !errors.As(err, &e) || !strings.Contains(e.Msg, "already has an IP address different from") {
 		return err
 	}
-	remedied := conf.Errorf(types.ErrInvalidNetworkConfig,
-		"%s; the bridge has the address of a bridge.subnet of before: when no container is on it any more delete it (ip link del %s), or set the key bridge.name to another one",
-		e.Msg, delegate.BridgeName(a.NetConf.Bridge, a.Network))
-	remedied.Details = e.Details
-	return remedied
+	return conf.Mendf(types.NewError(types.ErrInvalidNetworkConfig, e.Msg, e.Details),
+		"the bridge has the address of a bridge.subnet of before: when no container is on it any more delete it (ip link del %s), or set the key bridge.name to another one",
+		delegate.BridgeName(a.NetConf.Bridge, a.Network))
 }
 
 // busy has the delegates, and what they start, hold the lock BASE.busy while run

@@ -50,7 +50,7 @@ func conflistNamed(dir, name string) (*conf.Conflist, error) {
 			return l, addBesides(path, l)
 		}
 	}
-	return nil, conf.Invalid("delegates", name, fmt.Sprintf("no conflist in %s has this name%s; give the absolute path of one that lies elsewhere", dir, broken))
+	return nil, conf.Mendf(conf.Invalid("delegates", name, fmt.Sprintf("no conflist in %s has this name%s", dir, broken)), "give the absolute path of one that lies elsewhere")
 }
 
 // addBesides adds the plugins in the folder that belongs to a conflist.

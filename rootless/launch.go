@@ -135,7 +135,7 @@ func LookUpNsenter() (string, error) {
 	if path := driver.LookUp("nsenter"); path != "" {
 		return path, nil
 	}
-	return "", conf.Errorf(conf.ErrPluginNotAvailable, "nsenter is needed to enter the user namespace of the container and is not installed; install the package util-linux")
+	return "", conf.Mendf(conf.Errorf(conf.ErrPluginNotAvailable, "nsenter is needed to enter the user namespace of the container and is not installed"), "install the package util-linux")
 }
 
 func (l *launcher) await(ctx context.Context, ready *os.File) (*supervisor.Ready, error) {

@@ -114,7 +114,7 @@ func (n *Network) choose(a *conf.Attachment) (*driver.Command, *plan.Interface, 
 func unsupported(a *conf.Attachment, ports ...conf.PortMapping) error {
 	for _, m := range ports {
 		if m.Protocol == conf.SCTP {
-			return conf.Unsupported("runtimeConfig.portMappings.protocol", m.Protocol, "without root only tcp and udp can be published; run as root for sctp")
+			return conf.Mendf(conf.Unsupported("runtimeConfig.portMappings.protocol", m.Protocol, "without root only tcp and udp can be published"), "run as root for sctp")
 		}
 		if d := driver.Of(a.NetConf.Rootless.Driver); d.Publishes(a.NetConf.Rootless.PortHandler) {
 			if _, err := d.Publishable(m); err != nil {
@@ -123,7 +123,7 @@ func unsupported(a *conf.Attachment, ports ...conf.PortMapping) error {
 		}
 	}
 	if a.NetConf.RuntimeConfig.Wants("bandwidth") {
-		return conf.Unsupported("runtimeConfig.bandwidth", a.NetConf.RuntimeConfig.Raw["bandwidth"], "without root the bandwidth of a container cannot be limited; run as root, or take the capability bandwidth away")
+		return conf.Mendf(conf.Unsupported("runtimeConfig.bandwidth", a.NetConf.RuntimeConfig.Raw["bandwidth"], "without root the bandwidth of a container cannot be limited"), "run as root, or take the capability bandwidth away")
 	}
 	return nil
 }
@@ -261,7 +261,7 @@ func recordedMAC(a *conf.Attachment) (string, error) {
 // namespace.
 func (n *Network) Check(_ context.Context, a *conf.Attachment) error {
 	if n.Record == nil || !n.Record.Supervisor.Alive() {
-		return conf.Errorf(conf.ErrNetwork, "attachment %s: its supervisor is not running, so the container has no network; call DEL and ADD again", a.Key)
+		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "attachment %s: its supervisor is not running, so the container has no network", a.Key), "call DEL and ADD again")
 	}
 	mac, err := recordedMAC(a)
 	if err != nil {
@@ -270,7 +270,7 @@ func (n *Network) Check(_ context.Context, a *conf.Attachment) error {
 	err = n.controlOf(a.Key).Check(mac)
 	var e *types.Error
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return conf.Errorf(types.ErrTryAgainLater, "attachment %s: its supervisor (process %d) is there and does not answer in time; try again, and if it stays so call DEL and ADD", a.Key, n.Record.Supervisor.PID)
+		return conf.Mendf(conf.Errorf(types.ErrTryAgainLater, "attachment %s: its supervisor (process %d) is there and does not answer in time", a.Key, n.Record.Supervisor.PID), "try again, and if it stays so call DEL and ADD")
 	}
 	if err != nil && !errors.As(err, &e) {
 		return conf.Errorf(conf.ErrNetwork, "attachment %s: its supervisor (process %d) does not answer: %v", a.Key, n.Record.Supervisor.PID, err)

@@ -34,7 +34,7 @@ func requireError(t *testing.T, err error, code uint, texts ...string) {
 	require.True(t, errors.As(err, &e), "a CNI error is wanted, not %v", err)
 	require.Equal(t, code, e.Code, e.Msg)
 	for _, text := range texts {
-		require.Contains(t, e.Msg, text)
+		require.Contains(t, e.Error(), text)
 	}
 }
 

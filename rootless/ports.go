@@ -26,7 +26,7 @@ func (n *Network) Status() (status *supervisor.Status, err error) {
 // ask puts a question to the supervisor. An error of its own is a *types.Error.
 func (n *Network) ask(question func(supervisor.Control) error) error {
 	if !Alive(n.Record) {
-		return conf.Errorf(conf.ErrNetwork, "attachment %s: its supervisor is not running, so the container has no network; call DEL and ADD again", n.Record.Key)
+		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "attachment %s: its supervisor is not running, so the container has no network", n.Record.Key), "call DEL and ADD again")
 	}
 	err := question(n.controlOf(n.Record.Key))
 	var e *types.Error

@@ -52,8 +52,7 @@ func CloseSockets(sockets []Socket) {
 
 func listenMapping(m conf.PortMapping) ([]Socket, error) {
 	if m.Protocol != conf.TCP && m.Protocol != conf.UDP {
-		return nil, conf.Unsupported("protocol", m.Protocol,
-			fmt.Sprintf("port %s cannot be published without root, as rootlessport forwards tcp and udp only; start the container as root or leave the mapping out", m))
+		return nil, conf.Mendf(conf.Unsupported("protocol", m.Protocol, fmt.Sprintf("port %s cannot be published without root, as rootlessport forwards tcp and udp only", m)), "start the container as root or leave the mapping out")
 	}
 	if m.HostIP.IsValid() {
 		s, err := listenAddr(m, m.HostIP, ownFamily)
@@ -223,10 +222,9 @@ func listenError(m conf.PortMapping, ip netip.Addr, err error) error {
 		return conf.Errorf(conf.ErrPortPermission, "%s may not be bound by this user: choose a port from net.ipv4.ip_unprivileged_port_start on, or lower that with \"sysctl -w net.ipv4.ip_unprivileged_port_start=%d\" as root",
 			port, m.HostPort)
 	case errors.Is(err, unix.EADDRNOTAVAIL), errors.Is(err, unix.ENODEV), errors.Is(err, unix.EINVAL):
-		return conf.Errorf(conf.ErrNetwork, "%s: this host has no address %s; \"ip -brief address\" lists those it has (a link-local IPv6 address needs its zone, as in fe80::1%%eth0)",
-			port, at.Addr())
+		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "%s: this host has no address %s", port, at.Addr()), "\"ip -brief address\" lists those it has (a link-local IPv6 address needs its zone, as in fe80::1%%eth0)")
 	case errors.Is(err, unix.EAFNOSUPPORT):
-		return conf.Errorf(conf.ErrNetwork, "%s: this host has no IPv6; use an IPv4 hostIP or none", port)
+		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "%s: this host has no IPv6", port), "use an IPv4 hostIP or none")
 	case errors.Is(err, unix.EMFILE):
 		return tooManyPorts(m)
 	}
@@ -234,5 +232,5 @@ func listenError(m conf.PortMapping, ip netip.Addr, err error) error {
 }
 
 func tooManyPorts(m conf.PortMapping) error {
-	return conf.Errorf(conf.ErrNetwork, "host port %d/%s: too many open files, as each TCP port takes a descriptor and each UDP port one per address family; raise the hard limit of open files (\"ulimit -Hn\")", m.HostPort, m.Protocol)
+	return conf.Mendf(conf.Errorf(conf.ErrNetwork, "host port %d/%s: too many open files, as each TCP port takes a descriptor and each UDP port one per address family", m.HostPort, m.Protocol), "raise the hard limit of open files (\"ulimit -Hn\")")
 }

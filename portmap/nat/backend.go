@@ -164,5 +164,5 @@ func notAsPublished(owner conf.Key, missing []string) error {
 	if more := len(missing) - shown; more > 0 {
 		list += fmt.Sprintf("; and %d more", more)
 	}
-	return conf.Errorf(conf.ErrNetwork, "published ports of container %s of network %s are not as they should be: %s; \"ambi restore\" puts them back", owner.ContainerID, owner.Network, list)
+	return conf.Mendf(conf.Errorf(conf.ErrNetwork, "published ports of container %s of network %s are not as they should be: %s", owner.ContainerID, owner.Network, list), "\"ambi restore\" puts them back")
 }

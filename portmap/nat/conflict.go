@@ -21,12 +21,12 @@ func inUse(s slot, owner string) error {
 	if k, ok := parseOwner(owner); ok {
 		by = fmt.Sprintf("published by container %s of network %s (interface %s)", k.ContainerID, k.Network, k.IfName)
 	}
-	return conf.Errorf(conf.ErrPortInUse, "host port %s is in use: %s; choose another port or host address, or remove that container (\"ambi gc\" if it is gone)", s, by)
+	return conf.Mendf(conf.Errorf(conf.ErrPortInUse, "host port %s is in use: %s", s, by), "choose another port or host address, or remove that container (\"ambi gc\" if it is gone)")
 }
 
 // alreadyPublished is the error of a second ADD without a DEL between.
 func alreadyPublished(k conf.Key) error {
-	return conf.Errorf(conf.ErrPortInUse, "ports of container %s of network %s (interface %s) are published already; DEL comes before another ADD", k.ContainerID, k.Network, k.IfName)
+	return conf.Mendf(conf.Errorf(conf.ErrPortInUse, "ports of container %s of network %s (interface %s) are published already", k.ContainerID, k.Network, k.IfName), "DEL comes before another ADD")
 }
 
 // isConflict says whether an error is that of a port in use.

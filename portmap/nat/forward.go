@@ -147,10 +147,9 @@ func (p Published) known() []forward {
 
 func (p Published) noTarget(m conf.PortMapping) error {
 	if !m.HostIP.IsValid() {
-		return conf.Errorf(conf.ErrNetwork, "publishing %s: the container has no address; give its interface one, with the ipam key of a delegate", m)
+		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "publishing %s: the container has no address", m), "give its interface one, with the ipam key of a delegate")
 	}
-	return conf.Invalid("runtimeConfig.portMappings.hostIP", m.HostIP,
-		fmt.Sprintf("the container has no %s address to publish %s to; give it one, or use a host address of its own family", familyOf(m.HostIP), m))
+	return conf.Mendf(conf.Invalid("runtimeConfig.portMappings.hostIP", m.HostIP, fmt.Sprintf("the container has no %s address to publish %s to", familyOf(m.HostIP), m)), "give it one, or use a host address of its own family")
 }
 
 func validHostIP(m conf.PortMapping) error {
@@ -162,9 +161,9 @@ func validHostIP(m conf.PortMapping) error {
 	case ip == netip.IPv6Loopback():
 		// The kernel drops a translated packet whose source is ::1 and has no
 		// route_localnet for IPv6.
-		return conf.Unsupported(key, ip, "the kernel cannot translate connections to ::1; publish on 127.0.0.1, or on another IPv6 address of the host")
+		return conf.Mendf(conf.Unsupported(key, ip, "the kernel cannot translate connections to ::1"), "publish on 127.0.0.1, or on another IPv6 address of the host")
 	case ip.Zone() != "":
-		return conf.Unsupported(key, ip, "as root a zone cannot be told apart; leave %zone away, or use a global address of that interface")
+		return conf.Mendf(conf.Unsupported(key, ip, "as root a zone cannot be told apart"), "leave %%zone away, or use a global address of that interface")
 	case ip.IsMulticast():
 		return conf.Invalid(key, ip, "it is an address of the host, not a multicast one")
 	}

@@ -27,7 +27,7 @@ func openIPTables() (Backend, error) {
 	_, err4 := iptables.New(iptables.IPFamily(iptables.ProtocolIPv4))
 	_, err6 := iptables.New(iptables.IPFamily(iptables.ProtocolIPv6))
 	if err4 != nil && err6 != nil {
-		return nil, conf.Errorf(conf.ErrNetwork, "iptables does not work (%v); install the package iptables", err4)
+		return nil, conf.Mendf(conf.Errorf(conf.ErrNetwork, "iptables does not work (%v)", err4), "install the package iptables")
 	}
 	return backend{iptRules{v4: err4 == nil, v6: err6 == nil}}, nil
 }
@@ -50,7 +50,7 @@ func (b iptRules) families() []family {
 func (b iptRules) serves(fs []forward) error {
 	for _, f := range fs {
 		if !slices.Contains(b.families(), f.family()) {
-			return conf.Errorf(conf.ErrNetwork, "publishing %s: %s is not installed; install the package iptables, or set portmap.backend to nftables", f, f.family().iptables())
+			return conf.Mendf(conf.Errorf(conf.ErrNetwork, "publishing %s: %s is not installed", f, f.family().iptables()), "install the package iptables, or set portmap.backend to nftables")
 		}
 	}
 	return nil

@@ -141,7 +141,7 @@ func boundByHost(s slot, l listener) error {
 	if who := processOf(l.inode); who != "" {
 		by += ", " + who
 	}
-	return conf.Errorf(conf.ErrPortInUse, "host port %s is in use: %s; choose another port, publish on one free address with hostIP, or stop that process", s, by)
+	return conf.Mendf(conf.Errorf(conf.ErrPortInUse, "host port %s is in use: %s", s, by), "choose another port, publish on one free address with hostIP, or stop that process")
 }
 
 // bindAll binds and closes a socket for each port.
@@ -175,7 +175,7 @@ func bindOnce(s slot) error {
 	}
 	err = unix.Bind(fd, sockaddr(s))
 	if errors.Is(err, unix.EADDRINUSE) {
-		return conf.Errorf(conf.ErrPortInUse, "host port %s is in use: bound by a socket of the host; choose another port or host address, or stop that process", s)
+		return conf.Mendf(conf.Errorf(conf.ErrPortInUse, "host port %s is in use: bound by a socket of the host", s), "choose another port or host address, or stop that process")
 	}
 	return nil // an address that the host does not have yet is nobody's
 }

@@ -95,7 +95,7 @@ func allowLocalnet(in intent) error {
 		return nil
 	}
 	if err := os.WriteFile(path, []byte("1"), 0o644); err != nil {
-		return conf.Errorf(conf.ErrNetwork, "publishing ports over 127.0.0.1: %v; set net.ipv4.conf.%s.route_localnet=1 on the host, or portmap.snat to false", err, in.hostIf)
+		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "publishing ports over 127.0.0.1: %v", err), "set net.ipv4.conf.%s.route_localnet=1 on the host, or portmap.snat to false", in.hostIf)
 	}
 	return nil
 }

@@ -30,7 +30,7 @@ func openNFTables() (Backend, error) {
 }
 
 func noAnswer(err error) error {
-	return conf.Errorf(conf.ErrNetwork, "nftables does not answer (%v); it takes CAP_NET_ADMIN and the kernel module nf_tables (modprobe nf_tables)", err)
+	return conf.Mendf(conf.Errorf(conf.ErrNetwork, "nftables does not answer (%v)", err), "it takes CAP_NET_ADMIN and the kernel module nf_tables (modprobe nf_tables)")
 }
 
 // askNFTables is not nil when nftables does not answer.

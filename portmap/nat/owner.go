@@ -24,7 +24,7 @@ func tag(k conf.Key) string {
 // validOwner refuses a name that could not be read back from the kernel.
 func validOwner(k conf.Key) error {
 	if len(k.String()) > longestOwner {
-		return conf.Errorf(conf.ErrNetwork, "publishing ports of %s: network name, container ID and interface name together are longer than %d bytes; shorten the network's name", k, longestOwner)
+		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "publishing ports of %s: network name, container ID and interface name together are longer than %d bytes", k, longestOwner), "shorten the network's name")
 	}
 	return nil
 }

@@ -29,8 +29,7 @@ func Targets(ips []netip.Addr) (targets, refused []netip.Addr, err error) {
 		}
 	}
 	if len(targets) == 0 && len(refused) > 0 {
-		return nil, refused, conf.Errorf(conf.ErrNetwork,
-			"publishing ports: the address %s that a plugin before gave the container is this host's own, or nobody's; mend its ipam", refused[0])
+		return nil, refused, conf.Mendf(conf.Errorf(conf.ErrNetwork, "publishing ports: the address %s that a plugin before gave the container is this host's own, or nobody's", refused[0]), "mend its ipam")
 	}
 	return targets, refused, nil
 }

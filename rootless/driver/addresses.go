@@ -52,7 +52,7 @@ func (p *program) ipv6Usable(r *conf.Rootless) (bool, error) {
 	}
 	_, err := os.Stat(path)
 	if err != nil && r.EnableIPv6Set {
-		return false, conf.Unsupported("rootless.enableIPv6", true, "this kernel has no IPv6 ("+path+" is missing); boot it without ipv6.disable=1")
+		return false, conf.Mendf(conf.Unsupported("rootless.enableIPv6", true, "this kernel has no IPv6 ("+path+" is missing)"), "boot it without ipv6.disable=1")
 	}
 	return err == nil, nil
 }

@@ -28,7 +28,7 @@ func (slirp4netns) Publishes(h conf.PortHandler) bool { return h == conf.Handler
 // of 0.0.0.0.
 func (slirp4netns) Publishable(m conf.PortMapping) (conf.PortMapping, error) {
 	if m.HostIP.Is6() {
-		return m, conf.Unsupported("runtimeConfig.portMappings.hostIP", m.HostIP, "rootless.portHandler slirp4netns forwards IPv4 only; use rootlessport")
+		return m, conf.Mendf(conf.Unsupported("runtimeConfig.portMappings.hostIP", m.HostIP, "rootless.portHandler slirp4netns forwards IPv4 only"), "use rootlessport")
 	}
 	return forIPv4(m), nil
 }

@@ -54,7 +54,7 @@ func (slirp4netns) Find(configured, cacheDir string) (Program, error) {
 	}
 	st, err := os.Stat(path)
 	if err != nil {
-		return nil, conf.Errorf(conf.ErrPluginNotAvailable, "slirp4netns at %s: %v; %s", path, err, installHint)
+		return nil, conf.Mendf(conf.Errorf(conf.ErrPluginNotAvailable, "slirp4netns at %s: %v", path, err), "%s", installHint)
 	}
 	p := &program{Path: path, Size: st.Size(), MTime: st.ModTime().UnixNano()}
 	if p.readCache(cacheDir) {
@@ -70,15 +70,14 @@ func (slirp4netns) Find(configured, cacheDir string) (Program, error) {
 func lookUp(configured string) (string, error) {
 	if configured != "" {
 		if err := unix.Access(configured, unix.X_OK); err != nil {
-			return "", conf.Errorf(conf.ErrPluginNotAvailable, "slirp4netns at %s (key rootless.path): %v; %s", configured, err, installHint)
+			return "", conf.Mendf(conf.Errorf(conf.ErrPluginNotAvailable, "slirp4netns at %s (key rootless.path): %v", configured, err), "%s", installHint)
 		}
 		return configured, nil
 	}
 	if path := LookUp("slirp4netns"); path != "" {
 		return path, nil
 	}
-	return "", conf.Errorf(conf.ErrPluginNotAvailable, "slirp4netns is not installed: it is not in PATH nor in %s; %s",
-		strings.Join(usualFolders, ", "), installHint)
+	return "", conf.Mendf(conf.Errorf(conf.ErrPluginNotAvailable, "slirp4netns is not installed: it is not in PATH nor in %s", strings.Join(usualFolders, ", ")), "%s", installHint)
 }
 
 func (p *program) cacheFile(dir string) string {
@@ -148,11 +147,11 @@ func (l *limitedText) Write(b []byte) (int, error) {
 func (p *program) probe() error {
 	out, err := askProgram(p.Path, "--help")
 	if err != nil {
-		return conf.Errorf(conf.ErrPluginNotAvailable, "asking %s for its options (--help): %v: %s; %s", p.Path, err, LastLines(out, 3), installHint)
+		return conf.Mendf(conf.Errorf(conf.ErrPluginNotAvailable, "asking %s for its options (--help): %v: %s", p.Path, err, LastLines(out, 3)), "%s", installHint)
 	}
 	p.Features = parseHelp(out)
 	if !p.Features["netns-type"] || !p.Features["ready-fd"] || !p.Features["exit-fd"] {
-		return conf.Errorf(conf.ErrPluginNotAvailable, "%s is too old: it lacks --netns-type, --ready-fd or --exit-fd; version 0.4.0 or newer is needed", p.Path)
+		return conf.Mendf(conf.Errorf(conf.ErrPluginNotAvailable, "%s is too old: it lacks --netns-type, --ready-fd or --exit-fd", p.Path), "version 0.4.0 or newer is needed")
 	}
 	return nil
 }
@@ -190,7 +189,7 @@ func (p *program) Command(r conf.Rootless, ifName string) (*Command, error) {
 		{"api-socket", "rootless.portHandler", r.PortHandler, r.PortHandler == conf.HandlerSlirp4netns},
 	} {
 		if w.on && !p.Features[w.feature] {
-			return nil, conf.Unsupported(w.key, w.value, fmt.Sprintf("%s has no option --%s; install a newer slirp4netns", p.Path, w.feature))
+			return nil, conf.Mendf(conf.Unsupported(w.key, w.value, fmt.Sprintf("%s has no option --%s", p.Path, w.feature)), "install a newer slirp4netns")
 		}
 	}
 	if _, err := outboundAddress("rootless.outboundAddr", r.OutboundAddr, netip.Addr.Is4); err != nil {
@@ -272,7 +271,7 @@ func (slirp4netns) CheckHost() error {
 	if errors.Is(err, fs.ErrPermission) {
 		hint = "let users open it (chmod 0666 /dev/net/tun), as ordinary hosts do"
 	}
-	return conf.Errorf(conf.ErrPluginNotAvailable, "slirp4netns needs %s: %v; %s", path, err, hint)
+	return conf.Mendf(conf.Errorf(conf.ErrPluginNotAvailable, "slirp4netns needs %s: %v", path, err), "%s", hint)
 }
 
 func (slirp4netns) Inspect(configured string) (*Info, error) {

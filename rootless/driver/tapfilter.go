@@ -154,7 +154,7 @@ func (s *process) closeLoopback() error {
 	if err == nil || errors.Is(err, errNoDriver) || errors.Is(err, os.ErrProcessDone) {
 		return nil // one that has ended says why on the ready pipe
 	}
-	return conf.Errorf(conf.ErrNetwork, "closing the host's loopback to the container (a filter on the tap of slirp4netns): %v; it takes Linux 5.6, a seccomp profile that allows pidfd_getfd, and the sysctl kernel.yama.ptrace_scope below 3", err)
+	return conf.Mendf(conf.Errorf(conf.ErrNetwork, "closing the host's loopback to the container (a filter on the tap of slirp4netns): %v", err), "it takes Linux 5.6, a seccomp profile that allows pidfd_getfd, and the sysctl kernel.yama.ptrace_scope below 3")
 }
 
 func (s *process) filterTapByHelper(pidfd int) error {

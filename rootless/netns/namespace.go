@@ -113,7 +113,7 @@ func (n *Namespace) Absent(ifName string) error {
 	if err != nil {
 		return fmt.Errorf("looking for interface %s: %w", ifName, err)
 	}
-	return conf.Errorf(types.ErrInvalidEnvironmentVariables, "CNI_IFNAME %q: the namespace has an interface of that name already; choose another name or remove it first", ifName)
+	return conf.Mendf(conf.Errorf(types.ErrInvalidEnvironmentVariables, "CNI_IFNAME %q: the namespace has an interface of that name already", ifName), "choose another name or remove it first")
 }
 
 // ChooseAddresses makes sure that the namespace has no other interface in our
@@ -142,22 +142,21 @@ func (n *Namespace) avoid(f *plan.Subnet, others []netlink.Addr) error {
 	if f.Movable && !f.Move(func(network netip.Prefix) bool {
 		return slices.ContainsFunc(others, func(a netlink.Addr) bool { return overlap(a.IPNet, network) })
 	}) {
-		return conf.Errorf(conf.ErrNetwork, "every default network is in use in the namespace; set rootless.cidr to one that is not")
+		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "every default network is in use in the namespace"), "set rootless.cidr to one that is not")
 	}
 	for !f.Asked && f.Gateway.Is6() && taken(f.First()) >= 0 {
 		if !f.Next() {
-			return conf.Errorf(conf.ErrNetwork, "every default address of network %s is taken in the namespace; ask for one with ips", f.Network())
+			return conf.Mendf(conf.Errorf(conf.ErrNetwork, "every default address of network %s is taken in the namespace", f.Network()), "ask for one with ips")
 		}
 	}
 	for _, own := range f.Addresses {
 		if i := taken(own.Addr()); i >= 0 {
-			return conf.Errorf(types.ErrInvalidNetworkConfig, "address %s is taken by interface %s of the namespace; ask for another one with ips, or set rootless.cidr to another network",
-				own.Addr(), n.nameOf(others[i]))
+			return conf.Mendf(conf.Errorf(types.ErrInvalidNetworkConfig, "address %s is taken by interface %s of the namespace", own.Addr(), n.nameOf(others[i])), "ask for another one with ips, or set rootless.cidr to another network")
 		}
 	}
 	i := slices.IndexFunc(others, func(a netlink.Addr) bool { return f.Gateway.Is4() && sameNetwork(a.IPNet, f.Network()) })
 	if i >= 0 {
-		return conf.Invalid("rootless.cidr", f.Network(), fmt.Sprintf("interface %s of the namespace is in that network already; choose another one for this interface", n.nameOf(others[i])))
+		return conf.Mendf(conf.Invalid("rootless.cidr", f.Network(), fmt.Sprintf("interface %s of the namespace is in that network already", n.nameOf(others[i]))), "choose another one for this interface")
 	}
 	return nil
 }

@@ -40,7 +40,7 @@ func dropCapabilities(owner int) error {
 		uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&data[0])), 0)
 	if errno != 0 {
 		// ENOTSUP: with cgo there may be threads that Go does not know.
-		return conf.Errorf(conf.ErrNetwork, "giving up the supervisor's capabilities: %v; a binary that was built with cgo cannot do it, build with CGO_ENABLED=0", errno)
+		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "giving up the supervisor's capabilities: %v", errno), "a binary that was built with cgo cannot do it, build with CGO_ENABLED=0")
 	}
 	return nil
 }
