@@ -92,7 +92,7 @@ func (a *app) report(out *restored, nothing bool) error {
 		fmt.Fprintf(a.out, "%s: %d of %d attachments restored\n", b.Backend, b.Restored, b.Attachments)
 	}
 	if nothing {
-		fmt.Fprintf(a.out, "no attachment with published ports in %s\n", strings.Join(a.dirs(), ", "))
+		fmt.Fprintf(a.out, "no attachment has ports in the firewall, by the records in %s\n", strings.Join(a.dirs(), ", "))
 	}
 	return nil
 }
