@@ -111,11 +111,13 @@ func (c *Chain) undo(ctx context.Context, last int, result *types100.Result, str
 // us, unless the first delegate would make one.
 func (c *Chain) interfaceFree(prev *types100.Result) error {
 	a := c.Attachment
-	if len(c.Delegates) == 0 || a.IfName == "lo" {
-		return nil // every namespace has a loopback interface, and a plugin of that name sets it up
-	}
-	if first := c.Delegates[0].Type; prev != nil && kinds[first] == "" && first != "host-device" {
+	if len(c.Delegates) == 0 {
 		return nil
+	}
+	first := c.Delegates[0].Type
+	makes := kinds[first] != "" || first == "host-device"
+	if !makes && (prev != nil || a.IfName == "lo") {
+		return nil // every namespace has a loopback interface, and a plugin of that name sets it up
 	}
 	link, err := inside.Link(a.NetnsPath, a.IfName)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -49,6 +50,9 @@ func (v *verbs) root(store *record.Store, r *record.Record) *root.Network {
 // add is ADD: all or nothing.
 func (v *verbs) add(ctx context.Context) (err error) {
 	a := v.attachment
+	if err := makeable(a.IfName); err != nil {
+		return err
+	}
 	mode, err := chooseMode(a.NetConf.Mode, ownRights())
 	if err != nil {
 		return err
@@ -210,6 +214,15 @@ func (v *verbs) check(ctx context.Context) error {
 		return conf.Mendf(conf.Errorf(types.ErrUnknownContainer, "attachment %s has no record of a finished ADD in %v", a.Key, v.stateDirs), "call ADD")
 	}
 	return v.network(r.Mode, store, r).Check(ctx, a)
+}
+
+// makeable says whether Linux makes an interface of that name. It would take "eth%d" for a
+// pattern, so that the interface had another one, which nobody could find again.
+func makeable(ifName string) error {
+	if strings.Contains(ifName, "%") || ifName == "all" || ifName == "default" {
+		return conf.Errorf(types.ErrInvalidEnvironmentVariables, "CNI_IFNAME %q: Linux makes no interface of that name; choose another one", ifName)
+	}
+	return nil
 }
 
 // del is DEL: it succeeds for what is gone already.
