@@ -16,6 +16,7 @@ import (
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
+	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/record"
@@ -31,6 +32,7 @@ func Main(about string) (status int) {
 		}
 	}()
 	keepWriting()
+	keepOwnRights()
 	collectLate()
 	seen := &input{}
 	funcs := skel.CNIFuncs{
@@ -44,6 +46,12 @@ func Main(about string) (status int) {
 		return fail(err, seen.cniVersion)
 	}
 	return 0
+}
+
+// keepOwnRights takes from the umask what would keep us from our own files: a record
+// that its user cannot open again can never be taken away. Root can open all.
+func keepOwnRights() {
+	unix.Umask(unix.Umask(0) &^ 0o700)
 }
 
 // collectLate has the garbage of a verb collected only when it is much: with a
