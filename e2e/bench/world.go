@@ -13,6 +13,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/e2e/lab"
 )
 
 // A world is new network, mount and process namespaces: a host of its own with a
@@ -25,10 +27,9 @@ const (
 )
 
 // The user of the forwarders: any uid without rights.
-const userID = 40001
+const userID = lab.UID
 
-// inWorld runs work in a world: the process runs itself again as the first but one
-// of new namespaces. The first is a shell, which reaps what loses its parent.
+// inWorld runs work in a world: the process runs itself again in a new machine.
 func inWorld(work func() error) error {
 	if os.Getenv(worldVariable) != "" {
 		raiseLimit()
@@ -49,12 +50,14 @@ func inWorld(work func() error) error {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	defer stop()
 	runtime.LockOSThread() // Pdeathsig means the thread
-	cmd := exec.CommandContext(ctx, "unshare", append([]string{"--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private",
-		"sh", "-c", `"$0" "$@"; exit $?`, self}, os.Args[1:]...)...)
+	cmd := lab.Command(append([]string{self}, os.Args[1:]...)...)
 	cmd.Env = append(os.Environ(), worldVariable+"=1")
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
-	err = cmd.Run()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL} // of the thread
+	if err = cmd.Start(); err == nil {
+		defer context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })()
+		err = cmd.Wait()
+	}
 	if ctx.Err() != nil {
 		return errors.New("interrupted")
 	}

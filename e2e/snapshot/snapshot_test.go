@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/ambi-cni/ambi/e2e/lab"
 )
 
 // insideVariable is set in the machine that the inner test runs in.
@@ -59,8 +61,7 @@ func TestSees(t *testing.T) {
 	if _, err := exec.LookPath("conntrack"); err != nil {
 		t.Skip("needs conntrack: make setup")
 	}
-	cmd := exec.Command("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private",
-		"sh", "-c", `"$0" "$@"; exit $?`, os.Args[0], "-test.run=^TestSeesInside$", "-test.v")
+	cmd := lab.Command(os.Args[0], "-test.run=^TestSeesInside$", "-test.v")
 	cmd.Env = append(os.Environ(), insideVariable+"=1")
 	out, err := cmd.CombinedOutput()
 	if err != nil || testing.Verbose() {
