@@ -56,7 +56,7 @@ test-conformance:
 	$(GO) test -C e2e/conformance -count=1 -parallel 8 -timeout 2h ./...
 
 # Who is not root has the rooms that make namespaces run again in a user namespace of his
-# own (e2e/lab, RunTests). What a test needs besides skips it, with the reason.
+# own (e2e/lab/unit, RunTests). What a test needs besides skips it, with the reason.
 test-unit:
 	$(GO) test -count=1 -short -timeout 1h $$($(GO) list ./... | grep -vx -e '.*/e2e' -e '.*/e2e/fault')
 	$(GO) test -C e2e/conformance -count=1 -short ./...

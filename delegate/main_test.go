@@ -24,7 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
-	"github.com/ambi-cni/ambi/e2e/lab"
+	"github.com/ambi-cni/ambi/e2e/lab/unit"
 )
 
 // The test binary plays the plugins: under another name than its own it does what
@@ -128,7 +128,7 @@ func TestMain(m *testing.M) {
 	if err := flag.Set("test.parallel", "8"); err != nil {
 		panic(err)
 	}
-	os.Exit(lab.RunTests(m))
+	os.Exit(unit.RunTests(m))
 }
 
 func (s script) play(dir, name string) int {
@@ -355,9 +355,9 @@ func newNetns(t *testing.T) string {
 	return openNetns(t).Path()
 }
 
-func openNetns(t *testing.T) *lab.Netns {
+func openNetns(t *testing.T) *unit.Netns {
 	t.Helper()
-	n, err := lab.NewNetns()
+	n, err := unit.NewNetns()
 	require.NoError(t, err)
 	t.Cleanup(func() { n.Close() })
 	return n
@@ -365,7 +365,7 @@ func openNetns(t *testing.T) *lab.Netns {
 
 // onHost runs the rest of the test on a thread in a network namespace of its own,
 // which plays the host, and returns it for onSameHost.
-func onHost(t *testing.T) *lab.Netns {
+func onHost(t *testing.T) *unit.Netns {
 	t.Helper()
 	host := openNetns(t)
 	onSameHost(t, host)
@@ -374,7 +374,7 @@ func onHost(t *testing.T) *lab.Netns {
 }
 
 // onSameHost runs the rest of a part of a test on the host of the whole.
-func onSameHost(t *testing.T, host *lab.Netns) {
+func onSameHost(t *testing.T, host *unit.Netns) {
 	t.Helper()
 	runtime.LockOSThread() // never unlocked: the thread ends with the test's goroutine
 	require.NoError(t, host.Enter())

@@ -19,7 +19,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/ambi-cni/ambi/conf"
-	"github.com/ambi-cni/ambi/e2e/lab"
+	"github.com/ambi-cni/ambi/e2e/lab/unit"
 )
 
 // editions are the folders of real plugins: those of 1.1.0, and Debian's, which
@@ -33,7 +33,7 @@ func editions() map[string]string {
 }
 
 // forEachEdition runs a test on a host of its own with each edition there is.
-func forEachEdition(t *testing.T, test func(t *testing.T, plugins string, host *lab.Netns)) {
+func forEachEdition(t *testing.T, test func(t *testing.T, plugins string, host *unit.Netns)) {
 	for name, dir := range editions() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -174,7 +174,7 @@ func TestRealPluginsLeaveNothing(t *testing.T) {
 	for kind, raws := range chains {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
-			forEachEdition(t, func(t *testing.T, plugins string, host *lab.Netns) {
+			forEachEdition(t, func(t *testing.T, plugins string, host *unit.Netns) {
 				r := newReal(t, plugins, raws...)
 				before := r.warmUp()
 				for state, change := range states { // one after the other, on one host
@@ -219,7 +219,7 @@ func deleteIfThere(netns, name string) error {
 
 func TestRealAddThatFailsLeavesNothing(t *testing.T) {
 	t.Parallel()
-	forEachEdition(t, func(t *testing.T, plugins string, _ *lab.Netns) {
+	forEachEdition(t, func(t *testing.T, plugins string, _ *unit.Netns) {
 		r := newReal(t, plugins, bridgeRaw, firewallRaw, `{"type":"tuning","sysctl":{"net.ipv4.conf.no_such_link.forwarding":"1"}}`)
 		broken := r.chain
 		r.chain = broken[:2]
@@ -238,7 +238,7 @@ func TestRealAddThatIsKilledLeavesNothing(t *testing.T) {
 	for part, name := range []string{"even moments", "odd moments"} { // side by side
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			forEachEdition(t, func(t *testing.T, plugins string, _ *lab.Netns) { killAdds(t, plugins, part) })
+			forEachEdition(t, func(t *testing.T, plugins string, _ *unit.Netns) { killAdds(t, plugins, part) })
 		})
 	}
 }
@@ -278,7 +278,7 @@ func TestRealInterfaceWithoutItsAddress(t *testing.T) {
 	for kind, raw := range map[string]string{"bridge": bridgeRaw, "ptp": ptpRaw} {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
-			forEachEdition(t, func(t *testing.T, plugins string, _ *lab.Netns) {
+			forEachEdition(t, func(t *testing.T, plugins string, _ *unit.Netns) {
 				deadly := t.TempDir()
 				script := fmt.Sprintf("#!/bin/sh\n%s/host-local; status=$?\n[ $CNI_COMMAND != ADD ] || kill -9 $PPID\nexit $status\n", plugins)
 				require.NoError(t, os.WriteFile(filepath.Join(deadly, "host-local"), []byte(script), 0o755))
@@ -307,7 +307,7 @@ func TestRealInterfaceWithoutItsAddress(t *testing.T) {
 
 func TestRealDelOfALateContainerSparesTheNewOwnerOfItsAddress(t *testing.T) {
 	t.Parallel()
-	forEachEdition(t, func(t *testing.T, plugins string, _ *lab.Netns) {
+	forEachEdition(t, func(t *testing.T, plugins string, _ *unit.Netns) {
 		r := newReal(t, plugins, strings.Replace(bridgeRaw, `[[{"subnet":"10.77.0.0/24"}],[{"subnet":"fd77::/64"}]]`, `[[{"subnet":"10.77.0.0/30"}]]`, 1), firewallRaw)
 		r.warmUp()
 		late := r.container("c1")
@@ -326,7 +326,7 @@ func TestRealDelOfALateContainerSparesTheNewOwnerOfItsAddress(t *testing.T) {
 
 func TestRealDefaultChain(t *testing.T) {
 	t.Parallel()
-	forEachEdition(t, func(t *testing.T, plugins string, _ *lab.Netns) {
+	forEachEdition(t, func(t *testing.T, plugins string, _ *unit.Netns) {
 		r := newReal(t, plugins)
 		var err error
 		r.chain, err = Default(conf.Bridge{Subnet6: netip.MustParsePrefix("fd89::/64")}, "web", r.ipam, []string{plugins})

@@ -10,17 +10,17 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
-	"github.com/ambi-cni/ambi/e2e/lab"
+	"github.com/ambi-cni/ambi/e2e/lab/unit"
 	"github.com/ambi-cni/ambi/record"
 )
 
 // TestMain has the tests make namespaces, whoever runs them.
-func TestMain(m *testing.M) { os.Exit(lab.RunTests(m)) }
+func TestMain(m *testing.M) { os.Exit(unit.RunTests(m)) }
 
 // newNetns makes a network namespace and mounts it on path.
 func newNetns(t *testing.T, path string) {
 	t.Helper()
-	n, err := lab.NewNetns()
+	n, err := unit.NewNetns()
 	require.NoError(t, err)
 	defer n.Close() // it stays where it is mounted
 	require.NoError(t, n.MountOn(path))

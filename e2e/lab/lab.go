@@ -4,7 +4,7 @@
 // happens in it. The machine is 192.0.2.1 and 2001:db8::1, its neighbour .2 and ::2.
 //
 // It takes root, and the programs ip and unshare. Unit tests that only need a namespace
-// have Netns, and RunTests for who is not root.
+// have package unit.
 package lab
 
 import (

@@ -21,7 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
-	machines "github.com/ambi-cni/ambi/e2e/lab"
+	"github.com/ambi-cni/ambi/e2e/lab/unit"
 	"github.com/ambi-cni/ambi/portmap/forward"
 )
 
@@ -44,7 +44,7 @@ func TestMain(m *testing.M) {
 	if err := flag.Set("test.parallel", "8"); err != nil {
 		panic(err)
 	}
-	os.Exit(machines.RunTests(m))
+	os.Exit(unit.RunTests(m))
 }
 
 // job is what the supervisor shall do: forward the sockets that it inherits from

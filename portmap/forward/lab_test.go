@@ -21,7 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
-	machines "github.com/ambi-cni/ambi/e2e/lab"
+	"github.com/ambi-cni/ambi/e2e/lab/unit"
 	"github.com/ambi-cni/ambi/portmap/forward"
 )
 
@@ -179,7 +179,7 @@ func ipBatch(t *testing.T, name, lines string) {
 func (l *lab) in(name string, f func()) {
 	l.t.Helper()
 	var err error
-	machines.OnThread(func() {
+	unit.OnThread(func() {
 		file, opened := os.Open("/run/netns/" + name)
 		if err = opened; err != nil {
 			return

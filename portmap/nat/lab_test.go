@@ -20,7 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
-	machines "github.com/ambi-cni/ambi/e2e/lab"
+	"github.com/ambi-cni/ambi/e2e/lab/unit"
 )
 
 // chosen is an empty folder, first in PATH: see useIPTables.
@@ -42,7 +42,7 @@ func testMain(m *testing.M) int {
 	if err := os.Setenv("PATH", chosen+":"+os.Getenv("PATH")); err != nil {
 		panic(err)
 	}
-	return machines.RunTests(m)
+	return unit.RunTests(m)
 }
 
 // patience only ends a wait for what never comes.
@@ -51,13 +51,13 @@ const patience = 2 * time.Minute
 // space is a host or a container. One for a certain kind of iptables has a mount
 // namespace, too.
 type space struct {
-	net    *machines.Netns
+	net    *unit.Netns
 	mounts *os.File
 }
 
 func newSpace(t testing.TB) *space {
 	t.Helper()
-	net, err := machines.NewNetns()
+	net, err := unit.NewNetns()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: ", err)
 	}

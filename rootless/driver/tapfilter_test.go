@@ -10,11 +10,11 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
-	"github.com/ambi-cni/ambi/e2e/lab"
+	"github.com/ambi-cni/ambi/e2e/lab/unit"
 )
 
 // TestMain has the tests make namespaces, whoever runs them.
-func TestMain(m *testing.M) { os.Exit(lab.RunTests(m)) }
+func TestMain(m *testing.M) { os.Exit(unit.RunTests(m)) }
 
 const toGateway = "ffffffffffff 020000000001 "
 
@@ -78,7 +78,7 @@ func TestLoopbackFilter(t *testing.T) {
 
 // What the container has sent before the filter was there is not read, either.
 func TestFramesBeforeTheFilter(t *testing.T) {
-	n, err := lab.NewNetns()
+	n, err := unit.NewNetns()
 	require.NoError(t, err)
 	defer n.Close()
 	runtime.LockOSThread() // for good: the thread goes with the test

@@ -12,12 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
-	"github.com/ambi-cni/ambi/e2e/lab"
+	"github.com/ambi-cni/ambi/e2e/lab/unit"
 	"github.com/ambi-cni/ambi/rootless/plan"
 )
 
 // TestMain has the tests make namespaces, whoever runs them.
-func TestMain(m *testing.M) { os.Exit(lab.RunTests(m)) }
+func TestMain(m *testing.M) { os.Exit(unit.RunTests(m)) }
 
 func TestTablesOf(t *testing.T) {
 	key := func(container, ifName string) conf.Key {
@@ -45,7 +45,7 @@ func TestTablesOf(t *testing.T) {
 // A rule that the kernel refused is not taken for one that is there, nor one that could
 // not be deleted for one that is gone: the next call tries again.
 func TestPortsAndRulesStayInStep(t *testing.T) {
-	n, err := lab.NewNetns()
+	n, err := unit.NewNetns()
 	require.NoError(t, err)
 	defer n.Close()
 	runtime.LockOSThread() // for good: the thread goes with the test

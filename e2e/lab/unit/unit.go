@@ -1,4 +1,8 @@
-package lab
+// Package unit gives unit tests the namespaces that they need: Netns is one of the network,
+// RunTests has them made by who is not root, too. Whole machines are those of package lab.
+//
+// It takes unshare(2), and the program ip.
+package unit
 
 import (
 	"fmt"
@@ -75,7 +79,7 @@ func OnThread(f func()) {
 }
 
 // insideVariable is set for the process that RunTests has put into namespaces.
-const insideVariable = "AMBI_LAB_INSIDE"
+const insideVariable = "AMBI_UNIT_INSIDE"
 
 // RunTests is m.Run (*testing.M) with the rights to make namespaces: who is not root
 // runs the test binary again, as root of user, network and mount namespaces of his own,
