@@ -40,7 +40,7 @@ func (c *Chain) Add(ctx context.Context, prev *types100.Result) (*types100.Resul
 			}
 			failed := annotate(d.Type, err)
 			if undo := c.undo(ctx, i, cmp.Or(result, prev), stray); undo != nil {
-				conf.Mendf(failed, "not undone: %v", undo)
+				failed = conf.Mendf(failed, "not undone: %v", undo)
 			}
 			if stray != nil {
 				stray.Close()

@@ -33,7 +33,7 @@ func join(errs []*types.Error) error {
 		if i > 0 {
 			joined.Msg += "; " + e.Msg
 		}
-		conf.Mendf(joined, "%s", e.Details)
+		joined = conf.Mendf(joined, "%s", e.Details)
 	}
 	return joined
 }
