@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -29,10 +30,12 @@ func TestPackage(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, to make machines out of namespaces")
 	}
-	out, err := inMachine("^TestPackageInside$", "AMBI_E2E_DEB="+deb).CombinedOutput()
-	require.NoError(t, err, "%s", out)
-	require.Contains(t, string(out), "machine unchanged")
-	t.Logf("%s", out)
+	var out strings.Builder
+	cmd := inMachine("^TestPackageInside$", "AMBI_E2E_DEB="+deb)
+	cmd.Stdout = io.MultiWriter(&out, os.Stdout) // as it goes: of a step that hangs one sees which
+	cmd.Stderr = cmd.Stdout
+	require.NoError(t, cmd.Run())
+	require.Contains(t, out.String(), "machine unchanged")
 }
 
 // What the host's own plugins leave behind without ambi is no matter of this test, so
@@ -111,9 +114,8 @@ func TestPackageInside(t *testing.T) {
 	bash := func(script string) {
 		cmd := exec.Command("timeout", "-k", "60", "1800", "bash", "-ex", "-c", script) // its conditions have no deadline of their own
 		cmd.Env = append(os.Environ(), "DEB="+stage+"/ambi.deb", "PATH="+stage+"/sbin:"+stage+"/plugins:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-		out, err := cmd.CombinedOutput()
-		t.Logf("\n%s", out)
-		require.NoError(t, err)
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stdout
+		require.NoError(t, cmd.Run())
 	}
 	bash(withoutAmbi)
 	// cnitool keeps what ADD said, for DEL; the folder for it stays.
