@@ -78,7 +78,7 @@ type Config struct {
 	UnrepliedTimeout time.Duration // UDP flow without a reply yet: 30 s
 	RepliedTimeout   time.Duration // UDP flow after the first reply: 180 s
 	AcceptPause      time.Duration // after descriptors or memory ran out: 100 ms
-	MaxFlows         int           // UDP flows of all ports together: 16384
+	MaxFlows         int           // UDP flows of all ports together: 16384, and three quarters of the descriptors
 	MaxPipes         int           // pipes for bulk data: 64, fewer where RLIMIT_NOFILE is small; negative: always copy
 	MaxWorkers       int           // as many as processors (GOMAXPROCS), at most 8
 }
@@ -111,7 +111,7 @@ func (c *Config) withDefaults() Config {
 	d.UnrepliedTimeout = orDefault(d.UnrepliedTimeout, defaultUnrepliedTimeout)
 	d.RepliedTimeout = orDefault(d.RepliedTimeout, defaultRepliedTimeout)
 	d.AcceptPause = orDefault(d.AcceptPause, defaultAcceptPause)
-	d.MaxFlows = orDefault(d.MaxFlows, defaultMaxFlows)
+	d.MaxFlows = orDefault(d.MaxFlows, affordableFlows())
 	d.MaxPipes = orDefault(d.MaxPipes, affordablePipes())
 	d.MaxWorkers = orDefault(d.MaxWorkers, affordableWorkers())
 	return d

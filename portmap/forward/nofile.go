@@ -32,6 +32,11 @@ func newBudget() descriptorBudget {
 // number that is free (open(2)), so all below it are in use: nobody has to count.
 func (b descriptorBudget) allows(fd int32) bool { return fd < b.most }
 
+// affordableFlows leaves a quarter of the descriptors that clients may have to
+// connections: a flow lasts for minutes after its last datagram, and who makes up source
+// addresses has as many flows as there may be.
+func affordableFlows() int { return min(defaultMaxFlows, 3*int(newBudget().most)/4) }
+
 // affordablePipes keeps the descriptors of pipes (two each) a small part of those
 // that connections may need.
 func affordablePipes() int {
