@@ -15,13 +15,14 @@ import (
 	"github.com/ambi-cni/ambi/conf"
 )
 
+// requireCode wants the words in what an error says or in its remedy.
 func requireCode(t *testing.T, code uint, err error, words ...string) {
 	t.Helper()
 	var e *types.Error
 	require.ErrorAs(t, err, &e)
 	require.Equal(t, code, e.Code, e.Msg)
 	for _, w := range words {
-		require.Contains(t, e.Msg, w)
+		require.Contains(t, e.Msg+"; "+e.Details, w)
 	}
 }
 
