@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -29,10 +30,31 @@ func NewNetns() (n *Netns, err error) {
 			err = fmt.Errorf("making a network namespace: %w; it takes root", err)
 			return
 		}
-		n = &Netns{}
-		n.file, err = os.Open("/proc/thread-self/ns/net")
+		n, err = openOwn()
 	})
 	return n, err
+}
+
+// lowest is the least number that the descriptor of the next namespace may have.
+var lowest atomic.Int32
+
+func init() { lowest.Store(100) }
+
+// openOwn opens the thread's namespace under a number that no other one has had: a
+// program that a test has left behind would find the next test's namespace at its Path.
+func openOwn() (*Netns, error) {
+	f, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, int(lowest.Add(1)))
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	for least := lowest.Load(); int(least) < fd && !lowest.CompareAndSwap(least, int32(fd)); least = lowest.Load() {
+	}
+	return &Netns{os.NewFile(uintptr(fd), f.Name())}, nil
 }
 
 // Fd is its descriptor.
