@@ -30,6 +30,15 @@ type Attachment struct {
 	Ports []PortMapping
 	IPs   []netip.Prefix // /32 or /128 where no prefix length was given
 	MAC   string         // empty: any
+	// Bandwidth is what runtimeConfig says; zero: no limit.
+	Bandwidth Bandwidth
+}
+
+// Bandwidth limits what a container receives and sends: rates in bits per second,
+// bursts in bits; zero is no limit (CONVENTIONS.md, "bandwidth").
+type Bandwidth struct {
+	IngressRate, IngressBurst uint64 // what the container receives
+	EgressRate, EgressBurst   uint64 // what it sends
 }
 
 // Env is the CNI environment of one call, as the runtime set it.

@@ -106,12 +106,16 @@ type Delegate struct {
 // the key bridge.name says otherwise. No other program names its bridges so.
 const BridgePrefix = "ambi-"
 
-// Bridge has the keys of the built-in default chain, used as root when there are
+// Bridge has the keys of the built-in network, which a container gets when there are
 // no delegates and no prevResult.
 type Bridge struct {
-	Name    string       // link name; empty: made from the network's name
-	Subnet  netip.Prefix // IPv4; zero: made from the network's name
-	Subnet6 netip.Prefix // IPv6; zero: no IPv6
+	Name         string       // link name; empty: made from the network's name
+	Subnet       netip.Prefix // IPv4; zero: made from the network's name
+	Subnet6      netip.Prefix // IPv6; zero: no IPv6
+	MTU          int          // of bridge and containers; zero: that of the host's default route
+	Isolate      bool         // other built-in networks reach its containers over published ports only
+	DefaultRoute *bool        // through this network; nil: where the container has none of that family yet
+	Keep         bool         // the bridge stays when its last container is gone
 }
 
 // Portmap has the keys of publishing host ports as root.
@@ -167,6 +171,7 @@ const (
 func defaults() NetConf {
 	return NetConf{
 		Mode:     ModeAuto,
+		Bridge:   Bridge{Isolate: true},
 		Portmap:  Portmap{Backend: BackendAuto, SNAT: true},
 		LogLevel: "info",
 		Rootless: Rootless{

@@ -48,7 +48,7 @@ func TestParseDefaults(t *testing.T) {
 	require.Equal(t, "ambi", n.Type)
 	require.Equal(t, conf.ModeAuto, n.Mode)
 	require.Nil(t, n.Delegates)
-	require.Equal(t, conf.Bridge{}, n.Bridge)
+	require.Equal(t, conf.Bridge{Isolate: true}, n.Bridge)
 	require.Equal(t, conf.Portmap{Backend: conf.BackendAuto, SNAT: true}, n.Portmap)
 	require.Equal(t, conf.Rootless{
 		Driver: "slirp4netns", CIDR: netip.MustParsePrefix("10.0.2.0/24"), MTU: 65520, EnableIPv6: true,
@@ -185,7 +185,7 @@ func TestParseReadsWhatItCan(t *testing.T) {
 	n, err := conf.Parse(entry(`"a":1,"bridge":{"mtu":1500,"name":"br0","subnet":"nowhere","subnet6":"fd00:1::/64"},"delegates":7,"mode":"rootless",
 		"cni.dev/valid-attachments":[{"containerID":"one","ifname":"eth0"},7],"rootless":{"mtu":1},"stateDir":"/run/x"`))
 	requireError(t, err, types.ErrUnsupportedField, `"bridge.mtu"`)
-	require.Equal(t, conf.Bridge{Name: "br0", Subnet6: netip.MustParsePrefix("fd00:1::/64")}, n.Bridge)
+	require.Equal(t, conf.Bridge{Isolate: true, Name: "br0", Subnet6: netip.MustParsePrefix("fd00:1::/64")}, n.Bridge)
 	require.Equal(t, conf.ModeRootless, n.Mode)
 	require.Equal(t, "/run/x", n.StateDir)
 	require.Nil(t, n.ValidAttachments, "half a list would have GC take down the other half")

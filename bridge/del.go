@@ -1,0 +1,118 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/conf"
+)
+
+// Del takes the container off the network, and the bridge with the last one. It needs
+// neither the container's namespace nor, with a nil result, any record of Add: what is
+// the attachment's is known by its key. It does nothing where nothing is, and goes on
+// after an error.
+func (n *Network) Del(ctx context.Context, k conf.Key, result *types100.Result) error {
+	// The interface first: nothing may come through once its address can be another's.
+	if err := n.removeLinks(k); err != nil {
+		return err
+	}
+	return errors.Join(n.dismiss(k, result), n.releaseAddresses(ctx, k, result), n.leave(ctx))
+}
+
+// removeLinks removes the attachment's interfaces on the host. The container's end
+// goes with them.
+func (n *Network) removeLinks(k conf.Key) error {
+	for _, name := range []string{portName(k), ifbName(k)} {
+		l, err := findLink(n.Host.Route, name)
+		if err != nil {
+			return fmt.Errorf("network %q: %w", n.Name, err)
+		}
+		if l == nil || !n.owns(k, l) {
+			continue
+		}
+		var b batch
+		b.deleteLink(name, l.index)
+		if _, err := b.send(n.Host.Route); err != nil && !errors.Is(err, unix.ENODEV) {
+			return fmt.Errorf("network %q: %w", n.Name, err)
+		}
+	}
+	return nil
+}
+
+// owns says whether a link is the attachment's: it bears its mark, or none yet and
+// hangs on the network's bridge, because Add was killed before it wrote one. A name
+// alone says nothing.
+func (n *Network) owns(k conf.Key, l *link) bool {
+	if l.alias == portAlias(k) {
+		return true
+	}
+	if l.alias != "" || l.kind != "veth" && l.kind != "ifb" {
+		return false
+	}
+	bridge, err := findLink(n.Host.Route, n.bridgeName())
+	return err == nil && bridge != nil && l.master == bridge.index && n.mine(bridge) == nil
+}
+
+// dismiss takes back what admit has set.
+func (n *Network) dismiss(k conf.Key, result *types100.Result) error {
+	t := newTables()
+	name := portName(k)
+	if mac, ips := placeIn(result, k.IfName); mac != nil {
+		var x transaction
+		x.remove(t.ofPort(port{name, mac, ips}))
+		if err := x.commit(n.Host.Filter); !errors.Is(err, unix.ENOENT) {
+			return firewallError("removing rules of the built-in network", err)
+		}
+	}
+	found, err := n.Host.elementsOfPort(t, name)
+	if err != nil {
+		return err
+	}
+	return n.Host.removeElements(found)
+}
+
+// placeIn is the MAC address of the container's interface in a result, and its
+// addresses.
+func placeIn(result *types100.Result, ifName string) (mac net.HardwareAddr, ips []netip.Addr) {
+	if result == nil {
+		return nil, nil
+	}
+	i := slices.IndexFunc(result.Interfaces, func(i *types100.Interface) bool {
+		return i != nil && i.Name == ifName && i.Sandbox != ""
+	})
+	if i < 0 {
+		return nil, nil
+	}
+	mac, _ = net.ParseMAC(result.Interfaces[i].Mac)
+	for _, ip := range result.IPs {
+		if ip == nil || ip.Interface == nil || *ip.Interface != i {
+			continue
+		}
+		if addr, ok := netip.AddrFromSlice(ip.Address.IP); ok {
+			ips = append(ips, addr.Unmap())
+		}
+	}
+	return mac, ips
+}
+
+// releaseAddresses lets the attachment's addresses go: those of the result, else all
+// that the store has under its name.
+func (n *Network) releaseAddresses(ctx context.Context, k conf.Key, result *types100.Result) error {
+	store, err := openAddresses(ctx, n.Dir, n.Name)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	_, ips := placeIn(result, k.IfName)
+	if len(ips) == 0 {
+		ips = store.of(k)
+	}
+	return store.release(k, ips)
+}

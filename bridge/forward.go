@@ -1,0 +1,217 @@
+package bridge
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/coreos/go-iptables/iptables"
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/flock"
+)
+
+// Docker and others set the policy of iptables' chain FORWARD to drop, and what one
+// firewall drops no other can accept. There, and only there, each network gets a rule
+// for each direction at the end of that chain: what goes to a container has been
+// judged by our own chain, and the rules of others before ours hold for it as well.
+// Whether that is so is asked of the kernel; a program starts only where it is.
+
+// filter is the table filter of iptables, of one family.
+type filter struct {
+	command string // what writes it
+	drops   bool   // the policy of FORWARD
+	has     func(bridge string) bool
+}
+
+// filters are the tables that there are: of the nf_tables variant, of the legacy one,
+// or of both.
+func (h Host) filters(s state) ([]filter, error) {
+	if !h.IPTables {
+		return nil, nil
+	}
+	var all []filter
+	for _, p := range s.subnets {
+		f, err := h.nftFilter(p)
+		if err != nil {
+			return nil, err
+		}
+		if f != nil {
+			all = append(all, *f)
+		}
+		if f, err = legacyFilter(p.Addr().Is6()); err != nil {
+			return nil, err
+		}
+		if f != nil {
+			all = append(all, *f)
+		}
+	}
+	return all, nil
+}
+
+func iptablesCommand(p netip.Prefix) (string, nftables.TableFamily) {
+	if p.Addr().Is6() {
+		return "ip6tables", nftables.TableFamilyIPv6
+	}
+	return "iptables", nftables.TableFamilyIPv4
+}
+
+func (h Host) nftFilter(p netip.Prefix) (*filter, error) {
+	command, family := iptablesCommand(p)
+	table := &nftables.Table{Name: "filter", Family: family}
+	var b batch
+	b.add("reading the policy of "+command+"' chain FORWARD", nftKind(unix.NFT_MSG_GETCHAIN), 0, nfgenmsg(byte(family), 0), func(e *encoder) {
+		e.String(unix.NFTA_CHAIN_TABLE, table.Name)
+		e.String(unix.NFTA_CHAIN_NAME, "FORWARD")
+	})
+	answers, err := b.send(h.Filter)
+	switch {
+	case errors.Is(err, unix.ENOENT), err == nil && len(answers) == 0:
+		return nil, nil
+	case err != nil:
+		return nil, firewallError("", err)
+	}
+	return &filter{
+		command: variant(command, "-nft"),
+		drops:   readBase(answers[0].data).drops,
+		has: func(bridge string) bool {
+			rules, err := h.rules(table, "FORWARD")
+			return err == nil && slices.ContainsFunc(rules, func(r []part) bool { return names(r, bridge) })
+		},
+	}, nil
+}
+
+// names says whether a rule compares something with an interface's name, as -i and -o
+// do.
+func names(rule []part, name string) bool {
+	return slices.ContainsFunc(rule, func(p part) bool { return bytes.Equal(bytes.TrimRight(p.value, "\x00"), []byte(name)) })
+}
+
+// base is a base chain as far as it matters here.
+type base struct {
+	table, name    string
+	forward, drops bool
+}
+
+func readBase(data []byte) (b base) {
+	attributes := data[len(nfgenmsg(0, 0)):]
+	text := func(to *string) func([]byte) { return func(b []byte) { *to = string(bytes.TrimRight(b, "\x00")) } }
+	is := func(to *bool, value uint32) func([]byte) {
+		return func(b []byte) { *to = len(b) == 4 && binary.BigEndian.Uint32(b) == value }
+	}
+	_ = walk(attributes, []uint16{unix.NFTA_CHAIN_TABLE}, text(&b.table))
+	_ = walk(attributes, []uint16{unix.NFTA_CHAIN_NAME}, text(&b.name))
+	_ = walk(attributes, []uint16{unix.NFTA_CHAIN_POLICY}, is(&b.drops, policyDrop))
+	_ = walk(attributes, []uint16{unix.NFTA_CHAIN_HOOK, unix.NFTA_HOOK_HOOKNUM}, is(&b.forward, hookForward))
+	return b
+}
+
+const policyDrop = 0 // NF_DROP
+
+// variant is the program for one of iptables' two ways to talk to the kernel, where it
+// is installed by its own name.
+func variant(command, suffix string) string {
+	if _, err := exec.LookPath(command + suffix); err == nil {
+		return command + suffix
+	}
+	return command
+}
+
+// forwardRules are a network's, as iptables takes them.
+func forwardRules(network, bridge string) [][]string {
+	comment := []string{"-m", "comment", "--comment", mark + " network " + network, "-j", "ACCEPT"}
+	return [][]string{append([]string{"-i", bridge}, comment...), append([]string{"-o", bridge}, comment...)}
+}
+
+// openForward adds the network's rules where a policy of drop stands in the way.
+func (n *Network) openForward(ctx context.Context, s state) error {
+	filters, err := n.Host.filters(s)
+	if err != nil {
+		return err
+	}
+	for _, f := range filters {
+		if !f.drops || f.has(s.bridge.name) {
+			continue
+		}
+		if err := n.withIPTables(ctx, f, func(t *iptables.IPTables) error {
+			for _, r := range forwardRules(n.Name, s.bridge.name) {
+				if err := t.AppendUnique("filter", "FORWARD", r...); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			return conf.Errorf(conf.ErrNetwork, "network %q: the host's firewall drops what is forwarded (policy of chain FORWARD), and accepting what bridge %s passes on failed: %v; install %s, or have the firewall accept it", n.Name, s.bridge.name, err, strings.TrimSuffix(f.command, "-nft"))
+		}
+	}
+	return nil
+}
+
+// closeForward removes the network's rules, whatever the policy is by now.
+func (n *Network) closeForward(ctx context.Context, bridge string) error {
+	both := state{subnets: []netip.Prefix{pool(0), netip.MustParsePrefix("fd00::/64")}}
+	filters, err := n.Host.filters(both)
+	errs := []error{err}
+	for _, f := range filters {
+		if !f.has(bridge) {
+			continue
+		}
+		if err := n.withIPTables(ctx, f, func(t *iptables.IPTables) error {
+			for _, r := range forwardRules(n.Name, bridge) {
+				if err := t.DeleteIfExists("filter", "FORWARD", r...); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			errs = append(errs, fmt.Errorf("network %q: removing the rules of bridge %s from chain FORWARD: %w", n.Name, bridge, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// withIPTables runs f while no other ambi changes the chain: go-iptables looks first
+// and adds then.
+func (n *Network) withIPTables(ctx context.Context, f filter, do func(*iptables.IPTables) error) error {
+	lock, err := lockFile(ctx, filepath.Join(n.Dir, ".iptables.lock"), flock.Exclusive)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	family := iptables.ProtocolIPv4
+	if strings.HasPrefix(f.command, "ip6") {
+		family = iptables.ProtocolIPv6
+	}
+	const wait = 30 // seconds that iptables waits for its own lock
+	t, err := iptables.New(iptables.IPFamily(family), iptables.Path(f.command), iptables.Timeout(wait))
+	if err != nil {
+		return err
+	}
+	return do(t)
+}
+
+// warnOfOthers tells of other firewalls that drop what is forwarded: only their owner
+// can let the containers' packets through.
+func (n *Network) warnOfOthers(bridge string) {
+	for _, family := range []byte{unix.NFPROTO_INET, unix.NFPROTO_IPV4, unix.NFPROTO_IPV6} {
+		entries, err := n.Host.Filter.dump("listing the firewall's chains", nftKind(unix.NFT_MSG_GETCHAIN), nfgenmsg(family, 0), nil)
+		if err != nil {
+			return
+		}
+		for _, data := range entries {
+			if b := readBase(data); b.forward && b.drops && b.name != "FORWARD" {
+				n.Log.Warn("a firewall drops what is forwarded, so containers reach nothing beyond the host unless it accepts them",
+					"table", b.table, "chain", b.name, "remedy", fmt.Sprintf("accept iifname %q and oifname %q in that chain", bridge, bridge))
+			}
+		}
+	}
+}

@@ -1,0 +1,371 @@
+package bridge
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// link is what is asked about a network interface.
+type link struct {
+	index, master, mtu int
+	peer               int // index of a veth's other end, in that one's namespace
+	name, kind, alias  string
+	mac                net.HardwareAddr
+	up                 bool
+	hairpin            bool // of a bridge's port
+}
+
+const loIndex = 1 // in every namespace (net/core/dev.c, LOOPBACK_IFINDEX)
+
+// Attributes that golang.org/x/sys lacks (linux/if_link.h, linux/veth.h).
+const (
+	vethInfoPeer       = 1
+	ifAliasSize        = 256 // with the 0 at the end
+	brportMode         = 4   // IFLA_BRPORT_MODE: hairpin
+	inet6AddrGenMode   = 8   // IFLA_INET6_ADDR_GEN_MODE
+	addrGenNone        = 1   // IN6_ADDR_GEN_MODE_NONE
+	inetConf           = 1   // IFLA_INET_CONF
+	devconfARPNotify   = 22  // IPV4_DEVCONF_ARP_NOTIFY (linux/ip.h)
+	extFilterSkipStats = 8   // RTEXT_FILTER_SKIP_STATS
+)
+
+func (b *batch) getLink(name string) {
+	b.add("looking for interface "+name, unix.RTM_GETLINK, 0, ifinfomsg(unix.AF_UNSPEC, 0, 0, 0), func(e *encoder) {
+		e.String(unix.IFLA_IFNAME, name)
+		e.Uint32(unix.IFLA_EXT_MASK, extFilterSkipStats)
+	})
+}
+
+// findLink returns nil when there is no interface of that name.
+func findLink(c *Socket, name string) (*link, error) {
+	var b batch
+	b.getLink(name)
+	answers, err := b.send(c)
+	switch {
+	case errors.Is(err, unix.ENODEV):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case len(answers) == 0:
+		return nil, fmt.Errorf("looking for interface %s: no answer", name)
+	}
+	return parseLink(answers[0].data)
+}
+
+// portsOf are the interfaces that hang on a bridge.
+func portsOf(c *Socket, bridge *link) ([]*link, error) {
+	return listLinks(c, "listing the ports of bridge "+bridge.name, func(e *encoder) {
+		e.Uint32(unix.IFLA_MASTER, uint32(bridge.index))
+		e.Uint32(unix.IFLA_EXT_MASK, extFilterSkipStats)
+	}, func(l *link) bool { return l.master == bridge.index })
+}
+
+// listLinks lets the kernel choose where it can (the filters of Linux 4.6), and looks
+// at what came itself.
+func listLinks(c *Socket, about string, filter func(*encoder), keep func(*link) bool) ([]*link, error) {
+	entries, err := c.dump(about, unix.RTM_GETLINK, ifinfomsg(unix.AF_UNSPEC, 0, 0, 0), filter)
+	if err != nil {
+		return nil, err
+	}
+	var links []*link
+	for _, e := range entries {
+		l, err := parseLink(e)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", about, err)
+		}
+		if keep(l) {
+			links = append(links, l)
+		}
+	}
+	return links, nil
+}
+
+func parseLink(data []byte) (*link, error) {
+	if len(data) < unix.SizeofIfInfomsg {
+		return nil, errors.New("the kernel's answer about an interface is too short")
+	}
+	l := &link{
+		index: int(int32(binary.NativeEndian.Uint32(data[4:]))),
+		up:    binary.NativeEndian.Uint32(data[8:])&unix.IFF_UP != 0,
+	}
+	d, err := netlink.NewAttributeDecoder(data[unix.SizeofIfInfomsg:])
+	if err != nil {
+		return nil, err
+	}
+	for d.Next() {
+		switch d.Type() {
+		case unix.IFLA_IFNAME:
+			l.name = d.String()
+		case unix.IFLA_IFALIAS:
+			l.alias = d.String()
+		case unix.IFLA_ADDRESS:
+			l.mac = d.Bytes()
+		case unix.IFLA_MTU:
+			l.mtu = int(d.Uint32())
+		case unix.IFLA_MASTER:
+			l.master = int(d.Uint32())
+		case unix.IFLA_LINK:
+			l.peer = int(d.Uint32())
+		case unix.IFLA_LINKINFO:
+			d.Nested(l.parseInfo)
+		}
+	}
+	return l, d.Err()
+}
+
+func (l *link) parseInfo(d *netlink.AttributeDecoder) error {
+	for d.Next() {
+		switch d.Type() {
+		case unix.IFLA_INFO_KIND:
+			l.kind = d.String()
+		case unix.IFLA_INFO_SLAVE_DATA:
+			d.Nested(func(d *netlink.AttributeDecoder) error {
+				for d.Next() {
+					if d.Type() == brportMode {
+						l.hairpin = d.Uint8() != 0
+					}
+				}
+				return nil
+			})
+		}
+	}
+	return nil
+}
+
+// newBridge makes a bridge. With a MAC address of its own it keeps that when ports
+// come and go, and udev does not give it another one.
+func (b *batch) newBridge(name string, mtu int, mac net.HardwareAddr) {
+	b.add("making bridge "+name, unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, ifinfomsg(unix.AF_UNSPEC, 0, 0, 0), func(e *encoder) {
+		e.String(unix.IFLA_IFNAME, name)
+		e.Bytes(unix.IFLA_ADDRESS, mac)
+		if mtu > 0 {
+			e.Uint32(unix.IFLA_MTU, uint32(mtu))
+		}
+		e.Nested(unix.IFLA_LINKINFO, func(e *encoder) error {
+			e.Bytes(unix.IFLA_INFO_KIND, []byte("bridge"))
+			return nil
+		})
+	})
+}
+
+// veth is a pair: the host's end is a port of a bridge, the other one is made in the
+// container's namespace.
+type veth struct {
+	host, container       string
+	hostMAC, containerMAC net.HardwareAddr
+	mtu, master           int
+	namespace             int // descriptor
+}
+
+func (b *batch) newVeth(v veth) {
+	about := fmt.Sprintf("making interface %s in the container, and %s on the host", v.container, v.host)
+	b.add(about, unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, ifinfomsg(unix.AF_UNSPEC, 0, 0, 0), func(e *encoder) {
+		e.String(unix.IFLA_IFNAME, v.host)
+		e.Bytes(unix.IFLA_ADDRESS, v.hostMAC)
+		e.Uint32(unix.IFLA_MTU, uint32(v.mtu))
+		e.Uint32(unix.IFLA_MASTER, uint32(v.master))
+		e.Nested(unix.IFLA_LINKINFO, func(e *encoder) error {
+			e.Bytes(unix.IFLA_INFO_KIND, []byte("veth"))
+			e.Nested(unix.IFLA_INFO_DATA, func(e *encoder) error {
+				e.Do(vethInfoPeer, v.peer)
+				return nil
+			})
+			return nil
+		})
+	})
+}
+
+func (v veth) peer() ([]byte, error) {
+	e := netlink.NewAttributeEncoder()
+	e.String(unix.IFLA_IFNAME, v.container)
+	e.Bytes(unix.IFLA_ADDRESS, v.containerMAC)
+	e.Uint32(unix.IFLA_MTU, uint32(v.mtu))
+	e.Uint32(unix.IFLA_NET_NS_FD, uint32(v.namespace))
+	b, err := e.Encode()
+	return append(ifinfomsg(unix.AF_UNSPEC, 0, 0, 0), b...), err
+}
+
+// newIFB makes the interface that a container's own traffic is led through to be
+// slowed down.
+func (b *batch) newIFB(name string, mtu int, mac net.HardwareAddr) {
+	b.add("making interface "+name, unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, ifinfomsg(unix.AF_UNSPEC, 0, unix.IFF_UP, unix.IFF_UP), func(e *encoder) {
+		e.String(unix.IFLA_IFNAME, name)
+		e.Bytes(unix.IFLA_ADDRESS, mac)
+		e.Uint32(unix.IFLA_MTU, uint32(mtu))
+		e.Uint32(unix.IFLA_TXQLEN, 0)
+		e.Nested(unix.IFLA_LINKINFO, func(e *encoder) error {
+			e.Bytes(unix.IFLA_INFO_KIND, []byte("ifb"))
+			return nil
+		})
+	})
+}
+
+// setAlias writes the mark by which a link is known as ours.
+func (b *batch) setAlias(name, alias string) {
+	b.add("marking interface "+name, unix.RTM_SETLINK, 0, ifinfomsg(unix.AF_UNSPEC, 0, 0, 0), func(e *encoder) {
+		e.String(unix.IFLA_IFNAME, name)
+		e.Bytes(unix.IFLA_IFALIAS, []byte(alias))
+	})
+}
+
+func (b *batch) linkUp(name string, index int) {
+	b.add("setting interface "+name+" up", unix.RTM_SETLINK, 0, ifinfomsg(unix.AF_UNSPEC, index, unix.IFF_UP, unix.IFF_UP), nil)
+}
+
+// containerUp sets the container's interface up and has it tell its neighbours its
+// address when that appears, since the address may have had another owner.
+func (b *batch) containerUp(name string, index int) {
+	b.add("setting interface "+name+" of the container up", unix.RTM_SETLINK, 0, ifinfomsg(unix.AF_UNSPEC, index, unix.IFF_UP, unix.IFF_UP), func(e *encoder) {
+		e.Nested(unix.IFLA_AF_SPEC, func(e *encoder) error {
+			e.Nested(unix.AF_INET, func(e *encoder) error {
+				e.Nested(inetConf, func(e *encoder) error {
+					e.Uint32(devconfARPNotify, 1)
+					return nil
+				})
+				return nil
+			})
+			return nil
+		})
+	})
+}
+
+// portUp sets a bridge's port up: with hairpin, so that a container reaches its own
+// published ports. It needs no address of its own.
+func (b *batch) portUp(name string) {
+	b.add("setting interface "+name+" up", unix.RTM_NEWLINK, 0, ifinfomsg(unix.AF_UNSPEC, 0, unix.IFF_UP, unix.IFF_UP), func(e *encoder) {
+		e.String(unix.IFLA_IFNAME, name)
+		e.Nested(unix.IFLA_LINKINFO, func(e *encoder) error {
+			e.Bytes(unix.IFLA_INFO_SLAVE_KIND, []byte("bridge"))
+			e.Nested(unix.IFLA_INFO_SLAVE_DATA, func(e *encoder) error {
+				e.Uint8(brportMode, 1)
+				return nil
+			})
+			return nil
+		})
+	})
+}
+
+func (b *batch) noIPv6Address(name string) {
+	b.add("configuring interface "+name, unix.RTM_SETLINK, 0, ifinfomsg(unix.AF_UNSPEC, 0, 0, 0), func(e *encoder) {
+		e.String(unix.IFLA_IFNAME, name)
+		e.Nested(unix.IFLA_AF_SPEC, func(e *encoder) error {
+			e.Nested(unix.AF_INET6, func(e *encoder) error {
+				e.Uint8(inet6AddrGenMode, addrGenNone)
+				return nil
+			})
+			return nil
+		})
+	})
+}
+
+func (b *batch) deleteLink(name string, index int) {
+	b.add("removing interface "+name, unix.RTM_DELLINK, 0, ifinfomsg(unix.AF_UNSPEC, index, 0, 0), nil)
+}
+
+// linkAddress is an address of an interface.
+type linkAddress struct {
+	index  int
+	prefix netip.Prefix
+}
+
+// addAddress puts an address on an interface; one of IPv6 is usable at once, without
+// duplicate address detection: who gets it has been written down by us.
+func (b *batch) addAddress(p netip.Prefix, name string, index int) {
+	b.addressMessage(fmt.Sprintf("setting address %s on interface %s", p, name), unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL, p, index)
+}
+
+func (b *batch) deleteAddress(p netip.Prefix, name string, index int) {
+	b.addressMessage(fmt.Sprintf("removing address %s of interface %s", p, name), unix.RTM_DELADDR, 0, p, index)
+}
+
+func (b *batch) addressMessage(about string, kind, flags uint16, p netip.Prefix, index int) {
+	var how uint8
+	if p.Addr().Is6() {
+		how = unix.IFA_F_NODAD
+	}
+	b.add(about, kind, flags, ifaddrmsg(p, how, index), func(e *encoder) {
+		e.Bytes(unix.IFA_LOCAL, p.Addr().AsSlice())
+		e.Bytes(unix.IFA_ADDRESS, p.Addr().AsSlice())
+		if last := lastAddress(p); p.Addr().Is4() && p.Bits() < 31 {
+			e.Bytes(unix.IFA_BROADCAST, last.AsSlice())
+		}
+	})
+}
+
+// listAddresses are the addresses of one interface, or of all with index 0.
+func listAddresses(c *Socket, index int) ([]linkAddress, error) {
+	const about = "listing the host's addresses"
+	header := ifaddrmsg(netip.Prefix{}, 0, index) // the kernel heeds index since Linux 4.20, with strict checking
+	header[3] = 0
+	entries, err := c.dump(about, unix.RTM_GETADDR, header, nil)
+	if err != nil {
+		return nil, err
+	}
+	var addrs []linkAddress
+	for _, data := range entries {
+		a, err := parseAddress(data)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", about, err)
+		}
+		if a.prefix.IsValid() && (index == 0 || a.index == index) {
+			addrs = append(addrs, a)
+		}
+	}
+	return addrs, nil
+}
+
+// hasAddress says whether an interface has an address, without a list of all that it
+// has: by the local route of one of IPv4, which comes and goes with it; the kernel sets
+// that of IPv6 a little later, but can be asked for the address itself.
+func hasAddress(s *Socket, index int, ip netip.Addr) (bool, error) {
+	if ip.Is4() {
+		r, err := lookUp(s, ip)
+		return r != nil && r.kind == unix.RTN_LOCAL && r.out == index, err
+	}
+	var b batch
+	b.add("looking for address "+ip.String(), unix.RTM_GETADDR, 0, ifaddrmsg(netip.PrefixFrom(ip, 0), 0, index), func(e *encoder) {
+		e.Bytes(unix.IFA_ADDRESS, ip.AsSlice())
+	})
+	_, err := b.send(s)
+	if errors.Is(err, unix.EADDRNOTAVAIL) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+func parseAddress(data []byte) (linkAddress, error) {
+	if len(data) < unix.SizeofIfAddrmsg {
+		return linkAddress{}, errors.New("the kernel's answer about an address is too short")
+	}
+	a := linkAddress{index: int(binary.NativeEndian.Uint32(data[4:]))}
+	d, err := netlink.NewAttributeDecoder(data[unix.SizeofIfAddrmsg:])
+	if err != nil {
+		return a, err
+	}
+	for d.Next() {
+		// IFA_LOCAL comes last in IPv4 and does not come in IPv6; of a point-to-point link
+		// IFA_ADDRESS is the other end.
+		if d.Type() == unix.IFA_LOCAL || d.Type() == unix.IFA_ADDRESS && !a.prefix.IsValid() {
+			if ip, ok := netip.AddrFromSlice(d.Bytes()); ok {
+				a.prefix = netip.PrefixFrom(ip, int(data[1]))
+			}
+		}
+	}
+	return a, d.Err()
+}
+
+// lastAddress is the highest address of a network.
+func lastAddress(p netip.Prefix) netip.Addr {
+	b := p.Masked().Addr().AsSlice()
+	for i := p.Bits(); i < len(b)*8; i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	last, _ := netip.AddrFromSlice(b)
+	return last
+}

@@ -1,0 +1,295 @@
+package bridge
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Socket is a netlink socket (netlink(7)). It works in the network namespace in which
+// it was opened, whoever uses it; so it may be opened by one process and handed to
+// another. The library that the attributes come from cannot be given a socket, and
+// does not tell which of several requests an error is about.
+type Socket struct {
+	fd  int
+	seq uint32
+	buf []byte
+}
+
+// NewSocket takes a socket over from who opened it.
+func NewSocket(fd int) *Socket {
+	// Better answers, where the kernel knows them: what exactly was wrong, errors without
+	// the request, and lists of what was asked for only. And an end to waiting, though the
+	// kernel answers before it lets go of the request.
+	for _, option := range []int{unix.NETLINK_EXT_ACK, unix.NETLINK_CAP_ACK, unix.NETLINK_GET_STRICT_CHK} {
+		_ = unix.SetsockoptInt(fd, unix.SOL_NETLINK, option, 1)
+	}
+	const patience = 60 // seconds
+	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: patience})
+	const largest = 1 << 16
+	return &Socket{fd: fd, buf: make([]byte, largest)}
+}
+
+// openSocket opens a socket in a namespace, or with nil in that of this thread.
+func openSocket(protocol int, namespace *os.File) (*Socket, error) {
+	var fd int
+	open := func() (err error) {
+		fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
+		if err == nil {
+			err = unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+		}
+		return err
+	}
+	if namespace != nil {
+		inner := open
+		open = func() error { return inNamespace(namespace, inner) }
+	}
+	if err := open(); err != nil {
+		return nil, fmt.Errorf("opening a netlink socket: %w", err)
+	}
+	return NewSocket(fd), nil
+}
+
+// inNamespace runs f on a thread that enters the namespace, and ends with f.
+func inNamespace(namespace *os.File, f func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked
+		if err := unix.Setns(int(namespace.Fd()), unix.CLONE_NEWNET); err != nil {
+			done <- fmt.Errorf("entering the network namespace: %w", err)
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}
+
+// Close closes the socket.
+func (s *Socket) Close() error {
+	if s == nil {
+		return nil
+	}
+	return unix.Close(s.fd)
+}
+
+// request is a message for the kernel; about says what it does, for errors.
+type request struct {
+	about       string
+	kind, flags uint16
+	data        []byte
+	mayFail     bool // it is a nicety
+	seq         uint32
+}
+
+// answer is a message from the kernel.
+type answer struct {
+	kind, flags uint16
+	seq         uint32
+	data        []byte
+}
+
+// newRequest makes a message of a fixed header, such as struct ifinfomsg, and
+// attributes.
+func newRequest(about string, kind, flags uint16, header []byte, attributes func(*encoder)) (request, error) {
+	e := netlink.NewAttributeEncoder()
+	if attributes != nil {
+		attributes(e)
+	}
+	b, err := e.Encode()
+	if err != nil {
+		return request{}, fmt.Errorf("%s: %w", about, err)
+	}
+	return request{about: about, kind: kind, flags: unix.NLM_F_REQUEST | flags, data: append(header, b...)}, nil
+}
+
+// encoder writes the attributes of a message.
+type encoder = netlink.AttributeEncoder
+
+// send sends requests with one system call. It names its destination each time: then
+// the kernel asks for the rights of the sender and not also for those of who opened the
+// socket (net/netlink/af_netlink.c, NETLINK_SKB_DST).
+func (s *Socket) send(requests []request) error {
+	var b []byte
+	for i := range requests {
+		r := &requests[i]
+		s.seq++
+		r.seq = s.seq
+		b = binary.NativeEndian.AppendUint32(b, uint32(unix.SizeofNlMsghdr+len(r.data)))
+		b = binary.NativeEndian.AppendUint16(b, r.kind)
+		b = binary.NativeEndian.AppendUint16(b, r.flags)
+		b = binary.NativeEndian.AppendUint32(b, r.seq)
+		b = append(append(b, 0, 0, 0, 0), r.data...)
+		for len(b)%unix.NLMSG_ALIGNTO != 0 {
+			b = append(b, 0)
+		}
+	}
+	return unix.Sendto(s.fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+}
+
+// receive reads the next answers.
+func (s *Socket) receive() ([]answer, error) {
+	n, err := s.read()
+	if err != nil {
+		return nil, err
+	}
+	var answers []answer
+	for b := s.buf[:n]; len(b) >= unix.SizeofNlMsghdr; {
+		size := int(binary.NativeEndian.Uint32(b))
+		if size < unix.SizeofNlMsghdr || size > len(b) {
+			return nil, errors.New("the kernel's answer is cut off")
+		}
+		answers = append(answers, answer{
+			kind: binary.NativeEndian.Uint16(b[4:]), flags: binary.NativeEndian.Uint16(b[6:]), seq: binary.NativeEndian.Uint32(b[8:]),
+			data: append([]byte(nil), b[unix.SizeofNlMsghdr:size]...),
+		})
+		b = b[min(len(b), (size+unix.NLMSG_ALIGNTO-1)&^(unix.NLMSG_ALIGNTO-1)):]
+	}
+	return answers, nil
+}
+
+func (s *Socket) read() (int, error) {
+	for {
+		n, from, err := unix.Recvfrom(s.fd, s.buf, 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return 0, fmt.Errorf("waiting for the kernel's answer: %w", err)
+		}
+		if a, ok := from.(*unix.SockaddrNetlink); ok && a.Pid == 0 {
+			return n, nil
+		}
+	}
+}
+
+// failed is the error in an answer of type NLMSG_ERROR or NLMSG_DONE; nil when it only
+// acknowledges. It has the kernel's own words, where there are some.
+func (a answer) failed() error {
+	if len(a.data) < 4 {
+		return nil
+	}
+	code := int32(binary.NativeEndian.Uint32(a.data))
+	if code >= 0 {
+		return nil
+	}
+	errno := unix.Errno(-code)
+	if words := a.words(); words != "" {
+		return fmt.Errorf("%w (%s)", errno, words)
+	}
+	return errno
+}
+
+func (a answer) words() string {
+	const header, message = 4 + unix.SizeofNlMsghdr, 1 // NLMSGERR_ATTR_MSG
+	if a.kind != unix.NLMSG_ERROR || a.flags&unix.NLM_F_ACK_TLVS == 0 || len(a.data) < header {
+		return ""
+	}
+	d, err := netlink.NewAttributeDecoder(a.data[header:])
+	if err != nil {
+		return ""
+	}
+	for d.Next() {
+		if d.Type() == message {
+			return d.String()
+		}
+	}
+	return ""
+}
+
+// do has the kernel do requests, in order, and returns what they answered. The kernel
+// goes on after one that fails; the first error is returned, and says what it is
+// about.
+func (s *Socket) do(requests []request) (answers []answer, err error) {
+	if len(requests) == 0 {
+		return nil, nil
+	}
+	if err := s.send(requests); err != nil {
+		return nil, fmt.Errorf("%s: %w", requests[0].about, err)
+	}
+	first := requests[0].seq
+	for waiting := acknowledged(requests); waiting > 0; {
+		got, err2 := s.receive()
+		if err2 != nil {
+			return nil, fmt.Errorf("%s: %w", requests[0].about, err2)
+		}
+		for _, a := range got {
+			i := int(a.seq - first)
+			if i < 0 || i >= len(requests) {
+				continue
+			}
+			if a.kind != unix.NLMSG_ERROR {
+				answers = append(answers, a)
+				continue
+			}
+			failed := a.failed()
+			if failed != nil && err == nil && !requests[i].mayFail {
+				err = fmt.Errorf("%s: %w", requests[i].about, failed)
+			}
+			// A transaction that the kernel will not even read: nothing else comes.
+			if requests[i].flags&unix.NLM_F_ACK == 0 {
+				return nil, err
+			}
+			waiting--
+		}
+	}
+	return answers, err
+}
+
+func acknowledged(requests []request) (n int) {
+	for _, r := range requests {
+		if r.flags&unix.NLM_F_ACK != 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// dump asks for a list. A list that changed while the kernel wrote it may have gaps
+// and is asked for again. Only the host's side is asked for lists: a container's root
+// may have filled its tables.
+func (s *Socket) dump(about string, kind uint16, header []byte, attributes func(*encoder)) ([][]byte, error) {
+	r, err := newRequest(about, kind, unix.NLM_F_DUMP, header, attributes)
+	if err != nil {
+		return nil, err
+	}
+	const tries = 100
+	for range tries {
+		entries, whole, err := s.dumpOnce(r)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", about, err)
+		}
+		if whole {
+			return entries, nil
+		}
+	}
+	return nil, fmt.Errorf("%s: the list changed each of %d times it was read", about, tries)
+}
+
+func (s *Socket) dumpOnce(r request) (entries [][]byte, whole bool, err error) {
+	requests := []request{r}
+	if err := s.send(requests); err != nil {
+		return nil, false, err
+	}
+	whole = true
+	for {
+		got, err := s.receive()
+		if err != nil {
+			return nil, false, err
+		}
+		for _, a := range got {
+			if a.seq != requests[0].seq {
+				continue
+			}
+			whole = whole && a.flags&unix.NLM_F_DUMP_INTR == 0
+			if a.kind == unix.NLMSG_DONE || a.kind == unix.NLMSG_ERROR {
+				return entries, whole, a.failed()
+			}
+			entries = append(entries, a.data)
+		}
+	}
+}
