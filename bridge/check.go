@@ -12,9 +12,13 @@ import (
 	"github.com/ambi-cni/ambi/conf"
 )
 
-// Check compares the kernel with what Add has said that it made, and changes nothing.
-// Its error names everything that is not so.
-func (n *Network) Check(ctx context.Context, c *Container, a *conf.Attachment, result *types100.Result) error {
+// Check compares the kernel with the result of ADD, and changes nothing. made is what Add
+// has said, which the firewall was told; in result a later plugin may have changed it. The
+// error names everything that is not so.
+func (n *Network) Check(ctx context.Context, c *Container, a *conf.Attachment, made, result *types100.Result) error {
+	if i := interfaceIn(result, a.IfName); i != nil && i.Sandbox != c.Path {
+		return conf.Errorf(conf.ErrNetwork, "network %q: the result of ADD is about the namespace %s, and CHECK about %s; run DEL and ADD again", n.Name, i.Sandbox, c.Path)
+	}
 	mac, ips := placeIn(result, a.IfName)
 	if mac == nil || len(ips) == 0 {
 		return conf.Errorf(conf.ErrNetwork, "network %q: the result of ADD does not say which interface and addresses the container got; run DEL and ADD again", n.Name)
@@ -25,7 +29,7 @@ func (n *Network) Check(ctx context.Context, c *Container, a *conf.Attachment, r
 		func() ([]string, error) { return n.checkHost(p) },
 		func() ([]string, error) { return n.checkContainer(c, p, result) },
 		func() ([]string, error) { return n.checkAddresses(ctx, p) },
-		func() ([]string, error) { return n.checkFirewall(p) },
+		func() ([]string, error) { return n.checkFirewall(p, made) },
 		func() ([]string, error) { return n.checkBandwidth(a) },
 	} {
 		found, err := check()
@@ -38,6 +42,16 @@ func (n *Network) Check(ctx context.Context, c *Container, a *conf.Attachment, r
 		return nil
 	}
 	return conf.Errorf(conf.ErrNetwork, "network %q: %s; run DEL and ADD again, or ambi restore where only the firewall changed", n.Name, strings.Join(wrong, ", "))
+}
+
+// Status says why no container can be added; it changes nothing. That a module of the
+// kernel is missing only Add finds.
+func (n *Network) Status() error {
+	s, complete, err := n.look()
+	if err == nil && !complete {
+		_, err = n.subnets(s)
+	}
+	return err
 }
 
 // checkHost looks at the bridge and the container's interface on it.
@@ -198,7 +212,10 @@ func (n *Network) checkAddresses(ctx context.Context, p placement) (wrong []stri
 	return wrong, nil
 }
 
-func (n *Network) checkFirewall(p placement) ([]string, error) {
+func (n *Network) checkFirewall(p placement, made *types100.Result) ([]string, error) {
+	if mac, ips := placeIn(made, p.IfName); mac != nil {
+		p.mac, p.ips = mac, ips
+	}
 	t := newTables()
 	name := n.bridgeName()
 	wrong, err := n.Host.missingRules(t, append(t.ofNetwork(name, n.Config.Isolate), t.ofPort(p.port)...))

@@ -3,7 +3,9 @@ package bridge
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -13,6 +15,19 @@ import (
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/flock"
 )
+
+// Known says whether the network has ever been on this host, or on one whose state folder
+// this was: it has a folder of addresses, or its bridge.
+func (n *Network) Known() (bool, error) {
+	if _, err := os.Stat(filepath.Join(n.Dir, n.Name)); err == nil {
+		return true, nil
+	}
+	l, err := findLink(n.Host.Route, n.bridgeName())
+	if err != nil {
+		return false, fmt.Errorf("network %q: %w", n.Name, err)
+	}
+	return l != nil && n.mine(l) == nil, nil
+}
 
 // Holders are the attachments that have something of the network: an address, or an
 // interface on its bridge.

@@ -78,18 +78,26 @@ func (n *Network) dismiss(k conf.Key, result *types100.Result) error {
 	return n.Host.removeElements(found)
 }
 
+// interfaceIn is the container's interface in a result; nil when it has none.
+func interfaceIn(result *types100.Result, ifName string) *types100.Interface {
+	if result == nil {
+		return nil
+	}
+	for _, i := range result.Interfaces {
+		if i != nil && i.Name == ifName && i.Sandbox != "" {
+			return i
+		}
+	}
+	return nil
+}
+
 // placeIn is the MAC address of the container's interface in a result, and its
 // addresses.
 func placeIn(result *types100.Result, ifName string) (mac net.HardwareAddr, ips []netip.Addr) {
-	if result == nil {
+	if interfaceIn(result, ifName) == nil {
 		return nil, nil
 	}
-	i := slices.IndexFunc(result.Interfaces, func(i *types100.Interface) bool {
-		return i != nil && i.Name == ifName && i.Sandbox != ""
-	})
-	if i < 0 {
-		return nil, nil
-	}
+	i := slices.Index(result.Interfaces, interfaceIn(result, ifName))
 	mac, _ = net.ParseMAC(result.Interfaces[i].Mac)
 	for _, ip := range result.IPs {
 		if ip == nil || ip.Interface == nil || *ip.Interface != i {

@@ -192,10 +192,10 @@ func (l *lab) add(t testing.TB, m *member) (err error) {
 func (l *lab) check(t testing.TB, m *member) (err error) {
 	t.Helper()
 	l.on(t, m.network, func() {
-		c, err2 := OpenContainer("/test", m.file)
+		c, err2 := OpenContainer("/test/"+m.request.ContainerID, m.file)
 		require.NoError(t, err2)
 		defer c.Close()
-		err = m.network.Check(patience(t), c, m.request, m.result)
+		err = m.network.Check(patience(t), c, m.request, m.result, m.result)
 	})
 	return err
 }

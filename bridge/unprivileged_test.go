@@ -100,7 +100,7 @@ func asUser(dir string) error {
 	if err != nil {
 		return fmt.Errorf("add: %w", err)
 	}
-	if err := n.Check(ctx, c, a, result); err != nil {
+	if err := n.Check(ctx, c, a, result, result); err != nil {
 		return fmt.Errorf("check: %w", err)
 	}
 	return n.Del(ctx, a.Key, nil)

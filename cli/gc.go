@@ -106,6 +106,8 @@ func (a *app) gcNetwork(ctx context.Context, network string) error {
 		"cniVersion": "1.1.0", "name": network, "type": "ambi", "stateDir": a.stateDir,
 		// Ports without a record may belong to a network with another state folder.
 		"portmap": map[string]any{"backend": conf.BackendNone},
+		// An empty bridge may be one that its configuration, which is not known here, keeps.
+		"bridge": map[string]any{"keep": true},
 	})
 	if err != nil {
 		return hinted(fmt.Errorf("network %s: %w", network, err), "mend what the error names, and run ambi gc again")

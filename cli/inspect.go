@@ -49,6 +49,7 @@ type inspected struct {
 	Ports      []port            `json:"ports"`
 	Supervisor *supervisorInfo   `json:"supervisor,omitempty"`
 	Delegates  []string          `json:"delegates,omitempty"`
+	Bridge     string            `json:"bridge,omitempty"`
 	Firewall   string            `json:"firewall,omitempty"`
 	Files      map[string]string `json:"files"`
 }
@@ -145,7 +146,7 @@ func inspectedOf(t *attachment) inspected {
 		info.Supervisor = supervisorOf(t)
 		info.Files["log"] = t.store.Path(t.Key, "log")
 	} else {
-		info.Delegates = delegatesOf(r)
+		info.Delegates, info.Bridge = delegatesOf(r), r.Bridge
 		if r.Published != nil {
 			info.Firewall = string(r.Published.Backend)
 		}
@@ -318,6 +319,7 @@ func (a *app) showMeans(info *inspected) {
 		a.field("supervisor", text)
 		a.showDriver(s.Driver)
 	}
+	a.field("bridge", info.Bridge)
 	a.field("delegates", strings.Join(info.Delegates, ", "))
 	a.field("firewall", info.Firewall)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -20,9 +21,10 @@ func (a *app) restoreCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "restore",
 		Short: "publish again what a firewall reload flushed (root)",
-		Long: `Put the published ports of every attachment back into the firewall, from the
-records, after something such as a firewall reload has flushed them. What is in
-place stays untouched. The rules of other CNI plugins are theirs to put back.
+		Long: `Put the published ports of every attachment, and the rules of built-in networks,
+back into the firewall, from the records, after something such as a firewall reload
+has flushed them. What is in place stays untouched. The rules of other CNI plugins
+are theirs to put back.
 
 Without root nothing of ambi is in the firewall, and there is nothing to restore.`,
 		Args: noArguments,
@@ -37,6 +39,7 @@ type restored struct {
 	Restored []restoredPorts `json:"restored"`
 	Skipped  []skipped       `json:"skipped"`
 	Backends []restoredCount `json:"backends"`
+	Networks []string        `json:"networks"`
 }
 
 type restoredPorts struct {
@@ -57,8 +60,8 @@ type restoredCount struct {
 	Restored    int          `json:"restored"`
 }
 
-// restore puts the published ports of every attachment back into the firewall
-// after something flushed it, from the records.
+// restore puts the rules of built-in networks and the published ports of every
+// attachment back into the firewall after something flushed it, from the records.
 func (a *app) restore(ctx context.Context) error {
 	done := a.progress("restoring published ports")
 	defer done()
@@ -67,14 +70,16 @@ func (a *app) restore(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	out := &restored{Restored: []restoredPorts{}, Skipped: []skipped{}, Backends: []restoredCount{}}
+	out := &restored{Restored: []restoredPorts{}, Skipped: []skipped{}, Backends: []restoredCount{}, Networks: []string{}}
+	networksErr := j.restoreNetworks(ctx, out)
 	published, errs := j.published(out)
+	errs = append(errs, networksErr)
 	for _, backend := range []conf.Backend{conf.BackendNFTables, conf.BackendIPTables} {
 		if all := published[backend]; len(all) > 0 {
 			errs = append(errs, restoreWith(ctx, backend, all, out))
 		}
 	}
-	errs = append(errs, a.report(out, len(published) == 0 && len(errs) == 0))
+	errs = append(errs, a.report(out, len(published) == 0 && errors.Join(errs...) == nil))
 	return errors.Join(errs...)
 }
 
@@ -84,6 +89,9 @@ func (a *app) report(out *restored, nothing bool) error {
 	}
 	for _, s := range out.Skipped {
 		fmt.Fprintf(a.out, "skipped %s: %s\n", s.Key, s.Reason)
+	}
+	for _, name := range out.Networks {
+		fmt.Fprintf(a.out, "network %s: its firewall rules are in place\n", name)
 	}
 	for _, r := range out.Restored {
 		fmt.Fprintf(a.out, "restored %s: %s\n", r.Key, portList(r.Ports))
@@ -156,6 +164,23 @@ func (j *journal) close() {
 	for _, unlock := range j.unlocks {
 		unlock()
 	}
+}
+
+// restoreNetworks restores the built-in networks of all state folders.
+func (j *journal) restoreNetworks(ctx context.Context, out *restored) error {
+	var errs []error
+	for _, store := range j.stores {
+		records, _, err := store.List()
+		if err != nil {
+			continue // published tells
+		}
+		names, err := root.RestoreNetworks(ctx, slog.New(slog.DiscardHandler), store, records)
+		out.Networks = append(out.Networks, names...)
+		if err != nil {
+			errs = append(errs, hinted(err, "run as root, in the network namespace that the containers were started from"))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // published is what the records say should be published, by backend. What should

@@ -27,6 +27,10 @@ func (a *app) wrapCommand() *cobra.Command {
 configuration. As root ambi runs the plugins that were there, with their
 configurations unchanged; without root it gives containers a network of its own.
 
+Keep an existing bridge so where a program looks for a plugin of that name, such as
+nerdctl; else a conflist without delegates, whose network ambi makes itself, is faster
+and needs no plugins.
+
 The plugin portmap is left out, since ambi publishes ports itself, unless
 --keep-portmap is given. CONFLIST is a file, or - for standard input; the new one
 goes to standard output or into the file of --output.`,

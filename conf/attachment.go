@@ -62,6 +62,7 @@ func NewAttachment(env Env, n *NetConf) (*Attachment, error) {
 		Path:      env.Path,
 		NetConf:   n,
 		Ports:     n.RuntimeConfig.PortMappings,
+		Bandwidth: n.RuntimeConfig.Bandwidth,
 		MAC:       firstNonEmpty(n.RuntimeConfig.MAC, n.Args.MAC, args.MAC),
 	}
 	switch {

@@ -22,6 +22,7 @@ func TestEveryKeyIsDocumented(t *testing.T) {
 		"rootless":          n.Rootless.fields(),
 		"runtimeConfig":     n.RuntimeConfig.fields(),
 		"runtimeConfig.dns": n.RuntimeConfig.dnsFields(),
+		"bandwidth":         n.RuntimeConfig.Bandwidth.fields(),
 		"a port mapping":    m.fields(),
 		"args.cni":          n.Args.fields(),
 	} {

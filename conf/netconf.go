@@ -71,7 +71,7 @@ type NetConf struct {
 	DelegatesFrom   string
 	DelegateTimeout time.Duration // of one delegate's run; zero: none
 
-	Bridge   Bridge // the built-in default chain
+	Bridge   Bridge // the built-in network
 	Portmap  Portmap
 	Rootless Rootless
 	StateDir string // absolute, or empty for the default
@@ -92,7 +92,8 @@ type NetConf struct {
 	Raw json.RawMessage // the whole entry as received
 }
 
-// BuiltIn says whether the chain of the entry is the built-in one, if it has any.
+// BuiltIn says whether the entry names no delegates, so that its network is the built-in
+// one unless another plugin has made the interface.
 func (n *NetConf) BuiltIn() bool { return len(n.Delegates) == 0 && n.DelegatesFrom == "" }
 
 // Delegate is the configuration of one plugin that ambi runs as root.
@@ -102,7 +103,7 @@ type Delegate struct {
 	Raw          json.RawMessage // passed on byte for byte
 }
 
-// BridgePrefix begins the names of the bridges that the built-in chain makes, unless
+// BridgePrefix begins the names of the bridges of built-in networks, unless
 // the key bridge.name says otherwise. No other program names its bridges so.
 const BridgePrefix = "ambi-"
 
@@ -149,6 +150,7 @@ type RuntimeConfig struct {
 	IPs          []netip.Prefix // /32 or /128 where the runtime gave no prefix length
 	MAC          string
 	DNS          types.DNS
+	Bandwidth    Bandwidth
 	Raw          map[string]json.RawMessage // as received, for delegates
 }
 
@@ -211,7 +213,7 @@ func (n *NetConf) validate() error {
 	if err := n.applySlirpOptions(); err != nil {
 		return err
 	}
-	return n.Rootless.validate()
+	return cmp.Or(n.Bridge.validate(), n.Rootless.validate())
 }
 
 // Misspelt is the error about a key of the entry itself that is nearly one of ours.
@@ -360,7 +362,37 @@ func (b *Bridge) fields() fields {
 		},
 		"subnet":  subnet(&b.Subnet, netip.Addr.Is4, 30, "an IPv4 network such as 10.88.0.0/24, with room for a gateway and a container"),
 		"subnet6": subnet(&b.Subnet6, netip.Addr.Is6, 126, "an IPv6 network such as fd00:1::/64, with room for a gateway and a container"),
+		"mtu":     b.setMTU,
+		"isolate": boolean(&b.Isolate),
+		"defaultRoute": func(path string, raw json.RawMessage) error {
+			b.DefaultRoute = new(bool)
+			return boolean(b.DefaultRoute)(path, raw)
+		},
+		"keep": boolean(&b.Keep),
 	}
+}
+
+// maxBridgeMTU is what the kernel gives a veth at most (ETH_MAX_MTU).
+const maxBridgeMTU = 65535
+
+// setMTU takes 0 for the default. What IPv6 needs is validated with the subnets.
+func (b *Bridge) setMTU(path string, raw json.RawMessage) error {
+	const expected = "a number from 68 to 65535 (from 1280 with bridge.subnet6), or 0 for that of the host's default route"
+	if err := into(&b.MTU, expected)(path, raw); err != nil {
+		return err
+	}
+	if b.MTU != 0 && (b.MTU < minMTU4 || b.MTU > maxBridgeMTU) {
+		b.MTU = 0
+		return Invalid(path, raw, "it is "+expected)
+	}
+	return nil
+}
+
+func (b *Bridge) validate() error {
+	if b.MTU != 0 && b.MTU < minMTU && b.Subnet6.IsValid() {
+		return Invalid("bridge.mtu", b.MTU, "IPv6 (bridge.subnet6) needs at least 1280")
+	}
+	return nil
 }
 
 func subnet(target *netip.Prefix, family func(netip.Addr) bool, longest int, expected string) func(string, json.RawMessage) error {

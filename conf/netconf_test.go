@@ -139,6 +139,14 @@ func TestParseAccepts(t *testing.T) {
 			func(n *conf.NetConf) any { return n.RuntimeConfig.DNS }, "{[192.0.2.53]  [a] [b]}"},
 		{`"runtimeConfig":{"dns":{"Servers":["192.0.2.53"],"Searches":null}}`, // containerd's spelling
 			func(n *conf.NetConf) any { return n.RuntimeConfig.DNS }, "{[192.0.2.53]  [] []}"},
+		{`"bridge":{"mtu":1400}`, func(n *conf.NetConf) any { return n.Bridge.MTU }, "1400"},
+		{`"bridge":{"mtu":0,"subnet6":"fd00:1::/64"}`, func(n *conf.NetConf) any { return n.Bridge.MTU }, "0"},
+		{`"bridge":{"isolate":false}`, func(n *conf.NetConf) any { return n.Bridge.Isolate }, "false"},
+		{`"bridge":{"keep":true}`, func(n *conf.NetConf) any { return n.Bridge.Keep }, "true"},
+		{`"bridge":{"defaultRoute":false}`, func(n *conf.NetConf) any { return *n.Bridge.DefaultRoute }, "false"},
+		{`"bridge":{"defaultRoute":null}`, func(n *conf.NetConf) any { return n.Bridge.DefaultRoute == nil }, "true"},
+		{`"runtimeConfig":{"bandwidth":{"IngressRate":1000,"IngressBurst":8000,"egressRate":2000,"egressBurst":9000}}`, // containerd's spelling
+			func(n *conf.NetConf) any { return n.RuntimeConfig.Bandwidth }, "{1000 8000 2000 9000}"},
 		{`"runtimeConfig":{"bandwidth":{"ingressRate":1}}`,
 			func(n *conf.NetConf) any { return string(n.RuntimeConfig.Raw["bandwidth"]) }, `{"ingressRate":1}`},
 		{`"args":{"cni":{"ips":["10.0.2.7"],"mac":"02:00:00:00:00:01","labels":[]},"podman":{"x":1}}`,
@@ -182,9 +190,9 @@ func TestMisspeltKeys(t *testing.T) {
 
 // The verbs that undo get what can be read.
 func TestParseReadsWhatItCan(t *testing.T) {
-	n, err := conf.Parse(entry(`"a":1,"bridge":{"mtu":1500,"name":"br0","subnet":"nowhere","subnet6":"fd00:1::/64"},"delegates":7,"mode":"rootless",
+	n, err := conf.Parse(entry(`"a":1,"bridge":{"mtuu":1500,"name":"br0","subnet":"nowhere","subnet6":"fd00:1::/64"},"delegates":7,"mode":"rootless",
 		"cni.dev/valid-attachments":[{"containerID":"one","ifname":"eth0"},7],"rootless":{"mtu":1},"stateDir":"/run/x"`))
-	requireError(t, err, types.ErrUnsupportedField, `"bridge.mtu"`)
+	requireError(t, err, types.ErrUnsupportedField, `"bridge.mtuu"`)
 	require.Equal(t, conf.Bridge{Isolate: true, Name: "br0", Subnet6: netip.MustParsePrefix("fd00:1::/64")}, n.Bridge)
 	require.Equal(t, conf.ModeRootless, n.Mode)
 	require.Equal(t, "/run/x", n.StateDir)
@@ -199,7 +207,7 @@ func TestParseRefusesUnknownKeys(t *testing.T) {
 		members string
 		texts   []string // the key, the value, and one key that there is
 	}{
-		{`"bridge":{"mtu":1500}`, []string{`"bridge.mtu"`, "1500", "subnet6"}},
+		{`"bridge":{"mtuu":1500}`, []string{`"bridge.mtuu"`, "1500", "subnet6"}},
 		{`"portmap":{"masqAll":true}`, []string{`"portmap.masqAll"`, "true", "backend, snat"}},
 		{`"rootless":{"mut":1500}`, []string{`"rootless.mut"`, "1500", "mtu"}},
 		{`"rootless":{"enable_ipv6":null}`, []string{`"rootless.enable_ipv6"`, "null", "enableIPv6"}},
@@ -244,6 +252,9 @@ func TestParseRefusesValues(t *testing.T) {
 		{`"bridge":{"name":"a\u000bb"}`, []string{`"bridge.name"`}},
 		{`"bridge":{"name":"br%d"}`, []string{`"bridge.name"`, "br%d"}},
 		{`"bridge":{"name":".."}`, []string{`"bridge.name"`, ".."}},
+		{`"bridge":{"mtu":67}`, []string{`"bridge.mtu"`, "67", "68 to 65535"}},
+		{`"bridge":{"mtu":65536}`, []string{`"bridge.mtu"`, "65536", "68 to 65535"}},
+		{`"bridge":{"mtu":1279,"subnet6":"fd00:1::/64"}`, []string{`"bridge.mtu"`, "1279", "1280"}},
 		{`"bridge":{"subnet":"10.88.0.1/16"}`, []string{`"bridge.subnet"`, "10.88.0.1/16", "IPv4 network"}},
 		{`"bridge":{"subnet":"10.88.0.0/31"}`, []string{`"bridge.subnet"`, "10.88.0.0/31", "room"}},
 		{`"bridge":{"subnet":"fd00::/64"}`, []string{`"bridge.subnet"`, "fd00::/64", "IPv4 network"}},

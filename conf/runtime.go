@@ -3,6 +3,7 @@ package conf
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"strings"
@@ -45,7 +46,39 @@ func (rc *RuntimeConfig) fields() fields {
 			// CONVENTIONS.md calls them servers, searches and options here.
 			return decodeFolded(path, raw, rc.dnsFields(), anyKey)
 		},
+		"bandwidth": func(path string, raw json.RawMessage) error {
+			// containerd calls them IngressRate and so on.
+			return decodeFolded(path, raw, rc.Bandwidth.fields(), anyKey)
+		},
 	}
+}
+
+func (b *Bandwidth) fields() fields {
+	const rate, burst = "a number of bits per second", "a number of bits"
+	return fields{
+		"ingressRate":  into(&b.IngressRate, rate),
+		"ingressBurst": into(&b.IngressBurst, burst),
+		"egressRate":   into(&b.EgressRate, rate),
+		"egressBurst":  into(&b.EgressBurst, burst),
+	}
+}
+
+// Validate refuses what no limit can be made of, as the plugin bandwidth does.
+func (b Bandwidth) Validate() error {
+	for _, way := range []struct {
+		name        string
+		rate, burst uint64
+	}{{"ingress", b.IngressRate, b.IngressBurst}, {"egress", b.EgressRate, b.EgressBurst}} {
+		switch {
+		case way.rate > 0 && way.rate < 8:
+			return Invalid("runtimeConfig.bandwidth."+way.name+"Rate", way.rate, "it is a number of bits per second, 0 for no limit or at least 8")
+		case (way.rate == 0) != (way.burst == 0):
+			return Invalid("runtimeConfig.bandwidth."+way.name+"Burst", way.burst, fmt.Sprintf("it is a number of bits, and goes with %sRate: either both are 0, or none is", way.name))
+		case way.burst/8 >= math.MaxUint32:
+			return Invalid("runtimeConfig.bandwidth."+way.name+"Burst", way.burst, "it is a number of bits, less than 4 GiB of them")
+		}
+	}
+	return nil
 }
 
 func (rc *RuntimeConfig) dnsFields() fields {

@@ -116,17 +116,6 @@ func (c *Chain) hasAnothers(path string, result *types100.Result) bool {
 	return !bare && !haveCommon(there, addresses) || !c.isConnected(link, addresses[0].IP)
 }
 
-// Traces says whether anything here is provably of this attachment, when neither a
-// record nor a result tells: an address that has its name in the store, or an
-// interface that hangs on the first delegate's bridge.
-func (c *Chain) Traces() bool {
-	if c.trueResult(nil) != nil {
-		return true
-	}
-	link, err := inside.Link(c.Attachment.NetnsPath, c.Attachment.IfName)
-	return err == nil && link != nil && !c.hasAnothers(c.Attachment.NetnsPath, nil)
-}
-
 // hostVeth is the name that the plugins' library gives the host's end of a veth
 // (ip.RandomVethName in containernetworking/plugins).
 var hostVeth = regexp.MustCompile(`^veth[0-9a-f]{8}$`)

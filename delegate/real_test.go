@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -321,41 +320,5 @@ func TestRealDelOfALateContainerSparesTheNewOwnerOfItsAddress(t *testing.T) {
 		require.NoError(t, late.Del(context.Background(), result))
 		require.Equal(t, before, r.snapshot())
 		require.NoError(t, owner.Check(context.Background(), own))
-	})
-}
-
-func TestRealDefaultChain(t *testing.T) {
-	t.Parallel()
-	forEachEdition(t, func(t *testing.T, plugins string, _ *unit.Netns) {
-		r := newReal(t, plugins)
-		var err error
-		r.chain, err = Default(conf.Bridge{Subnet6: netip.MustParsePrefix("fd89::/64")}, "web", r.ipam, []string{plugins})
-		require.NoError(t, err)
-		require.Len(t, r.chain, 2)
-		before := r.warmUp()
-		c := r.container("c1")
-		c.Attachment.NetConf.RuntimeConfig.Raw = map[string]json.RawMessage{
-			"ips": json.RawMessage(`["10.89.75.77/24"]`), "mac": json.RawMessage(`"02:00:00:00:00:77"`),
-		}
-		result := add(t, c)
-		require.Equal(t, "10.89.75.77/24", result.IPs[0].Address.String())
-		require.Equal(t, "fd89::", result.IPs[1].Address.IP.Mask(result.IPs[1].Address.Mask).String())
-		require.Contains(t, run(t, "ip", "-br", "link"), "ambi-web")
-		require.NoError(t, ns.WithNetNSPath(c.Attachment.NetnsPath, func(ns.NetNS) error {
-			l, err := netlink.LinkByName("eth0")
-			require.NoError(t, err)
-			require.Equal(t, "02:00:00:00:00:77", l.Attrs().HardwareAddr.String())
-			for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-				routes, err := netlink.RouteListFiltered(family, &netlink.Route{}, netlink.RT_FILTER_DST)
-				require.NoError(t, err)
-				require.NotEmpty(t, routes, "a default route")
-			}
-			return nil
-		}))
-		require.NoError(t, c.Check(context.Background(), result))
-		require.NoError(t, c.Status(context.Background()))
-		require.NoError(t, c.GC(context.Background(), nil))
-		require.NoError(t, c.Del(context.Background(), result))
-		require.Equal(t, before, r.snapshot())
 	})
 }

@@ -42,8 +42,7 @@ func (v *verbs) network(mode conf.Mode, store *record.Store, r *record.Record) n
 func (v *verbs) root(store *record.Store, r *record.Record) *root.Network {
 	return &root.Network{
 		Store: store, Record: r, Log: v.log.Logger, Step: v.log.step,
-		Evict:        func(ctx context.Context) { v.evict(ctx) },
-		ConflistDirs: []string{os.Getenv("NETCONFPATH"), root.ConflistDir}, StateDirs: v.stateDirs,
+		Evict: func(ctx context.Context) { v.evict(ctx) },
 	}
 }
 

@@ -60,8 +60,9 @@ type Record struct {
 	Path    []string        `json:"path,omitempty"`   // CNI_PATH, split
 	Config  json.RawMessage `json:"config,omitempty"` // the plugin entry as received, runtimeConfig included
 
-	Delegates    []json.RawMessage `json:"delegates,omitempty"`    // root: the chain that ran, built-in default and conflist spelled out
+	Delegates    []json.RawMessage `json:"delegates,omitempty"`    // root: the chain that ran, a conflist spelled out
 	DisableCheck bool              `json:"disableCheck,omitempty"` // root: of the conflist that was wrapped
+	Bridge       string            `json:"bridge,omitempty"`       // root: that of the built-in network, when that made the interface
 	Result       json.RawMessage   `json:"result,omitempty"`       // what ADD printed, cniVersion 1.1.0
 	Published    *Published        `json:"published,omitempty"`    // root: what portmap/nat was asked to publish
 

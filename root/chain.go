@@ -2,13 +2,10 @@ package root
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -20,29 +17,42 @@ import (
 	"github.com/ambi-cni/ambi/record"
 )
 
-// chain is the one place that chooses what makes the interface: the delegates of the
-// record when there is one, since the caller may have edited its configuration; else
-// those of the configuration, or of the conflist that it names; else the built-in
-// chain, unless another plugin has made the interface.
-func (n *Network) chain(a *conf.Attachment) (*delegate.Chain, error) {
-	chain := &delegate.Chain{Attachment: a, Logger: n.Log.With(about(a.Key)), CacheDir: n.Store.Dir(), Timeout: a.NetConf.DelegateTimeout}
-	var err error
+// maker is what makes the interface: the built-in network, or a chain of delegates,
+// which is empty where another plugin has made it.
+type maker struct {
+	*builtIn // nil: the chain
+	chain    *delegate.Chain
+}
+
+// choose is the one place that chooses what makes the interface: what the record names
+// when there is one, since the caller may have edited its configuration; else the
+// delegates of the configuration, or of the conflist that it names; else the built-in
+// network, unless another plugin has made the interface.
+func (n *Network) choose(a *conf.Attachment) (m maker, err error) {
+	m.chain = &delegate.Chain{Attachment: a, Logger: n.Log.With(about(a.Key)), CacheDir: n.Store.Dir(), Timeout: a.NetConf.DelegateTimeout}
 	switch {
+	case n.Record != nil && n.Record.Saved() && n.Record.Bridge != "":
+		network := a.NetConf.Bridge
+		network.Name = n.Record.Bridge
+		m.builtIn, err = n.openBuiltIn(a, network)
 	case n.Record != nil && n.Record.Saved():
-		chain.DisableCheck = n.Record.DisableCheck
-		chain.Delegates, err = recorded(n.Record)
+		// An ambi before this one recorded the delegates of its built-in chain as well.
+		m.chain.DisableCheck = n.Record.DisableCheck
+		m.chain.Delegates, err = recorded(n.Record)
 	case a.NetConf.DelegatesFrom != "":
 		var l *conf.Conflist
 		if l, err = findConflist(a.NetConf.DelegatesFrom); err == nil {
-			chain.DisableCheck, chain.DisableGC = l.DisableCheck, l.DisableGC
-			chain.Delegates, err = a.NetConf.DelegatesOf(l)
+			m.chain.DisableCheck, m.chain.DisableGC = l.DisableCheck, l.DisableGC
+			m.chain.Delegates, err = a.NetConf.DelegatesOf(l)
 		}
 	case !a.NetConf.BuiltIn():
-		chain.Delegates = a.NetConf.Delegates
-	case a.NetConf.PrevResult == nil || n.unchained(a):
-		chain.Delegates, err = delegate.Default(a.NetConf.Bridge, a.Network, filepath.Join(n.Store.Dir(), "ipam"), a.Path, delegate.DefaultRoutes(a.NetnsPath)...)
+		m.chain.Delegates = a.NetConf.Delegates
+	case a.NetConf.PrevResult == nil || n.Record == nil:
+		// A DEL without a record has a prevResult in any case; the built-in network knows
+		// what is its own.
+		m.builtIn, err = n.openBuiltIn(a, a.NetConf.Bridge)
 	}
-	return chain, err
+	return m, err
 }
 
 // recorded are the delegates of a record.
@@ -66,20 +76,6 @@ func about(key conf.Key) slog.Attr {
 	return slog.Any("attachment", key)
 }
 
-// unchained says, for a DEL or CHECK without a record, that prevResult is our own
-// result and not that of a plugin before us: CHECK and DEL always have one.
-func (n *Network) unchained(a *conf.Attachment) bool {
-	if n.Record != nil {
-		return false
-	}
-	result, err := PrevResult(a.NetConf)
-	if err != nil || result == nil {
-		return true
-	}
-	bridge := delegate.BridgeName(a.NetConf.Bridge, a.Network)
-	return slices.ContainsFunc(result.Interfaces, func(i *types100.Interface) bool { return i.Name == bridge && i.Sandbox == "" })
-}
-
 // PrevResult is the configuration's prevResult in the newest form; nil without. One
 // without a cniVersion has that of the configuration (cni#895).
 func PrevResult(n *conf.NetConf) (*types100.Result, error) {
@@ -100,18 +96,6 @@ func unsupported(a *conf.Attachment, delegates []conf.Delegate) error {
 		return nil
 	}
 	return conf.Mendf(conf.Unsupported("runtimeConfig.bandwidth", a.NetConf.RuntimeConfig.Raw["bandwidth"], "no delegate here limits it"), "put the plugin bandwidth behind ambi in the conflist, or take the capability bandwidth away from ambi's entry")
-}
-
-// withRemedy adds what to do to an error that bridge of the built-in chain leaves
-// without.
-func withRemedy(err error, a *conf.Attachment) error {
-	var e *types.Error
-	if !a.NetConf.BuiltIn() || !errors.As(err, &e) || !strings.Contains(e.Msg, "already has an IP address different from") {
-		return err
-	}
-	return conf.Mendf(types.NewError(types.ErrInvalidNetworkConfig, e.Msg, e.Details),
-		"the bridge has the address of a bridge.subnet of before: when no container is on it any more delete it (ip link del %s), or set the key bridge.name to another one",
-		delegate.BridgeName(a.NetConf.Bridge, a.Network))
 }
 
 // busy has the delegates, and what they start, hold the lock BASE.busy while run

@@ -1,6 +1,6 @@
-// Package root attaches a container as root: the CNI plugins of the host, the delegates,
-// make the interface, and then the host ports are published. It is the mirror of package
-// rootless.
+// Package root attaches a container as root: the built-in network, or the CNI plugins of
+// the host, the delegates, make the interface, and then the host ports are published. It is
+// the mirror of package rootless.
 //
 // [Network] is the network of one attachment. Its Add, Check and Del are the seam that
 // package plugin has with both; Status and GC are what only root mode has to say to those
@@ -8,12 +8,12 @@
 //
 //	network.go   Add, Check, Del, Status
 //	chain.go     the one place that chooses what makes the interface
+//	builtin.go   the built-in network, as one of the choices
 //	conflist.go  the conflist that the key delegates names
 //	ports.go     which ports are published, and how
 //	siblings.go  ports of a container that is in several networks
 //	heirs.go     who publishes them when the one that did is gone
 //	gc.go        what no record explains
-//	alone.go     whether the built-in chain is needed at all
 //
-// It may import delegate, portmap/nat, record, flock, inside and conf.
+// It may import bridge, delegate, portmap/nat, record, flock, inside and conf.
 package root

@@ -11,25 +11,29 @@ import (
 
 // GC removes what the network has on this host and no record explains: published ports,
 // addresses with what is bound to them. Then it passes GC on to the delegates that know
-// it. unexplained says whether what an attachment has may go; collect is its DEL.
+// it, if there are any. unexplained says whether what an attachment has may go; collect is its DEL.
 // Nobody else may be at work in the state folder.
 func (n *Network) GC(ctx context.Context, a *conf.Attachment, unexplained func(conf.Key) bool, collect func(context.Context, conf.Key) error) error {
 	errs := []error{n.collectPorts(ctx, a.NetConf, unexplained)}
-	if a.NetConf.ValidAttachments == nil {
+	listed := a.NetConf.ValidAttachments != nil
+	if !listed && !a.NetConf.BuiltIn() {
 		return errors.Join(errs...)
 	}
-	chain, err := n.chain(a)
+	m, err := n.choose(a)
 	if err != nil {
 		return errors.Join(append(errs, err)...)
 	}
-	for _, holder := range chain.Holders() {
+	if m.builtIn != nil {
+		defer m.close()
+		return errors.Join(append(errs, m.collect(ctx, listed, unexplained, collect))...)
+	}
+	for _, holder := range m.chain.Holders() {
 		key := conf.Key{Network: a.Network, ContainerID: holder.ContainerID, IfName: holder.IfName}
 		if unexplained(key) {
 			errs = append(errs, collect(ctx, key))
 		}
 	}
-	gc := n.aloneOnly(a.NetConf, chain.GC(ctx, a.NetConf.ValidAttachments))
-	return errors.Join(append(errs, gc)...)
+	return errors.Join(append(errs, m.chain.GC(ctx, a.NetConf.ValidAttachments))...)
 }
 
 func (n *Network) collectPorts(ctx context.Context, c *conf.NetConf, unexplained func(conf.Key) bool) error {

@@ -7,6 +7,7 @@ import (
 
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
+	"github.com/ambi-cni/ambi/bridge"
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/delegate"
 	"github.com/ambi-cni/ambi/flock"
@@ -15,8 +16,8 @@ import (
 	"github.com/ambi-cni/ambi/record"
 )
 
-// Network is the network of one attachment as root: delegates that make the interface,
-// then the published ports.
+// Network is the network of one attachment as root: the built-in network or delegates
+// make the interface, then the ports are published.
 type Network struct {
 	Store  *record.Store
 	Record *record.Record // of this attachment; nil on DEL without a readable one, for STATUS and GC
@@ -28,61 +29,39 @@ type Network struct {
 	// Evict takes down the dead attachments that have a port which ADD wants.
 	Evict func(ctx context.Context)
 
-	// For STATUS and GC, which bring neither a prevResult nor the conflist that the
-	// entry is in: the folders in which runtimes look for conflists, and every state
-	// folder.
-	ConflistDirs, StateDirs []string
-
 	reserved []uint32 // sockets that hold the ports for the container, for the record
 	unasked  bool     // before the delegates it was not known of all ports whether they are free
 }
 
-// Add runs the delegates in order, then publishes the ports. The record is saved
-// before the first change and after each delegate, so that DEL knows the
-// addresses also when ADD is killed.
+// Add makes the interface, then publishes the ports. The record is saved before the first
+// change and after each delegate, so that DEL knows the addresses also when ADD is
+// killed; those of the built-in network it finds without.
 func (n *Network) Add(ctx context.Context, a *conf.Attachment) (*types100.Result, error) {
 	defer n.oneAtATime(ctx, a)()
-	chain, err := n.chain(a)
+	m, err := n.choose(a)
 	if err != nil {
 		return nil, err
 	}
-	if err := unsupported(a, chain.Delegates); err != nil {
-		return nil, err
-	}
+	defer m.close()
 	result, err := PrevResult(a.NetConf)
 	if err != nil {
 		return nil, err
 	}
-	if err := chain.Ready(result); err != nil {
+	if err := m.ready(a, result); err != nil {
 		return nil, err
 	}
-	n.Step("find the delegates")
-	backend, err := n.portsFree(ctx, a, chain, result)
+	n.Step("look whether the interface can be made")
+	backend, err := n.portsFree(ctx, a, m, result)
 	if err != nil {
 		return nil, err
 	}
 	n.Step("look whether the ports are free")
-	n.Record.DisableCheck = chain.DisableCheck
-	for _, d := range chain.Delegates {
-		n.Record.Delegates = append(n.Record.Delegates, d.Raw)
-	}
-	if err := n.Store.Save(n.Record); err != nil {
+	if err := n.recordMaker(m); err != nil {
 		return nil, err
 	}
 	n.Step("save the record")
-	if len(chain.Delegates) > 0 {
-		chain.AfterEach, chain.NetnsInode = n.note, n.Record.Netns.Inode
-		err := n.busy(chain, func() (err error) {
-			result, err = chain.Add(ctx, result)
-			return err
-		})
-		if err != nil {
-			return nil, withRemedy(err, a)
-		}
-		if err := fillIn(result, a); err != nil {
-			return nil, err
-		}
-		n.Step("delegates")
+	if result, err = n.makeInterface(ctx, a, m, result); err != nil {
+		return nil, err
 	}
 	if backend != nil {
 		if err := n.publish(ctx, a, backend, result); err != nil {
@@ -94,7 +73,52 @@ func (n *Network) Add(ctx context.Context, a *conf.Attachment) (*types100.Result
 	return result, nil
 }
 
-// oneAtATime keeps other ADDs of the built-in chain out of the container's namespace
+// ready says, before anything is changed, why the interface cannot be made.
+func (m maker) ready(a *conf.Attachment, prev *types100.Result) error {
+	if m.builtIn != nil {
+		return m.builtIn.ready(a)
+	}
+	if err := unsupported(a, m.chain.Delegates); err != nil {
+		return err
+	}
+	return m.chain.Ready(prev)
+}
+
+// recordMaker saves what makes the interface.
+func (n *Network) recordMaker(m maker) error {
+	if m.builtIn != nil {
+		n.Record.Bridge = bridge.BridgeName(m.Config, m.Name)
+	}
+	n.Record.DisableCheck = m.chain.DisableCheck
+	for _, d := range m.chain.Delegates {
+		n.Record.Delegates = append(n.Record.Delegates, d.Raw)
+	}
+	return n.Store.Save(n.Record)
+}
+
+// makeInterface has the interface made, if another plugin has not.
+func (n *Network) makeInterface(ctx context.Context, a *conf.Attachment, m maker, prev *types100.Result) (result *types100.Result, err error) {
+	switch {
+	case m.builtIn != nil:
+		if result, err = m.Add(ctx, m.container, a); err == nil {
+			n.Step("built-in network")
+		}
+		return result, err
+	case len(m.chain.Delegates) == 0:
+		return prev, nil
+	}
+	m.chain.AfterEach, m.chain.NetnsInode = n.note, n.Record.Netns.Inode
+	if err := n.busy(m.chain, func() (err error) {
+		result, err = m.chain.Add(ctx, prev)
+		return err
+	}); err != nil {
+		return nil, err
+	}
+	n.Step("delegates")
+	return result, fillIn(result, a)
+}
+
+// oneAtATime keeps other ADDs of built-in networks out of the container's namespace
 // until done is called: engines attach the networks of a container side by side, and
 // each would see that there is no default route yet and make one. The lock is on the
 // namespace itself, so nothing is left of it. The container can take it, too, which
@@ -137,17 +161,23 @@ func fillIn(result *types100.Result, a *conf.Attachment) error {
 	return nil
 }
 
-// Check asks the delegates and compares the published ports with the kernel.
+// Check has who made the interface look at it, and compares the published ports with the kernel.
 func (n *Network) Check(ctx context.Context, a *conf.Attachment) error {
-	chain, err := n.chain(a)
+	m, err := n.choose(a)
 	if err != nil {
 		return err
 	}
+	defer m.close()
 	result, err := PrevResult(a.NetConf)
 	if err != nil {
 		return err
 	}
-	if err := chain.Check(ctx, result); err != nil {
+	if m.builtIn != nil {
+		err = m.check(ctx, a, n.lastResult(a), result)
+	} else {
+		err = m.chain.Check(ctx, result)
+	}
+	if err != nil {
 		return err
 	}
 	if n.Record.Published == nil {
@@ -160,7 +190,7 @@ func (n *Network) Check(ctx context.Context, a *conf.Attachment) error {
 	return backend.Check(ctx, Published(n.Record))
 }
 
-// Del takes back the ports, then the delegates in reverse. The interface plugin,
+// Del takes back the ports, then the interface: the delegates in reverse. The interface,
 // and with it the address, is left alone while rules bound to it remain (cni#924).
 func (n *Network) Del(ctx context.Context, a *conf.Attachment) error {
 	if n.Record != nil && !n.Record.Saved() {
@@ -173,10 +203,20 @@ func (n *Network) Del(ctx context.Context, a *conf.Attachment) error {
 		return fmt.Errorf("taking back the ports of %s, the address is not released: %w", a.Key, err)
 	}
 	n.Step("take back the ports")
-	chain, err := n.chain(a)
+	m, err := n.choose(a)
 	if err != nil {
 		return err
 	}
+	if m.builtIn != nil {
+		defer m.close()
+		err := m.del(ctx, n.Record, a.Key, n.lastResult(a))
+		n.Step("built-in network")
+		return err
+	}
+	return n.delChain(ctx, a, m.chain)
+}
+
+func (n *Network) delChain(ctx context.Context, a *conf.Attachment, chain *delegate.Chain) error {
 	if n.Record != nil {
 		chain.NetnsGone = n.Record.Netns.Gone()
 		chain.NetnsKnown, chain.NetnsInode = !chain.NetnsGone, n.Record.Netns.Inode
@@ -185,12 +225,7 @@ func (n *Network) Del(ctx context.Context, a *conf.Attachment) error {
 		return nil
 	}
 	result := n.lastResult(a)
-	if n.Record == nil && a.NetConf.BuiltIn() && result == nil && !chain.Traces() {
-		// A record precedes every change: nothing of ours is here. The entry may be a
-		// chained one whose ADD failed, and the interface another plugin's.
-		return nil
-	}
-	err = n.busy(chain, func() error { return chain.Del(ctx, result) })
+	err := n.busy(chain, func() error { return chain.Del(ctx, result) })
 	n.Step("delegates")
 	return err
 }
@@ -209,17 +244,24 @@ func (n *Network) lastResult(a *conf.Attachment) *types100.Result {
 	return result
 }
 
-// Status is STATUS: every delegate found, those that know the verb asked, and a firewall
-// to publish ports with.
+// Status is STATUS: every delegate found, those that know the verb asked, or the built-in
+// network able to take a container; and a firewall to publish ports with.
 func (n *Network) Status(ctx context.Context, a *conf.Attachment) error {
-	chain, err := n.chain(a)
+	m, err := n.choose(a)
 	if err != nil {
 		return err
 	}
+	defer m.close()
 	if a.NetConf.Capabilities["portMappings"] && a.NetConf.Portmap.Backend != conf.BackendNone {
 		if _, err := nat.Open(a.NetConf.Portmap.Backend); err != nil {
 			return conf.Errorf(conf.ErrPluginNotAvailable, "%v", err)
 		}
 	}
-	return n.aloneOnly(a.NetConf, chain.Status(ctx))
+	if m.builtIn == nil {
+		return m.chain.Status(ctx)
+	}
+	if err := m.builtIn.Status(); err != nil {
+		return conf.Errorf(conf.ErrPluginNotAvailable, "%v", err)
+	}
+	return nil
 }

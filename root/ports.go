@@ -8,7 +8,6 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/ambi-cni/ambi/conf"
-	"github.com/ambi-cni/ambi/delegate"
 	"github.com/ambi-cni/ambi/portmap/nat"
 	"github.com/ambi-cni/ambi/record"
 )
@@ -23,15 +22,15 @@ func publishes(a *conf.Attachment, delegates []conf.Delegate) bool {
 
 // portsFree returns what is to publish the ports, nil when nothing is, after it
 // made sure that it could: a port in use is found before the first delegate runs.
-func (n *Network) portsFree(ctx context.Context, a *conf.Attachment, chain *delegate.Chain, prev *types100.Result) (nat.Backend, error) {
-	if !publishes(a, chain.Delegates) {
+func (n *Network) portsFree(ctx context.Context, a *conf.Attachment, m maker, prev *types100.Result) (nat.Backend, error) {
+	if !publishes(a, m.chain.Delegates) {
 		return nil, nil
 	}
 	backend, err := nat.Open(a.NetConf.Portmap.Backend)
 	if err != nil {
 		return nil, err
 	}
-	p, err := foreseen(a, chain, prev)
+	p, err := foreseen(a, m, prev)
 	if err != nil {
 		return nil, err
 	}
@@ -67,13 +66,13 @@ func (n *Network) reservedForSiblings(key conf.Key) (inodes []uint32) {
 // foreseen is what is known of the ports to be published before the container has
 // addresses. When not even their families are known, the ports of every address
 // are left out: they may turn out to be of the other family than those in use.
-func foreseen(a *conf.Attachment, chain *delegate.Chain, prev *types100.Result) (p nat.Published, err error) {
+func foreseen(a *conf.Attachment, m maker, prev *types100.Result) (p nat.Published, err error) {
 	p = nat.Published{Owner: a.Key, Ports: a.Ports}
-	if len(chain.Delegates) == 0 && prev != nil {
+	if len(m.chain.Delegates) == 0 && prev != nil {
 		p.IPs, _, err = nat.Targets(containerIPs(prev, a.IfName))
 		return p, err
 	}
-	v4, v6 := chain.Families()
+	v4, v6 := m.families()
 	if !v4 && !v6 {
 		v4, v6 = true, true
 		p.Ports = slices.DeleteFunc(slices.Clone(a.Ports), func(m conf.PortMapping) bool { return !m.HostIP.IsValid() })
@@ -85,6 +84,14 @@ func foreseen(a *conf.Attachment, chain *delegate.Chain, prev *types100.Result) 
 		p.IPs = append(p.IPs, netip.IPv6Unspecified())
 	}
 	return p, nil
+}
+
+// families says which addresses the container is going to have, as far as is known.
+func (m maker) families() (v4, v6 bool) {
+	if m.builtIn != nil {
+		return true, m.Config.Subnet6.IsValid()
+	}
+	return m.chain.Families()
 }
 
 func (n *Network) publish(ctx context.Context, a *conf.Attachment, backend nat.Backend, result *types100.Result) error {

@@ -60,9 +60,10 @@ func TestAmbi(t *testing.T) {
 		require.NoError(t, err, "run make build setup first")
 	}
 	for name, o := range map[string]suite.Options{
-		"root":    {Conf: "networks/ambi.json", DelegateKey: "delegates", ListKey: "delegates", DelegateTimeout: `"delegateTimeout":"5s"`},
-		"user":    {Conf: "networks/ambi.json", Rootless: true, Needs: []string{"slirp4netns", "/dev/net/tun"}},
-		"chained": {Conf: "networks/ambi-chained.conflist"},
+		"built-in": {Conf: "networks/ambi.json"},
+		"root":     {Conf: "networks/ambi.json", DelegateKey: "delegates", ListKey: "delegates", DelegateTimeout: `"delegateTimeout":"5s"`},
+		"user":     {Conf: "networks/ambi.json", Rootless: true, Needs: []string{"slirp4netns", "/dev/net/tun"}},
+		"chained":  {Conf: "networks/ambi-chained.conflist"},
 	} {
 		o.Plugin, o.Path, o.Parallel = "../../bin/ambi", []string{"../../.tools/bin"}, 5
 		o.Attachments = 24 // of which ten at a time; "make conformance" has 50
