@@ -219,7 +219,7 @@ func (v *verbs) check(ctx context.Context) error {
 // pattern, so that the interface had another one, which nobody could find again.
 func makeable(ifName string) error {
 	if strings.Contains(ifName, "%") || ifName == "all" || ifName == "default" {
-		return conf.Errorf(types.ErrInvalidEnvironmentVariables, "CNI_IFNAME %q: Linux makes no interface of that name; choose another one", ifName)
+		return conf.Mendf(conf.Errorf(types.ErrInvalidEnvironmentVariables, "CNI_IFNAME %q: Linux makes no interface of that name", ifName), "choose another one")
 	}
 	return nil
 }
