@@ -48,8 +48,8 @@ type delegateNeed struct {
 	optional bool
 }
 
-// lookAtDelegates looks for the plugins of the built-in chain. Those of conflists
-// are looked at with these.
+// lookAtDelegates looks for the plugins that most conflists name. What the conflists of
+// this host name is looked at with them.
 func (d *doctor) lookAtDelegates(ctx context.Context) {
 	var found, missing, broken []string
 	mend := ""
@@ -73,8 +73,8 @@ func (d *doctor) lookAtDelegates(ctx context.Context) {
 	switch {
 	case len(missing) > 0:
 		d.forMode(conf.ModeRoot, check{
-			Name: name, Status: fail, Mend: mend, AsRoot: !strings.HasPrefix(mend, "export "),
-			Seen: fmt.Sprintf("no %s in %s, which the built-in chain and most conflists need", strings.Join(missing, ", "), cniPath()),
+			Name: name, Status: warn, Mend: mend, AsRoot: !strings.HasPrefix(mend, "export "),
+			Seen: fmt.Sprintf("no %s in %s, which most conflists with delegates need; the built-in network needs none", strings.Join(missing, ", "), cniPath()),
 		})
 	case len(broken) > 0:
 		d.forMode(conf.ModeRoot, check{Name: name, Status: fail, Seen: strings.Join(broken, "; "), Mend: reinstall(), AsRoot: true})
