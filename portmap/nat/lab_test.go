@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -29,6 +30,9 @@ var chosen string
 func TestMain(m *testing.M) { os.Exit(testMain(m)) }
 
 func testMain(m *testing.M) int {
+	if slices.Contains(os.Args, "--") {
+		return m.Run() // a process that a test has started, and kills
+	}
 	// Namespaces wait for the kernel most of the time. A -parallel of the command line
 	// still has precedence.
 	if err := flag.Set("test.parallel", "8"); err != nil {
