@@ -71,7 +71,7 @@ func (n network) runtimeConfig(r *rand.Rand) string {
 // invalid are configurations that every ADD has to refuse.
 var invalid = []string{
 	``, `null`, `[]`, `{`, `{"cniVersion":"1.1.0"}`, `{"cniVersion":"9.0.0","name":"default","type":"ambi"}`,
-	`{"cniVersion":"1.1.0","name":"a/b","type":"ambi"}`, `{"cniVersion":"1.1.0","name":"default","type":"ambi","nosuch":1}`,
+	`{"cniVersion":"1.1.0","name":"a/b","type":"ambi"}`, `{"cniVersion":"1.1.0","name":"default","type":"ambi","modee":1}`,
 	`{"cniVersion":"1.1.0","name":"default","type":"ambi","mode":"half"}`, `{"cniVersion":"1.1.0","name":"default","type":"ambi","rootless":{"cidr":"fd00::/64"}}`,
 	`{"cniVersion":"1.1.0","name":"default","type":"ambi","runtimeConfig":{"portMappings":[{"hostPort":70000,"containerPort":80}]}}`,
 	`{"cniVersion":"1.1.0","name":"default","type":"ambi","runtimeConfig":{"ips":["nowhere"]}}`,
