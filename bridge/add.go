@@ -103,9 +103,9 @@ func (n *Network) asked(a *conf.Attachment, s state) ([]netip.Addr, error) {
 		i := slices.IndexFunc(s.subnets, func(subnet netip.Prefix) bool { return subnet.Contains(p.Addr()) })
 		switch {
 		case i < 0:
-			return nil, conf.Errorf(conf.ErrNetwork, "network %q: address %s was asked for, but the network has %v; ask for one of these, or set bridge.subnet or bridge.subnet6", n.Name, p.Addr(), s.subnets)
+			return nil, conf.Mendf(conf.Errorf(conf.ErrNetwork, "network %q: address %s was asked for, but the network has %v", n.Name, p.Addr(), s.subnets), "ask for one of these, or set bridge.subnet or bridge.subnet6")
 		case asked[i].IsValid() && asked[i] != p.Addr():
-			return nil, conf.Errorf(conf.ErrNetwork, "network %q: addresses %s and %s were both asked for, but an interface has one address of %s; ask for one", n.Name, asked[i], p.Addr(), s.subnets[i])
+			return nil, conf.Mendf(conf.Errorf(conf.ErrNetwork, "network %q: addresses %s and %s were both asked for, but an interface has one address of %s", n.Name, asked[i], p.Addr(), s.subnets[i]), "ask for one")
 		}
 		asked[i] = p.Addr()
 	}
@@ -150,9 +150,9 @@ func (n *Network) makePair(c *Container, p placement, s state) error {
 			return err2
 		}
 	case errors.Is(err, unix.EOPNOTSUPP):
-		return conf.Errorf(conf.ErrNetwork, "network %q: %v; load the kernel module: modprobe veth", n.Name, err)
+		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "network %q: %v", n.Name, err), "load the kernel module: modprobe veth")
 	case errors.Is(err, unix.EXFULL):
-		return conf.Errorf(conf.ErrNetwork, "network %q: bridge %s has as many interfaces as a bridge can (%v); use a second network", n.Name, s.bridge.name, err)
+		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "network %q: bridge %s has as many interfaces as a bridge can (%v)", n.Name, s.bridge.name, err), "use a second network")
 	}
 	return fmt.Errorf("network %q: %w", n.Name, err)
 }
@@ -166,13 +166,13 @@ func (n *Network) Free(c *Container, k conf.Key) error {
 		return fmt.Errorf("the container's namespace %s: %w", c.Path, err)
 	}
 	if l != nil {
-		return conf.Errorf(types.ErrInvalidEnvironmentVariables, "CNI_IFNAME %q: the container has an interface of that name already; choose another name, or run DEL for it first", k.IfName)
+		return conf.Mendf(conf.Errorf(types.ErrInvalidEnvironmentVariables, "CNI_IFNAME %q: the container has an interface of that name already", k.IfName), "choose another name, or run DEL for it first")
 	}
 	if l, err = findLink(n.Host.Route, portName(k)); err != nil {
 		return fmt.Errorf("network %q: %w", n.Name, err)
 	}
 	if l != nil {
-		return conf.Errorf(conf.ErrNetwork, "network %q: container %s has an interface on the host already (%s), of an earlier ADD; run DEL for it first, or remove it: ip link delete %s", n.Name, k.ContainerID, l.name, l.name)
+		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "network %q: container %s has an interface on the host already (%s), of an earlier ADD", n.Name, k.ContainerID, l.name), "run DEL for it first, or remove it: ip link delete %s", l.name)
 	}
 	return nil
 }

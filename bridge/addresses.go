@@ -124,15 +124,15 @@ func (s *addresses) mayHave(k conf.Key, subnet netip.Prefix, asked netip.Addr) e
 	if why == "" {
 		return nil
 	}
-	return conf.Errorf(conf.ErrNetwork, "network %q: address %s was asked for and %s; ask for another one of %s", k.Network, asked, why, subnet)
+	return conf.Mendf(conf.Errorf(conf.ErrNetwork, "network %q: address %s was asked for and %s", k.Network, asked, why), "ask for another one of %s", subnet)
 }
 
 func (s *addresses) refused(k conf.Key, subnet netip.Prefix, asked netip.Addr) error {
 	if asked.IsValid() {
 		owner, _ := s.owner(asked)
-		return conf.Errorf(conf.ErrNetwork, "network %q: address %s was asked for and belongs to container %s, interface %s; ask for another one of %s, or remove that container (ambi gc takes away what containers that are gone have left)", k.Network, asked, owner.ContainerID, owner.IfName, subnet)
+		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "network %q: address %s was asked for and belongs to container %s, interface %s", k.Network, asked, owner.ContainerID, owner.IfName), "ask for another one of %s, or remove that container (ambi gc takes away what containers that are gone have left)", subnet)
 	}
-	return conf.Errorf(conf.ErrNetwork, "network %q: no address of %s is free, %d are given out (%s); remove containers, let ambi gc take away what those that are gone have left, or give the network a larger subnet with the key bridge.subnet", k.Network, subnet, s.count(subnet), s.dir)
+	return conf.Mendf(conf.Errorf(conf.ErrNetwork, "network %q: no address of %s is free, %d are given out (%s)", k.Network, subnet, s.count(subnet), s.dir), "remove containers, let ambi gc take away what those that are gone have left, or give the network a larger subnet with the key bridge.subnet")
 }
 
 // owner says who has an address, and whether anybody has it.

@@ -38,10 +38,10 @@ func TestAddressesAskedFor(t *testing.T) {
 		"two of a family": {[]string{"10.88.5.7", "10.88.5.8"}, "addresses 10.88.5.7 and 10.88.5.8 were both asked for"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			require.Contains(t, l.addFails(t, newMember(t, n, "b", asking(c.ips...))).Msg, c.want)
+			require.Contains(t, l.addFails(t, newMember(t, n, "b", asking(c.ips...))).Error(), c.want)
 		})
 	}
-	require.Contains(t, l.addFails(t, newMember(t, n, "b", func(a *conf.Attachment) { a.MAC = "01:00:5e:00:00:01" })).Msg, "MAC address")
+	require.Contains(t, l.addFails(t, newMember(t, n, "b", func(a *conf.Attachment) { a.MAC = "01:00:5e:00:00:01" })).Error(), "MAC address")
 }
 
 // A network of two addresses: the third container gets an error that says so, an
@@ -52,7 +52,7 @@ func TestAddressesEnd(t *testing.T) {
 	a := l.join(t, n, "a")
 	require.Equal(t, "10.88.5.2", a.ip(4))
 	err := l.addFails(t, newMember(t, n, "b"))
-	require.Contains(t, err.Msg, `network "web": no address of 10.88.5.0/30 is free, 1 are given out (`+l.dir+`/web); remove containers, let ambi gc take away`)
+	require.Contains(t, err.Error(), `network "web": no address of 10.88.5.0/30 is free, 1 are given out (`+l.dir+`/web); remove containers, let ambi gc take away`)
 	l.del(t, a, a.result)
 	c := l.join(t, n, "c")
 	require.Equal(t, "10.88.5.2", c.ip(4))

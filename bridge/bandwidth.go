@@ -80,7 +80,7 @@ func (n *Network) makeIFB(k conf.Key, mtu int) (*link, error) {
 	b.newIFB(ifbName(k), mtu, ifbMAC(k))
 	b.setAlias(ifbName(k), portAlias(k))
 	if _, err := b.send(n.Host.Route); errors.Is(err, unix.EOPNOTSUPP) {
-		return nil, conf.Errorf(conf.ErrNetwork, "limiting what the container sends: %v; load the kernel module: modprobe ifb", err)
+		return nil, conf.Mendf(conf.Errorf(conf.ErrNetwork, "limiting what the container sends: %v", err), "load the kernel module: modprobe ifb")
 	} else if err != nil {
 		return nil, fmt.Errorf("limiting what the container sends: %w", err)
 	}

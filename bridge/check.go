@@ -17,11 +17,11 @@ import (
 // error names everything that is not so.
 func (n *Network) Check(ctx context.Context, c *Container, a *conf.Attachment, made, result *types100.Result) error {
 	if i := interfaceIn(result, a.IfName); i != nil && i.Sandbox != c.Path {
-		return conf.Errorf(conf.ErrNetwork, "network %q: the result of ADD is about the namespace %s, and CHECK about %s; run DEL and ADD again", n.Name, i.Sandbox, c.Path)
+		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "network %q: the result of ADD is about the namespace %s, and CHECK about %s", n.Name, i.Sandbox, c.Path), "run DEL and ADD again")
 	}
 	mac, ips := placeIn(result, a.IfName)
 	if mac == nil || len(ips) == 0 {
-		return conf.Errorf(conf.ErrNetwork, "network %q: the result of ADD does not say which interface and addresses the container got; run DEL and ADD again", n.Name)
+		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "network %q: the result of ADD does not say which interface and addresses the container got", n.Name), "run DEL and ADD again")
 	}
 	p := placement{Key: a.Key, port: port{portName(a.Key), mac, ips}}
 	var wrong []string
@@ -41,7 +41,7 @@ func (n *Network) Check(ctx context.Context, c *Container, a *conf.Attachment, m
 	if len(wrong) == 0 {
 		return nil
 	}
-	return conf.Errorf(conf.ErrNetwork, "network %q: %s; run DEL and ADD again, or ambi restore where only the firewall changed", n.Name, strings.Join(wrong, ", "))
+	return conf.Mendf(conf.Errorf(conf.ErrNetwork, "network %q: %s", n.Name, strings.Join(wrong, ", ")), "run DEL and ADD again, or ambi restore where only the firewall changed")
 }
 
 // Status says why no container can be added; it changes nothing. That a module of the

@@ -403,9 +403,9 @@ func firewallError(what string, err error) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EAFNOSUPPORT), errors.Is(err, unix.EOPNOTSUPP):
-		return conf.Errorf(conf.ErrNetwork, "%v: the kernel has no nftables for this; load its modules: modprobe nf_tables nft_masq nft_ct", err)
+		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "%v: the kernel has no nftables for this", err), "load its modules: modprobe nf_tables nft_masq nft_ct")
 	case errors.Is(err, unix.EPERM):
-		return conf.Errorf(conf.ErrNetwork, "%v; it takes CAP_NET_ADMIN in the network namespace of the bridge", err)
+		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "%v", err), "it takes CAP_NET_ADMIN in the network namespace of the bridge")
 	}
 	return err
 }

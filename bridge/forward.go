@@ -150,7 +150,7 @@ func (n *Network) openForward(ctx context.Context, s state) error {
 			}
 			return nil
 		}); err != nil {
-			return conf.Errorf(conf.ErrNetwork, "network %q: the host's firewall drops what is forwarded (policy of chain FORWARD), and accepting what bridge %s passes on failed: %v; install %s, or have the firewall accept it", n.Name, s.bridge.name, err, strings.TrimSuffix(f.command, "-nft"))
+			return conf.Mendf(conf.Errorf(conf.ErrNetwork, "network %q: the host's firewall drops what is forwarded (policy of chain FORWARD), and accepting what bridge %s passes on failed: %v", n.Name, s.bridge.name, err), "install %s, or have the firewall accept it", strings.TrimSuffix(f.command, "-nft"))
 		}
 	}
 	return nil

@@ -94,7 +94,7 @@ func (n *Network) look() (s state, complete bool, err error) {
 	if err != nil {
 		return s, false, err
 	}
-	// A bridge that an ambi before 2.0 made by the plugin bridge has no mark.
+	// A bridge that ambi once had the plugin bridge make has no mark.
 	complete = s.bridge.up && s.bridge.alias != ""
 	for _, want := range []struct {
 		key    string
@@ -139,17 +139,17 @@ func subnetsOf(addrs []linkAddress, is func(netip.Addr) bool) []netip.Prefix {
 func (n *Network) mine(l *link) error {
 	const remedy = "give the network another bridge with the key bridge.name"
 	if l.kind != "bridge" {
-		return conf.Errorf(conf.ErrNetwork, "network %q: interface %s is there and is no bridge but of type %q; %s, or remove it: ip link delete %s", n.Name, l.name, l.kind, remedy, l.name)
+		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "network %q: interface %s is there and is no bridge but of type %q", n.Name, l.name, l.kind), "%s, or remove it: ip link delete %s", remedy, l.name)
 	}
 	switch other, ok := networkOf(l); {
 	case l.alias == bridgeAlias(n.Name):
 		return nil
 	case ok:
-		return conf.Errorf(conf.ErrNetwork, "network %q: bridge %s belongs to network %q; %s", n.Name, l.name, other, remedy)
+		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "network %q: bridge %s belongs to network %q", n.Name, l.name, other), "%s", remedy)
 	case l.alias == "" && l.name == BridgeName(conf.Bridge{}, n.Name):
 		return nil // nobody else names a bridge so
 	}
-	return conf.Errorf(conf.ErrNetwork, "network %q: bridge %s is there and was not made by ambi; %s, remove it (ip link delete %s), or use it as it is by a delegate: {\"type\": \"bridge\", \"bridge\": %q, …}", n.Name, l.name, remedy, l.name, l.name)
+	return conf.Mendf(conf.Errorf(conf.ErrNetwork, "network %q: bridge %s is there and was not made by ambi", n.Name, l.name), "%s, remove it (ip link delete %s), or use it as it is by a delegate: {\"type\": \"bridge\", \"bridge\": %q, …}", remedy, l.name, l.name)
 }
 
 // mayMove says whether the bridge may get another subnet: not while containers have
@@ -159,7 +159,7 @@ func (n *Network) mayMove(bridge *link, has []netip.Prefix, wanted netip.Prefix,
 	if err != nil || len(ports) == 0 {
 		return err
 	}
-	return conf.Errorf(conf.ErrNetwork, "network %q: the configuration says %s %s, but bridge %s has %s and %d interfaces of containers on it; remove these containers first, or put %s back", n.Name, key, wanted, bridge.name, gatewayOf(has[0]), len(ports), has[0])
+	return conf.Mendf(conf.Errorf(conf.ErrNetwork, "network %q: the configuration says %s %s, but bridge %s has %s and %d interfaces of containers on it", n.Name, key, wanted, bridge.name, gatewayOf(has[0]), len(ports)), "remove these containers first, or put %s back", has[0])
 }
 
 // make makes the bridge, or what of it is missing. The lock of all networks is held
@@ -246,7 +246,7 @@ func (n *Network) makeBridge(s *state) error {
 
 func (n *Network) cannotMake(err error) error {
 	if errors.Is(err, unix.EOPNOTSUPP) {
-		return conf.Errorf(conf.ErrNetwork, "network %q: %v; load the kernel module: modprobe bridge", n.Name, err)
+		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "network %q: %v", n.Name, err), "load the kernel module: modprobe bridge")
 	}
 	return fmt.Errorf("network %q: %w", n.Name, err)
 }
@@ -319,7 +319,7 @@ func mtuOf(c *Socket, index int) (int, error) {
 func (n *Network) forwarding(s state) error {
 	for _, name := range forwardingSysctls(s) {
 		if err := set(n.Host.Sysctl, name, "1"); err != nil {
-			return conf.Errorf(conf.ErrNetwork, "network %q: %v; without it containers reach nothing beyond the host: set it on the host (sysctl -w)", n.Name, err)
+			return conf.Mendf(conf.Errorf(conf.ErrNetwork, "network %q: %v", n.Name, err), "without it containers reach nothing beyond the host: set it on the host (sysctl -w)")
 		}
 	}
 	return nil

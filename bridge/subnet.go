@@ -104,7 +104,7 @@ func choose(network string, all []user) (netip.Prefix, error) {
 			}
 		}
 	}
-	return netip.Prefix{}, conf.Errorf(conf.ErrNetwork, "network %q: no subnet of 10.89.0.0/16 is free on this host (10.89.%d.0/24 is used by %s); give the network one with the key bridge.subnet", network, first, firstUser(pool(first), all).who)
+	return netip.Prefix{}, conf.Mendf(conf.Errorf(conf.ErrNetwork, "network %q: no subnet of 10.89.0.0/16 is free on this host (10.89.%d.0/24 is used by %s)", network, first, firstUser(pool(first), all).who), "give the network one with the key bridge.subnet")
 }
 
 func usedBy(p netip.Prefix, all []user, narrowest int) bool {
@@ -133,7 +133,7 @@ func free(network, key string, p netip.Prefix, all []user) error {
 		if !u.prefix.Overlaps(p) || u.prefix.Bits() < p.Bits() && strings.HasPrefix(u.who, "the host's route") {
 			continue
 		}
-		return conf.Errorf(conf.ErrNetwork, "network %q: its subnet %s is already used by %s; give the network another one with the key %s", network, p, u.who, key)
+		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "network %q: its subnet %s is already used by %s", network, p, u.who), "give the network another one with the key %s", key)
 	}
 	return nil
 }

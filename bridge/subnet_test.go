@@ -74,7 +74,7 @@ func TestSubnetsInUse(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			err := l.addFails(t, newMember(t, l.network("two", withSubnets(c.v4, c.v6)), "b"))
-			require.Contains(t, err.Msg, c.want)
+			require.Contains(t, err.Error(), c.want)
 		})
 	}
 }
@@ -90,7 +90,7 @@ func TestBridgesOfOthers(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := l.addFails(t, newMember(t, l.network("two", withSubnets("10.88.2.0/24", ""), named(c.bridge)), "b"))
-			require.Contains(t, err.Msg, c.want)
+			require.Contains(t, err.Error(), c.want)
 		})
 	}
 }
@@ -104,7 +104,7 @@ func TestSubnetChanged(t *testing.T) {
 	a := l.join(t, n, "a")
 	moved := l.network("web", withSubnets("10.88.2.0/24", ""), func(b *conf.Bridge) { b.Keep = true })
 	err := l.addFails(t, newMember(t, moved, "b"))
-	require.Contains(t, err.Msg, `network "web": the configuration says bridge.subnet 10.88.2.0/24, but bridge ambi-web has 10.88.1.1/24 and 1 interfaces of containers on it; remove these containers first, or put 10.88.1.0/24 back`)
+	require.Contains(t, err.Error(), `network "web": the configuration says bridge.subnet 10.88.2.0/24, but bridge ambi-web has 10.88.1.1/24 and 1 interfaces of containers on it; remove these containers first, or put 10.88.1.0/24 back`)
 	// IPv6 may come to a network that has containers.
 	n.Config.Subnet6 = netip.MustParsePrefix("fd88:1::/64")
 	require.Equal(t, "fd88:1::2", l.join(t, n, "c").ip(6))
