@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -49,9 +48,10 @@ func TestAcquireAfterARemoval(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "lock")
 	holder := open(t, path)
 	require.NoError(t, flock.Try(holder, flock.Exclusive))
-	got := make(chan *os.File)
+	got, opened := make(chan *os.File), make(chan bool, 2)
 	go func() {
 		f, err := flock.Acquire(t.Context(), func() (*os.File, error) {
+			defer func() { opened <- true }()
 			return os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 		})
 		if err != nil {
@@ -60,11 +60,7 @@ func TestAcquireAfterARemoval(t *testing.T) {
 		}
 		got <- f
 	}()
-	select {
-	case <-got:
-		t.Fatal("it did not wait")
-	case <-time.After(50 * time.Millisecond):
-	}
+	<-opened // the file that is about to go
 	require.NoError(t, os.Remove(path))
 	require.NoError(t, flock.Unlock(holder))
 	f := <-got

@@ -82,7 +82,7 @@ func (n *Network) openBuiltIn(a *conf.Attachment, config conf.Bridge) (*builtIn,
 }
 
 // addressDir is where the addresses of a state folder's networks lie, as those of the
-// built-in chain of an ambi before 2.0 do: its containers may still live.
+// chain of plugins did that once made them: its containers may still live.
 func addressDir(s *record.Store) string { return filepath.Join(s.Dir(), "ipam") }
 
 func (b *builtIn) close() {

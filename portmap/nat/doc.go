@@ -17,7 +17,7 @@
 // of the attachment, which would also let containers reach the host's loopback
 // services (CVE-2020-8558). So packets to 127.0.0.0/8 that arrive by any
 // interface but lo are dropped while ports are published. When the last owner
-// on a bridge of the built-in chain goes, [Backend.Del] takes the sysctl back; on any
+// on a bridge of a built-in network goes, [Backend.Del] takes the sysctl back; on any
 // other bridge the previous value cannot be told apart from ours and it stays; a veth
 // goes with its container.
 //

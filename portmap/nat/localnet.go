@@ -115,7 +115,7 @@ func checkLocalnet(in intent) error {
 }
 
 // localnetIsOurs says whether route_localnet of the interface is on and ours to take
-// back: on a bridge that the built-in chain has made nobody else sets it. On any
+// back: on a bridge of a built-in network nobody else sets it. On any
 // other, the previous value cannot be told apart from ours.
 func localnetIsOurs(hostIf string) bool {
 	if !strings.HasPrefix(hostIf, conf.BridgePrefix) {
@@ -136,7 +136,7 @@ func forbidLocalnet(hostIf string) (undo func()) {
 	return func() { _ = os.WriteFile(localnetPath(hostIf), []byte("1"), 0o644) }
 }
 
-// forbidLocalnets is forbidLocalnet for every bridge of the built-in chain, unless
+// forbidLocalnets is forbidLocalnet for every bridge of a built-in network, unless
 // somebody publishes by nftables, whose guard is for all interfaces.
 func forbidLocalnets() (undo func()) {
 	var undone []func()
