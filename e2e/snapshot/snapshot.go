@@ -167,8 +167,12 @@ func only(sign string, text, other []string) (lines []string) {
 
 const sectionMark = "# "
 
+// section adds what there is of a kind of thing. Without any its name is left out, too:
+// whether a program was asked may hang on what of its answer does not count.
 func section(b *strings.Builder, name, text string) {
-	b.WriteString(sectionMark + name + "\n" + text)
+	if text != "" {
+		b.WriteString(sectionMark + name + "\n" + text)
+	}
 }
 
 func (s Snapshot) sections() (byName map[string][]string, names []string) {

@@ -116,6 +116,12 @@ iptables-legacy -t nat -S >/dev/null; ip netns add first; ip netns del first`)
 			require.Eventually(t, func() bool { return strings.Contains(Options{}.Difference(before), "+ "+shown) }, patience, 20*time.Millisecond)
 		})
 	}
+	t.Run("conversations that go by themselves", func(t *testing.T) {
+		before := Options{}.Take()
+		sh("conntrack -I -p tcp -s 10.9.0.1 -d 10.9.0.2 --sport 7 --dport 9 --state ESTABLISHED --timeout 600")
+		defer sh("conntrack -D -p tcp --dport 9")
+		require.Equal(t, before, Options{}.Take())
+	})
 	t.Run("sockets", func(t *testing.T) {
 		before := Options{}.Take()
 		tcp, err := net.Listen("tcp", "127.0.0.1:7321")
