@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/nlsock"
 )
 
 // placement is a container's place in the network.
@@ -140,8 +141,8 @@ func (n *Network) makePair(c *Container, p placement, s state) error {
 	})
 	b.setAlias(p.name, portAlias(p.Key))
 	b.noIPv6Address(p.name)
-	b.mayFail() // a kernel without IPv6
-	_, err := b.send(n.Host.Route)
+	b.MayFail() // a kernel without IPv6
+	_, err := b.Send(n.Host.Route)
 	switch {
 	case err == nil:
 		return nil
@@ -210,14 +211,14 @@ func (c *Container) start(ifName string) (int, error) {
 	var b batch
 	b.linkUp("lo", loIndex)
 	b.getLink(ifName)
-	answers, err := b.send(c.Route)
+	answers, err := b.Send(c.Route)
 	if err != nil {
 		return 0, fmt.Errorf("the container's namespace %s: %w", c.Path, err)
 	}
 	if len(answers) == 0 {
 		return 0, fmt.Errorf("the container's namespace %s: interface %s is gone as soon as it was made", c.Path, ifName)
 	}
-	l, err := parseLink(answers[0].data)
+	l, err := parseLink(answers[0].Data)
 	if err != nil {
 		return 0, err
 	}
@@ -243,14 +244,14 @@ func (n *Network) configure(c *Container, p placement, index int) error {
 		b.addAddress(prefix, p.IfName, index)
 	}
 	b.containerUp(p.IfName, index)
-	if _, err := b.send(c.Route); err != nil {
+	if _, err := b.Send(c.Route); err != nil {
 		return fmt.Errorf("the container's namespace %s: %w", c.Path, err)
 	}
 	var host batch
 	host.portUp(p.name)
 	host.getLink(p.name)
 	host.getLink(n.bridgeName())
-	if _, err := host.send(n.Host.Route); err != nil {
+	if _, err := host.Send(n.Host.Route); err != nil {
 		return fmt.Errorf("network %q: %w", n.Name, err)
 	}
 	_, err := findLink(c.Route, p.IfName)
@@ -277,7 +278,7 @@ func (n *Network) defaultRoutes(c *Container, p placement, index int) ([]netip.A
 	var b batch
 	var gateways []netip.Addr
 	for _, gateway := range p.gateways {
-		r, err := lookUp(c.Route, outside(familyOf(gateway.Addr())))
+		r, err := lookUp(c.Route, outside(nlsock.FamilyOf(gateway.Addr())))
 		if err != nil {
 			return nil, fmt.Errorf("the container's namespace %s: %w", c.Path, err)
 		}
@@ -287,7 +288,7 @@ func (n *Network) defaultRoutes(c *Container, p placement, index int) ([]netip.A
 		b.addDefaultRoute(gateway.Addr(), index, r != nil)
 		gateways = append(gateways, gateway.Addr())
 	}
-	if _, err := b.send(c.Route); err != nil {
+	if _, err := b.Send(c.Route); err != nil {
 		return nil, fmt.Errorf("the container's namespace %s: %w", c.Path, err)
 	}
 	return gateways, nil

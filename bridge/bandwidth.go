@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/nlsock"
 )
 
 // The limits are those of the plugin bandwidth, with its numbers: what the container
@@ -69,7 +70,7 @@ func (n *Network) limitBandwidth(a *conf.Attachment, p *link) error {
 		b.addBucket(ifb, newBucket(a.Bandwidth.EgressRate, a.Bandwidth.EgressBurst))
 		b.redirect(p, ifb)
 	}
-	if _, err := b.send(n.Host.Route); err != nil {
+	if _, err := b.Send(n.Host.Route); err != nil {
 		return fmt.Errorf("limiting the bandwidth: %w", err)
 	}
 	return nil
@@ -79,7 +80,7 @@ func (n *Network) makeIFB(k conf.Key, mtu int) (*link, error) {
 	var b batch
 	b.newIFB(ifbName(k), mtu, ifbMAC(k))
 	b.setAlias(ifbName(k), portAlias(k))
-	if _, err := b.send(n.Host.Route); errors.Is(err, unix.EOPNOTSUPP) {
+	if _, err := b.Send(n.Host.Route); errors.Is(err, unix.EOPNOTSUPP) {
 		return nil, conf.Mendf(conf.Errorf(conf.ErrNetwork, "limiting what the container sends: %v", err), "load the kernel module: modprobe ifb")
 	} else if err != nil {
 		return nil, fmt.Errorf("limiting what the container sends: %w", err)
@@ -101,9 +102,9 @@ func tcmsg(index int, handle, parent, info uint32) []byte {
 }
 
 func (b *batch) addBucket(l *link, t bucket) {
-	b.add("limiting the bandwidth of interface "+l.name, unix.RTM_NEWQDISC, unix.NLM_F_CREATE|unix.NLM_F_EXCL, tcmsg(l.index, tbfHandle, tcRoot, 0), func(e *encoder) {
+	b.Add("limiting the bandwidth of interface "+l.name, unix.RTM_NEWQDISC, unix.NLM_F_CREATE|unix.NLM_F_EXCL, tcmsg(l.index, tbfHandle, tcRoot, 0), func(e *nlsock.Encoder) {
 		e.String(tcaKind, "tbf")
-		e.Nested(tcaOptions, func(e *encoder) error {
+		e.Nested(tcaOptions, func(e *nlsock.Encoder) error {
 			e.Bytes(tbfParms, t.qopt())
 			if t.rate > 1<<32-1 {
 				e.Uint64(tbfRate64, t.rate)
@@ -126,18 +127,18 @@ func (t bucket) qopt() []byte {
 
 // redirect leads all that an interface receives out by another one.
 func (b *batch) redirect(from, to *link) {
-	b.add("taking in what interface "+from.name+" receives", unix.RTM_NEWQDISC, unix.NLM_F_CREATE|unix.NLM_F_EXCL, tcmsg(from.index, ingressHandle, tcIngress, 0), func(e *encoder) {
+	b.Add("taking in what interface "+from.name+" receives", unix.RTM_NEWQDISC, unix.NLM_F_CREATE|unix.NLM_F_EXCL, tcmsg(from.index, ingressHandle, tcIngress, 0), func(e *nlsock.Encoder) {
 		e.String(tcaKind, "ingress")
 	})
 	const first, all = 1 << 16, unix.ETH_P_ALL // priority, protocol in network order
 	info := uint32(first | (all<<8|all>>8)&0xffff)
-	b.add("leading what interface "+from.name+" receives through "+to.name, unix.RTM_NEWTFILTER, unix.NLM_F_CREATE|unix.NLM_F_EXCL, tcmsg(from.index, 0, ingressHandle, info), func(e *encoder) {
+	b.Add("leading what interface "+from.name+" receives through "+to.name, unix.RTM_NEWTFILTER, unix.NLM_F_CREATE|unix.NLM_F_EXCL, tcmsg(from.index, 0, ingressHandle, info), func(e *nlsock.Encoder) {
 		e.String(tcaKind, "u32")
-		e.Nested(tcaOptions, func(e *encoder) error {
+		e.Nested(tcaOptions, func(e *nlsock.Encoder) error {
 			e.Uint32(u32ClassID, tbfHandle|1)
 			e.Bytes(u32Selector, everything())
-			e.Nested(u32Action, func(e *encoder) error {
-				e.Nested(1, func(e *encoder) error { return mirred(e, to.index) })
+			e.Nested(u32Action, func(e *nlsock.Encoder) error {
+				e.Nested(1, func(e *nlsock.Encoder) error { return mirred(e, to.index) })
 				return nil
 			})
 			return nil
@@ -153,13 +154,13 @@ func everything() []byte {
 }
 
 // mirred is the action that redirects, with struct tc_mirred.
-func mirred(e *encoder, index int) error {
+func mirred(e *nlsock.Encoder, index int) error {
 	b := make([]byte, 28)
 	binary.NativeEndian.PutUint32(b[8:], actStolen)
 	binary.NativeEndian.PutUint32(b[20:], mirredRedirect)
 	binary.NativeEndian.PutUint32(b[24:], uint32(index))
 	e.String(actKind, "mirred")
-	e.Nested(actOptions, func(e *encoder) error {
+	e.Nested(actOptions, func(e *nlsock.Encoder) error {
 		e.Bytes(mirredParms, b)
 		return nil
 	})
@@ -167,17 +168,17 @@ func mirred(e *encoder, index int) error {
 }
 
 // bucketOf is the token bucket of an interface; nil when it has none.
-func bucketOf(c *Socket, l *link) (*bucket, error) {
+func bucketOf(c *nlsock.Socket, l *link) (*bucket, error) {
 	var b batch
-	b.add("reading the bandwidth limit of interface "+l.name, unix.RTM_GETQDISC, unix.NLM_F_ECHO, tcmsg(l.index, 0, tcRoot, 0), nil) // it answers to nobody else
-	answers, err := b.send(c)
+	b.Add("reading the bandwidth limit of interface "+l.name, unix.RTM_GETQDISC, unix.NLM_F_ECHO, tcmsg(l.index, 0, tcRoot, 0), nil) // it answers to nobody else
+	answers, err := b.Send(c)
 	if errors.Is(err, unix.ENOENT) || err == nil && len(answers) == 0 {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	return parseBucket(answers[0].data)
+	return parseBucket(answers[0].Data)
 }
 
 func parseBucket(data []byte) (*bucket, error) {

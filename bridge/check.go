@@ -10,6 +10,7 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/nlsock"
 )
 
 // Check compares the kernel with the result of ADD, and changes nothing. made is what Add
@@ -169,7 +170,7 @@ func checkRoutes(c *Container, l *link, result *types100.Result) (wrong []string
 		if !ok {
 			continue
 		}
-		r, err := lookUp(c.Route, outside(familyOf(gateway)))
+		r, err := lookUp(c.Route, outside(nlsock.FamilyOf(gateway)))
 		if err != nil {
 			return nil, err
 		}

@@ -82,7 +82,7 @@ func (n *Network) collectUnmarked() error {
 		}
 		var b batch
 		b.deleteLink(l.name, l.index)
-		if _, err := b.send(n.Host.Route); err != nil && !errors.Is(err, unix.ENODEV) {
+		if _, err := b.Send(n.Host.Route); err != nil && !errors.Is(err, unix.ENODEV) {
 			errs = append(errs, err)
 		}
 	}

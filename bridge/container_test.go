@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/nlsock"
 )
 
 // A second network does not take the default route over, unless it is told to.
@@ -204,9 +205,9 @@ func TestHostElsewhere(t *testing.T) {
 	m := newMember(t, n, "a")
 	before := l.state(t)
 	elsewhere.do(t, func() {
-		route, err := openSocket(0, l.file)
+		route, err := nlsock.Open(0, l.file)
 		require.NoError(t, err)
-		filter, err := openSocket(12, l.file)
+		filter, err := nlsock.Open(12, l.file)
 		require.NoError(t, err)
 		n.Host = Host{Route: route, Filter: filter, Sysctl: inside{l.file}}
 		defer n.Host.Close()

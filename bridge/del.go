@@ -39,7 +39,7 @@ func (n *Network) removeLinks(k conf.Key) error {
 		}
 		var b batch
 		b.deleteLink(name, l.index)
-		if _, err := b.send(n.Host.Route); err != nil && !errors.Is(err, unix.ENODEV) {
+		if _, err := b.Send(n.Host.Route); err != nil && !errors.Is(err, unix.ENODEV) {
 			return fmt.Errorf("network %q: %w", n.Name, err)
 		}
 	}

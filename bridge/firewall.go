@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/nlsock"
 )
 
 // port is a container's interface on the host and what it may send from.
@@ -34,32 +35,32 @@ func nftKind(op uint16) uint16 { return unix.NFNL_SUBSYS_NFTABLES<<8 | op }
 // transaction is changes of the firewall that are done all or not at all.
 type transaction struct{ batch }
 
-func (x *transaction) change(t *nftables.Table, op, flags uint16, attributes func(*encoder)) {
-	x.add("nftables table "+t.Name, nftKind(op), flags, nfgenmsg(byte(t.Family), 0), attributes)
+func (x *transaction) change(t *nftables.Table, op, flags uint16, attributes func(*nlsock.Encoder)) {
+	x.Add("nftables table "+t.Name, nftKind(op), flags, nfgenmsg(byte(t.Family), 0), attributes)
 }
 
-func (x *transaction) commit(s *Socket) error {
-	if x.err != nil || len(x.requests) == 0 {
-		return x.err
+func (x *transaction) commit(s *nlsock.Socket) error {
+	if x.Err() != nil || len(x.Requests) == 0 {
+		return x.Err()
 	}
-	edge := func(kind uint16) request {
-		return request{about: "nftables", kind: kind, flags: unix.NLM_F_REQUEST, data: nfgenmsg(0, unix.NFNL_SUBSYS_NFTABLES)}
+	edge := func(kind uint16) nlsock.Request {
+		return nlsock.Request{About: "nftables", Kind: kind, Flags: unix.NLM_F_REQUEST, Data: nfgenmsg(0, unix.NFNL_SUBSYS_NFTABLES)}
 	}
-	all := append([]request{edge(unix.NFNL_MSG_BATCH_BEGIN)}, x.requests...)
-	_, err := s.do(append(all, edge(unix.NFNL_MSG_BATCH_END)))
+	all := append([]nlsock.Request{edge(unix.NFNL_MSG_BATCH_BEGIN)}, x.Requests...)
+	_, err := s.Do(append(all, edge(unix.NFNL_MSG_BATCH_END)))
 	return err
 }
 
 func (x *transaction) addTable(t *nftables.Table) {
-	x.change(t, unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, func(e *encoder) { e.String(unix.NFTA_TABLE_NAME, t.Name) })
+	x.change(t, unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, func(e *nlsock.Encoder) { e.String(unix.NFTA_TABLE_NAME, t.Name) })
 }
 
 func (x *transaction) deleteTable(t *nftables.Table) {
-	x.change(t, unix.NFT_MSG_DELTABLE, 0, func(e *encoder) { e.String(unix.NFTA_TABLE_NAME, t.Name) })
+	x.change(t, unix.NFT_MSG_DELTABLE, 0, func(e *nlsock.Encoder) { e.String(unix.NFTA_TABLE_NAME, t.Name) })
 }
 
 func (x *transaction) addSet(s *nftables.Set, id uint32) {
-	x.change(s.Table, unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE, func(e *encoder) {
+	x.change(s.Table, unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE, func(e *nlsock.Encoder) {
 		e.ByteOrder = binary.BigEndian
 		e.String(unix.NFTA_SET_TABLE, s.Table.Name)
 		e.String(unix.NFTA_SET_NAME, s.Name)
@@ -78,14 +79,14 @@ func (x *transaction) addSet(s *nftables.Set, id uint32) {
 func hostOrder() []byte { return binary.NativeEndian.AppendUint32([]byte{0, 4}, 1) }
 
 func (x *transaction) addChain(c chain) {
-	x.change(c.Table, unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE, func(e *encoder) {
+	x.change(c.Table, unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE, func(e *nlsock.Encoder) {
 		e.String(unix.NFTA_CHAIN_TABLE, c.Table.Name)
 		e.String(unix.NFTA_CHAIN_NAME, c.Name)
 		if c.Type == "" {
 			return
 		}
 		e.String(unix.NFTA_CHAIN_TYPE, string(c.Type))
-		e.Nested(unix.NFTA_CHAIN_HOOK, func(e *encoder) error {
+		e.Nested(unix.NFTA_CHAIN_HOOK, func(e *nlsock.Encoder) error {
 			e.ByteOrder = binary.BigEndian
 			e.Uint32(unix.NFTA_HOOK_HOOKNUM, uint32(*c.Hooknum))
 			e.Uint32(unix.NFTA_HOOK_PRIORITY, uint32(*c.Priority))
@@ -96,14 +97,14 @@ func (x *transaction) addChain(c chain) {
 
 // flushRules removes all rules of a table.
 func (x *transaction) flushRules(t *nftables.Table) {
-	x.change(t, unix.NFT_MSG_DELRULE, 0, func(e *encoder) { e.String(unix.NFTA_RULE_TABLE, t.Name) })
+	x.change(t, unix.NFT_MSG_DELRULE, 0, func(e *nlsock.Encoder) { e.String(unix.NFTA_RULE_TABLE, t.Name) })
 }
 
 func (x *transaction) addRule(c chain, rule []expr.Any) {
-	x.change(c.Table, unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, func(e *encoder) {
+	x.change(c.Table, unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, func(e *nlsock.Encoder) {
 		e.String(unix.NFTA_RULE_TABLE, c.Table.Name)
 		e.String(unix.NFTA_RULE_CHAIN, c.Name)
-		e.Nested(unix.NFTA_RULE_EXPRESSIONS, func(e *encoder) error {
+		e.Nested(unix.NFTA_RULE_EXPRESSIONS, func(e *nlsock.Encoder) error {
 			for _, part := range rule {
 				e.Do(unix.NLA_F_NESTED|unix.NFTA_LIST_ELEM, func() ([]byte, error) { return expr.Marshal(byte(c.Table.Family), part) })
 			}
@@ -113,17 +114,17 @@ func (x *transaction) addRule(c chain, rule []expr.Any) {
 }
 
 // elements is the attributes of a message about elements of a set.
-func elementAttributes(s *nftables.Set, keys [][]byte) func(*encoder) {
-	return func(e *encoder) {
+func elementAttributes(s *nftables.Set, keys [][]byte) func(*nlsock.Encoder) {
+	return func(e *nlsock.Encoder) {
 		e.String(unix.NFTA_SET_ELEM_LIST_TABLE, s.Table.Name)
 		e.String(unix.NFTA_SET_ELEM_LIST_SET, s.Name)
 		if keys == nil {
 			return
 		}
-		e.Nested(unix.NFTA_SET_ELEM_LIST_ELEMENTS, func(e *encoder) error {
+		e.Nested(unix.NFTA_SET_ELEM_LIST_ELEMENTS, func(e *nlsock.Encoder) error {
 			for _, key := range keys {
-				e.Nested(unix.NFTA_LIST_ELEM, func(e *encoder) error {
-					e.Nested(unix.NFTA_SET_ELEM_KEY, func(e *encoder) error {
+				e.Nested(unix.NFTA_LIST_ELEM, func(e *nlsock.Encoder) error {
+					e.Nested(unix.NFTA_SET_ELEM_KEY, func(e *nlsock.Encoder) error {
 						e.Bytes(unix.NFTA_DATA_VALUE, key)
 						return nil
 					})
@@ -220,8 +221,8 @@ func (h Host) removeElements(elements []element) error {
 func (h Host) present(elements []element) (there []element, err error) {
 	for _, e := range elements {
 		var b batch
-		b.add("set "+e.set.Name, nftKind(unix.NFT_MSG_GETSETELEM), 0, nfgenmsg(byte(e.set.Table.Family), 0), elementAttributes(e.set, [][]byte{e.key}))
-		_, err := b.send(h.Filter)
+		b.Add("set "+e.set.Name, nftKind(unix.NFT_MSG_GETSETELEM), 0, nfgenmsg(byte(e.set.Table.Family), 0), elementAttributes(e.set, [][]byte{e.key}))
+		_, err := b.Send(h.Filter)
 		switch {
 		case err == nil:
 			there = append(there, e)
@@ -235,7 +236,7 @@ func (h Host) present(elements []element) (there []element, err error) {
 // keys are those of a set; none when it is not there.
 func (h Host) keys(s *nftables.Set) (keys [][]byte, err error) {
 	about := "reading set " + s.Name + " of nftables table " + tableName
-	entries, err := h.Filter.dump(about, nftKind(unix.NFT_MSG_GETSETELEM), nfgenmsg(byte(s.Table.Family), 0), elementAttributes(s, nil))
+	entries, err := h.Filter.Dump(about, nftKind(unix.NFT_MSG_GETSETELEM), nfgenmsg(byte(s.Table.Family), 0), elementAttributes(s, nil))
 	if errors.Is(err, unix.ENOENT) {
 		return nil, nil
 	}
@@ -341,7 +342,7 @@ type part struct {
 // rules are those of a chain; none when it is not there.
 func (h Host) rules(t *nftables.Table, chain string) (rules [][]part, err error) {
 	about := "reading chain " + chain + " of nftables table " + t.Name
-	entries, err := h.Filter.dump(about, nftKind(unix.NFT_MSG_GETRULE), nfgenmsg(byte(t.Family), 0), func(e *encoder) {
+	entries, err := h.Filter.Dump(about, nftKind(unix.NFT_MSG_GETRULE), nfgenmsg(byte(t.Family), 0), func(e *nlsock.Encoder) {
 		e.String(unix.NFTA_RULE_TABLE, t.Name)
 		e.String(unix.NFTA_RULE_CHAIN, chain)
 	})

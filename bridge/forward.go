@@ -18,6 +18,7 @@ import (
 
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/flock"
+	"github.com/ambi-cni/ambi/nlsock"
 )
 
 // Docker and others set the policy of iptables' chain FORWARD to drop, and what one
@@ -69,11 +70,11 @@ func (h Host) nftFilter(p netip.Prefix) (*filter, error) {
 	command, family := iptablesCommand(p)
 	table := &nftables.Table{Name: "filter", Family: family}
 	var b batch
-	b.add("reading the policy of "+command+"' chain FORWARD", nftKind(unix.NFT_MSG_GETCHAIN), 0, nfgenmsg(byte(family), 0), func(e *encoder) {
+	b.Add("reading the policy of "+command+"' chain FORWARD", nftKind(unix.NFT_MSG_GETCHAIN), 0, nfgenmsg(byte(family), 0), func(e *nlsock.Encoder) {
 		e.String(unix.NFTA_CHAIN_TABLE, table.Name)
 		e.String(unix.NFTA_CHAIN_NAME, "FORWARD")
 	})
-	answers, err := b.send(h.Filter)
+	answers, err := b.Send(h.Filter)
 	switch {
 	case errors.Is(err, unix.ENOENT), err == nil && len(answers) == 0:
 		return nil, nil
@@ -82,7 +83,7 @@ func (h Host) nftFilter(p netip.Prefix) (*filter, error) {
 	}
 	return &filter{
 		command: variant(command, "-nft"),
-		drops:   readBase(answers[0].data).drops,
+		drops:   readBase(answers[0].Data).drops,
 		has: func(bridge string) bool {
 			rules, err := h.rules(table, "FORWARD")
 			return err == nil && slices.ContainsFunc(rules, func(r []part) bool { return names(r, bridge) })
@@ -203,7 +204,7 @@ func (n *Network) withIPTables(ctx context.Context, f filter, do func(*iptables.
 // can let the containers' packets through.
 func (n *Network) warnOfOthers(bridge string) {
 	for _, family := range []byte{unix.NFPROTO_INET, unix.NFPROTO_IPV4, unix.NFPROTO_IPV6} {
-		entries, err := n.Host.Filter.dump("listing the firewall's chains", nftKind(unix.NFT_MSG_GETCHAIN), nfgenmsg(family, 0), nil)
+		entries, err := n.Host.Filter.Dump("listing the firewall's chains", nftKind(unix.NFT_MSG_GETCHAIN), nfgenmsg(family, 0), nil)
 		if err != nil {
 			return
 		}

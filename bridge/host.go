@@ -8,15 +8,17 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/nlsock"
 )
 
 // Host is the side of the bridge: sockets of its network namespace. They say which one
 // that is, and no thread needs to be in it; a room that has other means to get such
 // sockets fills it in by itself.
 type Host struct {
-	Route  *Socket // NETLINK_ROUTE
-	Filter *Socket // NETLINK_NETFILTER
-	Sysctl Sysctl  // of its /proc/sys/net
+	Route  *nlsock.Socket // NETLINK_ROUTE
+	Filter *nlsock.Socket // NETLINK_NETFILTER
+	Sysctl Sysctl         // of its /proc/sys/net
 	// IPTables says that the host may have an iptables firewall which drops what is
 	// forwarded, and that programs run by this thread are in its namespace.
 	IPTables bool
@@ -27,10 +29,10 @@ type Host struct {
 // Container is the side of the container. A nil one stands for a namespace that is
 // gone.
 type Container struct {
-	Path      string   // as the runtime gave it, for the result
-	Namespace *os.File // its network namespace
-	Route     *Socket  // NETLINK_ROUTE
-	Sysctl    Sysctl   // of its /proc/sys/net
+	Path      string         // as the runtime gave it, for the result
+	Namespace *os.File       // its network namespace
+	Route     *nlsock.Socket // NETLINK_ROUTE
+	Sysctl    Sysctl         // of its /proc/sys/net
 }
 
 // Sysctl reads and writes files of /proc/sys/net in one namespace.
@@ -41,11 +43,11 @@ type Sysctl interface {
 
 // OpenHost opens the side of the bridge in the namespace of the calling thread.
 func OpenHost() (Host, error) {
-	route, err := openSocket(unix.NETLINK_ROUTE, nil)
+	route, err := nlsock.Open(unix.NETLINK_ROUTE, nil)
 	if err != nil {
 		return Host{}, err
 	}
-	filter, err := openSocket(unix.NETLINK_NETFILTER, nil)
+	filter, err := nlsock.Open(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
 		return Host{}, errors.Join(err, route.Close())
 	}
@@ -61,7 +63,7 @@ func (h Host) Close() {
 // OpenContainer opens the side of a container. The file, its network namespace, stays
 // the caller's.
 func OpenContainer(path string, namespace *os.File) (*Container, error) {
-	route, err := openSocket(unix.NETLINK_ROUTE, namespace)
+	route, err := nlsock.Open(unix.NETLINK_ROUTE, namespace)
 	if err != nil {
 		return nil, fmt.Errorf("network namespace %s: %w", path, err)
 	}
@@ -93,7 +95,7 @@ func (here) Write(name, value string) error {
 type inside struct{ namespace *os.File }
 
 func (i inside) Read(name string) (value string, err error) {
-	err = inNamespace(i.namespace, func() (err error) {
+	err = nlsock.In(i.namespace, func() (err error) {
 		value, err = here{}.Read(name)
 		return err
 	})
@@ -101,7 +103,7 @@ func (i inside) Read(name string) (value string, err error) {
 }
 
 func (i inside) Write(name, value string) error {
-	return inNamespace(i.namespace, func() error { return here{}.Write(name, value) })
+	return nlsock.In(i.namespace, func() error { return here{}.Write(name, value) })
 }
 
 // set writes a sysctl unless it has the value already: /proc/sys may be read-only.

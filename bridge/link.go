@@ -9,7 +9,12 @@ import (
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/nlsock"
 )
+
+// batch is requests that travel together (rtnetlink(7)).
+type batch struct{ nlsock.Batch }
 
 // link is what is asked about a network interface.
 type link struct {
@@ -36,17 +41,17 @@ const (
 )
 
 func (b *batch) getLink(name string) {
-	b.add("looking for interface "+name, unix.RTM_GETLINK, 0, ifinfomsg(unix.AF_UNSPEC, 0, 0, 0), func(e *encoder) {
+	b.Add("looking for interface "+name, unix.RTM_GETLINK, 0, nlsock.IfInfoMsg(unix.AF_UNSPEC, 0, 0, 0), func(e *nlsock.Encoder) {
 		e.String(unix.IFLA_IFNAME, name)
 		e.Uint32(unix.IFLA_EXT_MASK, extFilterSkipStats)
 	})
 }
 
 // findLink returns nil when there is no interface of that name.
-func findLink(c *Socket, name string) (*link, error) {
+func findLink(c *nlsock.Socket, name string) (*link, error) {
 	var b batch
 	b.getLink(name)
-	answers, err := b.send(c)
+	answers, err := b.Send(c)
 	switch {
 	case errors.Is(err, unix.ENODEV):
 		return nil, nil
@@ -55,12 +60,12 @@ func findLink(c *Socket, name string) (*link, error) {
 	case len(answers) == 0:
 		return nil, fmt.Errorf("looking for interface %s: no answer", name)
 	}
-	return parseLink(answers[0].data)
+	return parseLink(answers[0].Data)
 }
 
 // portsOf are the interfaces that hang on a bridge.
-func portsOf(c *Socket, bridge *link) ([]*link, error) {
-	return listLinks(c, "listing the ports of bridge "+bridge.name, func(e *encoder) {
+func portsOf(c *nlsock.Socket, bridge *link) ([]*link, error) {
+	return listLinks(c, "listing the ports of bridge "+bridge.name, func(e *nlsock.Encoder) {
 		e.Uint32(unix.IFLA_MASTER, uint32(bridge.index))
 		e.Uint32(unix.IFLA_EXT_MASK, extFilterSkipStats)
 	}, func(l *link) bool { return l.master == bridge.index })
@@ -68,8 +73,8 @@ func portsOf(c *Socket, bridge *link) ([]*link, error) {
 
 // listLinks lets the kernel choose where it can (the filters of Linux 4.6), and looks
 // at what came itself.
-func listLinks(c *Socket, about string, filter func(*encoder), keep func(*link) bool) ([]*link, error) {
-	entries, err := c.dump(about, unix.RTM_GETLINK, ifinfomsg(unix.AF_UNSPEC, 0, 0, 0), filter)
+func listLinks(c *nlsock.Socket, about string, filter func(*nlsock.Encoder), keep func(*link) bool) ([]*link, error) {
+	entries, err := c.Dump(about, unix.RTM_GETLINK, nlsock.IfInfoMsg(unix.AF_UNSPEC, 0, 0, 0), filter)
 	if err != nil {
 		return nil, err
 	}
@@ -141,13 +146,13 @@ func (l *link) parseInfo(d *netlink.AttributeDecoder) error {
 // newBridge makes a bridge. With a MAC address of its own it keeps that when ports
 // come and go, and udev does not give it another one.
 func (b *batch) newBridge(name string, mtu int, mac net.HardwareAddr) {
-	b.add("making bridge "+name, unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, ifinfomsg(unix.AF_UNSPEC, 0, 0, 0), func(e *encoder) {
+	b.Add("making bridge "+name, unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, nlsock.IfInfoMsg(unix.AF_UNSPEC, 0, 0, 0), func(e *nlsock.Encoder) {
 		e.String(unix.IFLA_IFNAME, name)
 		e.Bytes(unix.IFLA_ADDRESS, mac)
 		if mtu > 0 {
 			e.Uint32(unix.IFLA_MTU, uint32(mtu))
 		}
-		e.Nested(unix.IFLA_LINKINFO, func(e *encoder) error {
+		e.Nested(unix.IFLA_LINKINFO, func(e *nlsock.Encoder) error {
 			e.Bytes(unix.IFLA_INFO_KIND, []byte("bridge"))
 			return nil
 		})
@@ -165,14 +170,14 @@ type veth struct {
 
 func (b *batch) newVeth(v veth) {
 	about := fmt.Sprintf("making interface %s in the container, and %s on the host", v.container, v.host)
-	b.add(about, unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, ifinfomsg(unix.AF_UNSPEC, 0, 0, 0), func(e *encoder) {
+	b.Add(about, unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, nlsock.IfInfoMsg(unix.AF_UNSPEC, 0, 0, 0), func(e *nlsock.Encoder) {
 		e.String(unix.IFLA_IFNAME, v.host)
 		e.Bytes(unix.IFLA_ADDRESS, v.hostMAC)
 		e.Uint32(unix.IFLA_MTU, uint32(v.mtu))
 		e.Uint32(unix.IFLA_MASTER, uint32(v.master))
-		e.Nested(unix.IFLA_LINKINFO, func(e *encoder) error {
+		e.Nested(unix.IFLA_LINKINFO, func(e *nlsock.Encoder) error {
 			e.Bytes(unix.IFLA_INFO_KIND, []byte("veth"))
-			e.Nested(unix.IFLA_INFO_DATA, func(e *encoder) error {
+			e.Nested(unix.IFLA_INFO_DATA, func(e *nlsock.Encoder) error {
 				e.Do(vethInfoPeer, v.peer)
 				return nil
 			})
@@ -188,18 +193,18 @@ func (v veth) peer() ([]byte, error) {
 	e.Uint32(unix.IFLA_MTU, uint32(v.mtu))
 	e.Uint32(unix.IFLA_NET_NS_FD, uint32(v.namespace))
 	b, err := e.Encode()
-	return append(ifinfomsg(unix.AF_UNSPEC, 0, 0, 0), b...), err
+	return append(nlsock.IfInfoMsg(unix.AF_UNSPEC, 0, 0, 0), b...), err
 }
 
 // newIFB makes the interface that a container's own traffic is led through to be
 // slowed down.
 func (b *batch) newIFB(name string, mtu int, mac net.HardwareAddr) {
-	b.add("making interface "+name, unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, ifinfomsg(unix.AF_UNSPEC, 0, unix.IFF_UP, unix.IFF_UP), func(e *encoder) {
+	b.Add("making interface "+name, unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, nlsock.IfInfoMsg(unix.AF_UNSPEC, 0, unix.IFF_UP, unix.IFF_UP), func(e *nlsock.Encoder) {
 		e.String(unix.IFLA_IFNAME, name)
 		e.Bytes(unix.IFLA_ADDRESS, mac)
 		e.Uint32(unix.IFLA_MTU, uint32(mtu))
 		e.Uint32(unix.IFLA_TXQLEN, 0)
-		e.Nested(unix.IFLA_LINKINFO, func(e *encoder) error {
+		e.Nested(unix.IFLA_LINKINFO, func(e *nlsock.Encoder) error {
 			e.Bytes(unix.IFLA_INFO_KIND, []byte("ifb"))
 			return nil
 		})
@@ -208,23 +213,23 @@ func (b *batch) newIFB(name string, mtu int, mac net.HardwareAddr) {
 
 // setAlias writes the mark by which a link is known as ours.
 func (b *batch) setAlias(name, alias string) {
-	b.add("marking interface "+name, unix.RTM_SETLINK, 0, ifinfomsg(unix.AF_UNSPEC, 0, 0, 0), func(e *encoder) {
+	b.Add("marking interface "+name, unix.RTM_SETLINK, 0, nlsock.IfInfoMsg(unix.AF_UNSPEC, 0, 0, 0), func(e *nlsock.Encoder) {
 		e.String(unix.IFLA_IFNAME, name)
 		e.Bytes(unix.IFLA_IFALIAS, []byte(alias))
 	})
 }
 
 func (b *batch) linkUp(name string, index int) {
-	b.add("setting interface "+name+" up", unix.RTM_SETLINK, 0, ifinfomsg(unix.AF_UNSPEC, index, unix.IFF_UP, unix.IFF_UP), nil)
+	b.Add("setting interface "+name+" up", unix.RTM_SETLINK, 0, nlsock.IfInfoMsg(unix.AF_UNSPEC, index, unix.IFF_UP, unix.IFF_UP), nil)
 }
 
 // containerUp sets the container's interface up and has it tell its neighbours its
 // address when that appears, since the address may have had another owner.
 func (b *batch) containerUp(name string, index int) {
-	b.add("setting interface "+name+" of the container up", unix.RTM_SETLINK, 0, ifinfomsg(unix.AF_UNSPEC, index, unix.IFF_UP, unix.IFF_UP), func(e *encoder) {
-		e.Nested(unix.IFLA_AF_SPEC, func(e *encoder) error {
-			e.Nested(unix.AF_INET, func(e *encoder) error {
-				e.Nested(inetConf, func(e *encoder) error {
+	b.Add("setting interface "+name+" of the container up", unix.RTM_SETLINK, 0, nlsock.IfInfoMsg(unix.AF_UNSPEC, index, unix.IFF_UP, unix.IFF_UP), func(e *nlsock.Encoder) {
+		e.Nested(unix.IFLA_AF_SPEC, func(e *nlsock.Encoder) error {
+			e.Nested(unix.AF_INET, func(e *nlsock.Encoder) error {
+				e.Nested(inetConf, func(e *nlsock.Encoder) error {
 					e.Uint32(devconfARPNotify, 1)
 					return nil
 				})
@@ -238,11 +243,11 @@ func (b *batch) containerUp(name string, index int) {
 // portUp sets a bridge's port up: with hairpin, so that a container reaches its own
 // published ports. It needs no address of its own.
 func (b *batch) portUp(name string) {
-	b.add("setting interface "+name+" up", unix.RTM_NEWLINK, 0, ifinfomsg(unix.AF_UNSPEC, 0, unix.IFF_UP, unix.IFF_UP), func(e *encoder) {
+	b.Add("setting interface "+name+" up", unix.RTM_NEWLINK, 0, nlsock.IfInfoMsg(unix.AF_UNSPEC, 0, unix.IFF_UP, unix.IFF_UP), func(e *nlsock.Encoder) {
 		e.String(unix.IFLA_IFNAME, name)
-		e.Nested(unix.IFLA_LINKINFO, func(e *encoder) error {
+		e.Nested(unix.IFLA_LINKINFO, func(e *nlsock.Encoder) error {
 			e.Bytes(unix.IFLA_INFO_SLAVE_KIND, []byte("bridge"))
-			e.Nested(unix.IFLA_INFO_SLAVE_DATA, func(e *encoder) error {
+			e.Nested(unix.IFLA_INFO_SLAVE_DATA, func(e *nlsock.Encoder) error {
 				e.Uint8(brportMode, 1)
 				return nil
 			})
@@ -252,10 +257,10 @@ func (b *batch) portUp(name string) {
 }
 
 func (b *batch) noIPv6Address(name string) {
-	b.add("configuring interface "+name, unix.RTM_SETLINK, 0, ifinfomsg(unix.AF_UNSPEC, 0, 0, 0), func(e *encoder) {
+	b.Add("configuring interface "+name, unix.RTM_SETLINK, 0, nlsock.IfInfoMsg(unix.AF_UNSPEC, 0, 0, 0), func(e *nlsock.Encoder) {
 		e.String(unix.IFLA_IFNAME, name)
-		e.Nested(unix.IFLA_AF_SPEC, func(e *encoder) error {
-			e.Nested(unix.AF_INET6, func(e *encoder) error {
+		e.Nested(unix.IFLA_AF_SPEC, func(e *nlsock.Encoder) error {
+			e.Nested(unix.AF_INET6, func(e *nlsock.Encoder) error {
 				e.Uint8(inet6AddrGenMode, addrGenNone)
 				return nil
 			})
@@ -265,7 +270,7 @@ func (b *batch) noIPv6Address(name string) {
 }
 
 func (b *batch) deleteLink(name string, index int) {
-	b.add("removing interface "+name, unix.RTM_DELLINK, 0, ifinfomsg(unix.AF_UNSPEC, index, 0, 0), nil)
+	b.Add("removing interface "+name, unix.RTM_DELLINK, 0, nlsock.IfInfoMsg(unix.AF_UNSPEC, index, 0, 0), nil)
 }
 
 // linkAddress is an address of an interface.
@@ -289,7 +294,7 @@ func (b *batch) addressMessage(about string, kind, flags uint16, p netip.Prefix,
 	if p.Addr().Is6() {
 		how = unix.IFA_F_NODAD
 	}
-	b.add(about, kind, flags, ifaddrmsg(p, how, index), func(e *encoder) {
+	b.Add(about, kind, flags, nlsock.IfAddrMsg(p, how, index), func(e *nlsock.Encoder) {
 		e.Bytes(unix.IFA_LOCAL, p.Addr().AsSlice())
 		e.Bytes(unix.IFA_ADDRESS, p.Addr().AsSlice())
 		if last := lastAddress(p); p.Addr().Is4() && p.Bits() < 31 {
@@ -299,11 +304,11 @@ func (b *batch) addressMessage(about string, kind, flags uint16, p netip.Prefix,
 }
 
 // listAddresses are the addresses of one interface, or of all with index 0.
-func listAddresses(c *Socket, index int) ([]linkAddress, error) {
+func listAddresses(c *nlsock.Socket, index int) ([]linkAddress, error) {
 	const about = "listing the host's addresses"
-	header := ifaddrmsg(netip.Prefix{}, 0, index) // the kernel heeds index since Linux 4.20, with strict checking
+	header := nlsock.IfAddrMsg(netip.Prefix{}, 0, index) // the kernel heeds index since Linux 4.20, with strict checking
 	header[3] = 0
-	entries, err := c.dump(about, unix.RTM_GETADDR, header, nil)
+	entries, err := c.Dump(about, unix.RTM_GETADDR, header, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -323,16 +328,16 @@ func listAddresses(c *Socket, index int) ([]linkAddress, error) {
 // hasAddress says whether an interface has an address, without a list of all that it
 // has: by the local route of one of IPv4, which comes and goes with it; the kernel sets
 // that of IPv6 a little later, but can be asked for the address itself.
-func hasAddress(s *Socket, index int, ip netip.Addr) (bool, error) {
+func hasAddress(s *nlsock.Socket, index int, ip netip.Addr) (bool, error) {
 	if ip.Is4() {
 		r, err := lookUp(s, ip)
 		return r != nil && r.kind == unix.RTN_LOCAL && r.out == index, err
 	}
 	var b batch
-	b.add("looking for address "+ip.String(), unix.RTM_GETADDR, 0, ifaddrmsg(netip.PrefixFrom(ip, 0), 0, index), func(e *encoder) {
+	b.Add("looking for address "+ip.String(), unix.RTM_GETADDR, 0, nlsock.IfAddrMsg(netip.PrefixFrom(ip, 0), 0, index), func(e *nlsock.Encoder) {
 		e.Bytes(unix.IFA_ADDRESS, ip.AsSlice())
 	})
-	_, err := b.send(s)
+	_, err := b.Send(s)
 	if errors.Is(err, unix.EADDRNOTAVAIL) {
 		return false, nil
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/flock"
+	"github.com/ambi-cni/ambi/nlsock"
 )
 
 // Network is one built-in network on one host.
@@ -229,7 +230,7 @@ func (n *Network) makeBridge(s *state) error {
 		b.newBridge(name, mtu, macOf(gatewayOf(s.subnets[0]).Addr()))
 	}
 	b.setAlias(name, bridgeAlias(n.Name))
-	if _, err := b.send(n.Host.Route); err != nil {
+	if _, err := b.Send(n.Host.Route); err != nil {
 		return n.cannotMake(err)
 	}
 	bridge, err := findLink(n.Host.Route, name)
@@ -270,7 +271,7 @@ func (n *Network) address(s *state) error {
 		b.addAddress(p, s.bridge.name, s.bridge.index)
 	}
 	b.linkUp(s.bridge.name, s.bridge.index)
-	if _, err := b.send(n.Host.Route); err != nil {
+	if _, err := b.Send(n.Host.Route); err != nil {
 		return fmt.Errorf("network %q: %w", n.Name, err)
 	}
 	return nil
@@ -301,14 +302,14 @@ func (n *Network) mtu() (int, error) {
 	return 0, nil
 }
 
-func mtuOf(c *Socket, index int) (int, error) {
+func mtuOf(c *nlsock.Socket, index int) (int, error) {
 	var b batch
-	b.add("looking for the host's default interface", unix.RTM_GETLINK, 0, ifinfomsg(unix.AF_UNSPEC, index, 0, 0), nil)
-	answers, err := b.send(c)
+	b.Add("looking for the host's default interface", unix.RTM_GETLINK, 0, nlsock.IfInfoMsg(unix.AF_UNSPEC, index, 0, 0), nil)
+	answers, err := b.Send(c)
 	if err != nil || len(answers) == 0 {
 		return 0, err
 	}
-	l, err := parseLink(answers[0].data)
+	l, err := parseLink(answers[0].Data)
 	if err != nil {
 		return 0, err
 	}
@@ -378,7 +379,7 @@ func (n *Network) removeBridge(ctx context.Context, bridge *link) error {
 	if bridge != nil {
 		var b batch
 		b.deleteLink(name, bridge.index)
-		if _, err := b.send(n.Host.Route); err != nil && !errors.Is(err, unix.ENODEV) {
+		if _, err := b.Send(n.Host.Route); err != nil && !errors.Is(err, unix.ENODEV) {
 			errs = append(errs, fmt.Errorf("network %q: %w", n.Name, err))
 		}
 	}

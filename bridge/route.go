@@ -8,6 +8,8 @@ import (
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/nlsock"
 )
 
 // route is a unicast route of the main table, or what a look-up found.
@@ -31,14 +33,14 @@ const rtmFibMatch = 0x2000 // RTM_F_FIB_MATCH: the route itself and not what bec
 
 // lookUp is the route that the kernel takes to an address; nil when there is none.
 // It costs the same whatever is in the tables.
-func lookUp(c *Socket, to netip.Addr) (*route, error) {
+func lookUp(c *nlsock.Socket, to netip.Addr) (*route, error) {
 	var b batch
-	b.add("looking for the route to "+to.String(), unix.RTM_GETROUTE, 0, func() []byte {
-		h := rtmsg(familyOf(to), uint8(to.BitLen()), rtmFibMatch)
+	b.Add("looking for the route to "+to.String(), unix.RTM_GETROUTE, 0, func() []byte {
+		h := nlsock.RtMsg(nlsock.FamilyOf(to), uint8(to.BitLen()), rtmFibMatch)
 		h[4], h[5], h[7] = 0, 0, 0
 		return h
-	}(), func(e *encoder) { e.Bytes(unix.RTA_DST, to.AsSlice()) })
-	answers, err := b.send(c)
+	}(), func(e *nlsock.Encoder) { e.Bytes(unix.RTA_DST, to.AsSlice()) })
+	answers, err := b.Send(c)
 	switch {
 	case slices.ContainsFunc(noRoute, func(e unix.Errno) bool { return errors.Is(err, e) }):
 		return nil, nil
@@ -47,7 +49,7 @@ func lookUp(c *Socket, to netip.Addr) (*route, error) {
 	case len(answers) == 0:
 		return nil, nil
 	}
-	return parseRoute(answers[0].data)
+	return parseRoute(answers[0].Data)
 }
 
 // noRoute is how the kernel says that it has no route, and how each type of route
@@ -56,13 +58,13 @@ func lookUp(c *Socket, to netip.Addr) (*route, error) {
 var noRoute = []unix.Errno{unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EACCES, unix.EINVAL, unix.ESRCH, unix.ENOENT, unix.ENODEV, unix.EAFNOSUPPORT, unix.EOPNOTSUPP}
 
 // listRoutes are the unicast routes of the host's main table, of both families.
-func listRoutes(c *Socket) ([]route, error) {
+func listRoutes(c *nlsock.Socket) ([]route, error) {
 	const about = "listing the host's routes"
 	var routes []route
 	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		header := rtmsg(family, 0, 0)
+		header := nlsock.RtMsg(family, 0, 0)
 		header[5], header[6], header[7] = 0, 0, 0
-		entries, err := c.dump(about, unix.RTM_GETROUTE, header, nil)
+		entries, err := c.Dump(about, unix.RTM_GETROUTE, header, nil)
 		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.ENOENT) {
 			continue // a kernel without the family, or a namespace that has never had a route of it
 		}
@@ -127,7 +129,7 @@ func (b *batch) addDefaultRoute(gateway netip.Addr, index int, wins bool) {
 	if !wins {
 		flags |= unix.NLM_F_EXCL
 	}
-	b.add("setting the default route over "+gateway.String(), unix.RTM_NEWROUTE, flags, rtmsg(familyOf(gateway), 0, 0), func(e *encoder) {
+	b.Add("setting the default route over "+gateway.String(), unix.RTM_NEWROUTE, flags, nlsock.RtMsg(nlsock.FamilyOf(gateway), 0, 0), func(e *nlsock.Encoder) {
 		e.Bytes(unix.RTA_GATEWAY, gateway.AsSlice())
 		e.Uint32(unix.RTA_OIF, uint32(index))
 		if metric := defaultMetric(gateway, wins); metric > 0 {

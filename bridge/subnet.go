@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/nlsock"
 )
 
 // BridgeName is the name of a network's bridge: ambi-<network>, or ambi-<hash> where
@@ -46,7 +47,7 @@ type user struct {
 
 // users are the ranges in use on the host, but for those of the bridge itself.
 // Default routes are not among them, nor the halves that VPNs make of them.
-func users(c *Socket, bridge *link) ([]user, error) {
+func users(c *nlsock.Socket, bridge *link) ([]user, error) {
 	links, err := listLinks(c, "listing the host's interfaces", nil, func(*link) bool { return true })
 	if err != nil {
 		return nil, err

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/nlsock"
 )
 
 // The test binary plays two other programs: a user without any right, and a process
@@ -116,7 +117,7 @@ func (asWanted) Write(string, string) error  { return nil }
 type insider struct {
 	cmd           *exec.Cmd
 	stdin         io.Closer
-	route, filter *Socket
+	route, filter *nlsock.Socket
 }
 
 func newInside() (*insider, error) {
@@ -152,7 +153,7 @@ func newInside() (*insider, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &insider{cmd, stdin, NewSocket(fds[0]), NewSocket(fds[1])}, nil
+	return &insider{cmd, stdin, nlsock.New(fds[0]), nlsock.New(fds[1])}, nil
 }
 
 func (i *insider) end() {

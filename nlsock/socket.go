@@ -1,4 +1,4 @@
-package bridge
+package nlsock
 
 import (
 	"encoding/binary"
@@ -21,8 +21,8 @@ type Socket struct {
 	buf []byte
 }
 
-// NewSocket takes a socket over from who opened it.
-func NewSocket(fd int) *Socket {
+// New takes a socket over from who opened it.
+func New(fd int) *Socket {
 	// Better answers, where the kernel knows them: what exactly was wrong, errors without
 	// the request, and lists of what was asked for only. And an end to waiting, though the
 	// kernel answers before it lets go of the request.
@@ -35,8 +35,8 @@ func NewSocket(fd int) *Socket {
 	return &Socket{fd: fd, buf: make([]byte, largest)}
 }
 
-// openSocket opens a socket in a namespace, or with nil in that of this thread.
-func openSocket(protocol int, namespace *os.File) (*Socket, error) {
+// Open opens a socket in a namespace, or with nil in that of this thread.
+func Open(protocol int, namespace *os.File) (*Socket, error) {
 	var fd int
 	open := func() (err error) {
 		fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
@@ -47,16 +47,16 @@ func openSocket(protocol int, namespace *os.File) (*Socket, error) {
 	}
 	if namespace != nil {
 		inner := open
-		open = func() error { return inNamespace(namespace, inner) }
+		open = func() error { return In(namespace, inner) }
 	}
 	if err := open(); err != nil {
 		return nil, fmt.Errorf("opening a netlink socket: %w", err)
 	}
-	return NewSocket(fd), nil
+	return New(fd), nil
 }
 
-// inNamespace runs f on a thread that enters the namespace, and ends with f.
-func inNamespace(namespace *os.File, f func() error) error {
+// In runs f on a thread that enters the namespace, and ends with f.
+func In(namespace *os.File, f func() error) error {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // and never unlocked
@@ -77,53 +77,53 @@ func (s *Socket) Close() error {
 	return unix.Close(s.fd)
 }
 
-// request is a message for the kernel; about says what it does, for errors.
-type request struct {
-	about       string
-	kind, flags uint16
-	data        []byte
-	mayFail     bool // it is a nicety
+// Request is a message for the kernel.
+type Request struct {
+	About       string // what it does, for errors
+	Kind, Flags uint16 // nlmsg_type, nlmsg_flags
+	Data        []byte
+	MayFail     bool // it is a nicety
 	seq         uint32
 }
 
-// answer is a message from the kernel.
-type answer struct {
-	kind, flags uint16
+// Answer is a message from the kernel.
+type Answer struct {
+	Kind, Flags uint16
+	Data        []byte
 	seq         uint32
-	data        []byte
 }
 
-// newRequest makes a message of a fixed header, such as struct ifinfomsg, and
+// NewRequest makes a message of a fixed header, such as struct ifinfomsg, and
 // attributes.
-func newRequest(about string, kind, flags uint16, header []byte, attributes func(*encoder)) (request, error) {
+func NewRequest(about string, kind, flags uint16, header []byte, attributes func(*Encoder)) (Request, error) {
 	e := netlink.NewAttributeEncoder()
 	if attributes != nil {
 		attributes(e)
 	}
 	b, err := e.Encode()
 	if err != nil {
-		return request{}, fmt.Errorf("%s: %w", about, err)
+		return Request{}, fmt.Errorf("%s: %w", about, err)
 	}
-	return request{about: about, kind: kind, flags: unix.NLM_F_REQUEST | flags, data: append(header, b...)}, nil
+	return Request{About: about, Kind: kind, Flags: unix.NLM_F_REQUEST | flags, Data: append(header, b...)}, nil
 }
 
-// encoder writes the attributes of a message.
-type encoder = netlink.AttributeEncoder
+// Encoder writes the attributes of a message.
+type Encoder = netlink.AttributeEncoder
 
 // send sends requests with one system call. It names its destination each time: then
 // the kernel asks for the rights of the sender and not also for those of who opened the
 // socket (net/netlink/af_netlink.c, NETLINK_SKB_DST).
-func (s *Socket) send(requests []request) error {
+func (s *Socket) send(requests []Request) error {
 	var b []byte
 	for i := range requests {
 		r := &requests[i]
 		s.seq++
 		r.seq = s.seq
-		b = binary.NativeEndian.AppendUint32(b, uint32(unix.SizeofNlMsghdr+len(r.data)))
-		b = binary.NativeEndian.AppendUint16(b, r.kind)
-		b = binary.NativeEndian.AppendUint16(b, r.flags)
+		b = binary.NativeEndian.AppendUint32(b, uint32(unix.SizeofNlMsghdr+len(r.Data)))
+		b = binary.NativeEndian.AppendUint16(b, r.Kind)
+		b = binary.NativeEndian.AppendUint16(b, r.Flags)
 		b = binary.NativeEndian.AppendUint32(b, r.seq)
-		b = append(append(b, 0, 0, 0, 0), r.data...)
+		b = append(append(b, 0, 0, 0, 0), r.Data...)
 		for len(b)%unix.NLMSG_ALIGNTO != 0 {
 			b = append(b, 0)
 		}
@@ -132,20 +132,20 @@ func (s *Socket) send(requests []request) error {
 }
 
 // receive reads the next answers.
-func (s *Socket) receive() ([]answer, error) {
+func (s *Socket) receive() ([]Answer, error) {
 	n, err := s.read()
 	if err != nil {
 		return nil, err
 	}
-	var answers []answer
+	var answers []Answer
 	for b := s.buf[:n]; len(b) >= unix.SizeofNlMsghdr; {
 		size := int(binary.NativeEndian.Uint32(b))
 		if size < unix.SizeofNlMsghdr || size > len(b) {
 			return nil, errors.New("the kernel's answer is cut off")
 		}
-		answers = append(answers, answer{
-			kind: binary.NativeEndian.Uint16(b[4:]), flags: binary.NativeEndian.Uint16(b[6:]), seq: binary.NativeEndian.Uint32(b[8:]),
-			data: append([]byte(nil), b[unix.SizeofNlMsghdr:size]...),
+		answers = append(answers, Answer{
+			Kind: binary.NativeEndian.Uint16(b[4:]), Flags: binary.NativeEndian.Uint16(b[6:]), seq: binary.NativeEndian.Uint32(b[8:]),
+			Data: append([]byte(nil), b[unix.SizeofNlMsghdr:size]...),
 		})
 		b = b[min(len(b), (size+unix.NLMSG_ALIGNTO-1)&^(unix.NLMSG_ALIGNTO-1)):]
 	}
@@ -169,11 +169,11 @@ func (s *Socket) read() (int, error) {
 
 // failed is the error in an answer of type NLMSG_ERROR or NLMSG_DONE; nil when it only
 // acknowledges. It has the kernel's own words, where there are some.
-func (a answer) failed() error {
-	if len(a.data) < 4 {
+func (a Answer) failed() error {
+	if len(a.Data) < 4 {
 		return nil
 	}
-	code := int32(binary.NativeEndian.Uint32(a.data))
+	code := int32(binary.NativeEndian.Uint32(a.Data))
 	if code >= 0 {
 		return nil
 	}
@@ -184,12 +184,12 @@ func (a answer) failed() error {
 	return errno
 }
 
-func (a answer) words() string {
+func (a Answer) words() string {
 	const header, message = 4 + unix.SizeofNlMsghdr, 1 // NLMSGERR_ATTR_MSG
-	if a.kind != unix.NLMSG_ERROR || a.flags&unix.NLM_F_ACK_TLVS == 0 || len(a.data) < header {
+	if a.Kind != unix.NLMSG_ERROR || a.Flags&unix.NLM_F_ACK_TLVS == 0 || len(a.Data) < header {
 		return ""
 	}
-	d, err := netlink.NewAttributeDecoder(a.data[header:])
+	d, err := netlink.NewAttributeDecoder(a.Data[header:])
 	if err != nil {
 		return ""
 	}
@@ -201,37 +201,37 @@ func (a answer) words() string {
 	return ""
 }
 
-// do has the kernel do requests, in order, and returns what they answered. The kernel
+// Do has the kernel do requests, in order, and returns what they answered. The kernel
 // goes on after one that fails; the first error is returned, and says what it is
 // about.
-func (s *Socket) do(requests []request) (answers []answer, err error) {
+func (s *Socket) Do(requests []Request) (answers []Answer, err error) {
 	if len(requests) == 0 {
 		return nil, nil
 	}
 	if err := s.send(requests); err != nil {
-		return nil, fmt.Errorf("%s: %w", requests[0].about, err)
+		return nil, fmt.Errorf("%s: %w", requests[0].About, err)
 	}
 	first := requests[0].seq
 	for waiting := acknowledged(requests); waiting > 0; {
 		got, err2 := s.receive()
 		if err2 != nil {
-			return nil, fmt.Errorf("%s: %w", requests[0].about, err2)
+			return nil, fmt.Errorf("%s: %w", requests[0].About, err2)
 		}
 		for _, a := range got {
 			i := int(a.seq - first)
 			if i < 0 || i >= len(requests) {
 				continue
 			}
-			if a.kind != unix.NLMSG_ERROR {
+			if a.Kind != unix.NLMSG_ERROR {
 				answers = append(answers, a)
 				continue
 			}
 			failed := a.failed()
-			if failed != nil && err == nil && !requests[i].mayFail {
-				err = fmt.Errorf("%s: %w", requests[i].about, failed)
+			if failed != nil && err == nil && !requests[i].MayFail {
+				err = fmt.Errorf("%s: %w", requests[i].About, failed)
 			}
 			// A transaction that the kernel will not even read: nothing else comes.
-			if requests[i].flags&unix.NLM_F_ACK == 0 {
+			if requests[i].Flags&unix.NLM_F_ACK == 0 {
 				return nil, err
 			}
 			waiting--
@@ -240,20 +240,20 @@ func (s *Socket) do(requests []request) (answers []answer, err error) {
 	return answers, err
 }
 
-func acknowledged(requests []request) (n int) {
+func acknowledged(requests []Request) (n int) {
 	for _, r := range requests {
-		if r.flags&unix.NLM_F_ACK != 0 {
+		if r.Flags&unix.NLM_F_ACK != 0 {
 			n++
 		}
 	}
 	return n
 }
 
-// dump asks for a list. A list that changed while the kernel wrote it may have gaps
+// Dump asks for a list. A list that changed while the kernel wrote it may have gaps
 // and is asked for again. Only the host's side is asked for lists: a container's root
 // may have filled its tables.
-func (s *Socket) dump(about string, kind uint16, header []byte, attributes func(*encoder)) ([][]byte, error) {
-	r, err := newRequest(about, kind, unix.NLM_F_DUMP, header, attributes)
+func (s *Socket) Dump(about string, kind uint16, header []byte, attributes func(*Encoder)) ([][]byte, error) {
+	r, err := NewRequest(about, kind, unix.NLM_F_DUMP, header, attributes)
 	if err != nil {
 		return nil, err
 	}
@@ -270,8 +270,8 @@ func (s *Socket) dump(about string, kind uint16, header []byte, attributes func(
 	return nil, fmt.Errorf("%s: the list changed each of %d times it was read", about, tries)
 }
 
-func (s *Socket) dumpOnce(r request) (entries [][]byte, whole bool, err error) {
-	requests := []request{r}
+func (s *Socket) dumpOnce(r Request) (entries [][]byte, whole bool, err error) {
+	requests := []Request{r}
 	if err := s.send(requests); err != nil {
 		return nil, false, err
 	}
@@ -285,11 +285,11 @@ func (s *Socket) dumpOnce(r request) (entries [][]byte, whole bool, err error) {
 			if a.seq != requests[0].seq {
 				continue
 			}
-			whole = whole && a.flags&unix.NLM_F_DUMP_INTR == 0
-			if a.kind == unix.NLMSG_DONE || a.kind == unix.NLMSG_ERROR {
+			whole = whole && a.Flags&unix.NLM_F_DUMP_INTR == 0
+			if a.Kind == unix.NLMSG_DONE || a.Kind == unix.NLMSG_ERROR {
 				return entries, whole, a.failed()
 			}
-			entries = append(entries, a.data)
+			entries = append(entries, a.Data)
 		}
 	}
 }
