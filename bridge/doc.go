@@ -21,4 +21,6 @@
 // alias ("ambi web"), a container's interface on the host its attachment ("ambi web
 // 4a5b eth0"), and its name is made from that, so that DEL and GC find it when every
 // record is lost, and touch nothing else. The firewall is in layout.go, as nft shows it.
+//
+// It may import nlsock, flock and conf.
 package bridge

@@ -1,9 +1,3 @@
-// Package cli is ambi's command line: the verbs for people.
-//
-// A command prints what it found or did on standard output, as a table for people
-// or, with --json, as the document that docs/cli.md shows. Errors go to standard
-// error, each with a line "hint:" that says what to do. The exit status is 0 for
-// success, 1 when something failed, 2 for a bad command line.
 package cli
 
 import (

@@ -20,4 +20,7 @@
 // the delegate's type in front. Codes of ours are 1 (the delegate speaks no
 // version we can use), 6 (it printed something that is not a result), 11 (it did
 // not finish in time and was killed), 50 (its binary is missing) and 100.
+//
+// It may import flock, inside and conf. Start reading at [Chain] in chain.go, then add.go
+// and del.go.
 package delegate

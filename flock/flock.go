@@ -2,7 +2,7 @@
 // with its context. The kernel lets go of a lock when the last process that inherited its
 // descriptor has ended, however that happens.
 //
-// It imports nothing of ours.
+// It imports nothing of ours. Start at [Lock].
 package flock
 
 import (

@@ -3,7 +3,7 @@
 // needs the right to enter it (setns(2)): CAP_SYS_ADMIN over it and in our own user
 // namespace.
 //
-// It is a leaf: it imports nothing of ours.
+// It imports nothing of ours. Start at [Open].
 package inside
 
 import (

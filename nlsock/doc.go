@@ -3,5 +3,5 @@
 // by one process and handed to another. It knows what all messages have in common;
 // what is in them is its users' business.
 //
-// It is a leaf: it imports nothing of ours.
+// It imports nothing of ours. Start at [Socket] in socket.go.
 package nlsock

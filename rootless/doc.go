@@ -22,5 +22,6 @@
 //	netns       the container's namespace: interface, addresses, source routes
 //	plan        the interface as it shall be, which those three pass to each other
 //
-// It imports these, portmap/forward, record and conf. Start at Network.Add.
+// It may import rootless/supervisor, rootless/driver, rootless/plan, portmap/forward,
+// record and conf. Start at Network.Add.
 package rootless

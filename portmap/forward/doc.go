@@ -1,5 +1,6 @@
 // Package forward is rootlessport: it publishes ports of a container without
-// root, in user space, and keeps the client's source address. It imports conf only.
+// root, in user space, and keeps the client's source address. It imports conf only. Start
+// with this picture, then forwarder.go.
 //
 // The listening sockets are bound in the host's network namespace ([Listen]) and
 // handed to a [Forwarder], which accepts there and reaches the container by
