@@ -46,7 +46,7 @@ func TestBesideTheStandardPlugins(t *testing.T) {
 	ours := l.join(t, l.network("ours", withSubnets("10.88.1.0/24", "fd88:1::/64")), "a", func(a *conf.Attachment) { a.Bandwidth = limits })
 
 	std := &member{space: newSpace(t)}
-	netns := fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), std.file.Fd())
+	netns := fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), std.Fd())
 	config := fmt.Sprintf(`{"cniVersion": "1.1.0", "name": "std", "type": "bridge", "bridge": "std0", "isGateway": true, "ipMasq": true, "ipMasqBackend": "nftables", "hairpinMode": true, "mtu": 1400,
 		"ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": "10.88.2.0/24"}], [{"subnet": "fd88:2::/64"}]], "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]}}`, t.TempDir())
 	result := l.plugin(t, netns, "ADD", config)

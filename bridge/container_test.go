@@ -101,7 +101,7 @@ func TestAddTwice(t *testing.T) {
 	a := l.join(t, n, "a")
 	again := func(m *member) (err error) {
 		l.on(t, n, func() {
-			c, err2 := OpenContainer("/test", m.file)
+			c, err2 := OpenContainer("/test", m.File())
 			require.NoError(t, err2)
 			defer c.Close()
 			err = n.Free(c, m.request.Key)
@@ -124,7 +124,7 @@ func TestWhatIsLeft(t *testing.T) {
 	lost, kept := l.join(t, n, "lost", limited), l.join(t, n, "kept")
 	gone := newMember(t, n, "gone")
 	require.NoError(t, l.add(t, gone))
-	gone.file.Close() // the kernel takes the pair away in its own time
+	gone.Close() // the kernel takes the pair away in its own time
 	l.run(t, "ip", "link", "set", portName(kept.request.Key), "alias", "ambi web kept eth0")
 	l.on(t, n, func() {
 		holders, err := n.Holders(patience(t))
@@ -205,13 +205,13 @@ func TestHostElsewhere(t *testing.T) {
 	m := newMember(t, n, "a")
 	before := l.state(t)
 	elsewhere.do(t, func() {
-		route, err := nlsock.Open(0, l.file)
+		route, err := nlsock.Open(0, l.File())
 		require.NoError(t, err)
-		filter, err := nlsock.Open(12, l.file)
+		filter, err := nlsock.Open(12, l.File())
 		require.NoError(t, err)
-		n.Host = Host{Route: route, Filter: filter, Sysctl: inside{l.file}}
+		n.Host = Host{Route: route, Filter: filter, Sysctl: inside{l.File()}}
 		defer n.Host.Close()
-		c, err := OpenContainer("/test/"+m.request.ContainerID, m.file)
+		c, err := OpenContainer("/test/"+m.request.ContainerID, m.File())
 		require.NoError(t, err)
 		defer c.Close()
 		m.result, err = n.Add(patience(t), c, m.request)

@@ -212,7 +212,7 @@ func TestFirewalld(t *testing.T) {
 	}
 	add := func(m *member) {
 		with(func() {
-			c, err := OpenContainer("/test", m.file)
+			c, err := OpenContainer("/test", m.File())
 			require.NoError(t, err)
 			defer c.Close()
 			m.result, err = n.Add(patience(t), c, m.request)

@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -19,54 +18,32 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/stretchr/testify/require"
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/e2e/lab/unit"
 )
 
-// space is a network namespace without a name: it is gone when its last file is
-// closed.
-type space struct{ file *os.File }
+// space is a network namespace.
+type space struct{ *unit.Netns }
 
 func newSpace(t testing.TB) *space {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: it makes network namespaces")
 	}
-	s := &space{}
-	onFreshThread(t, func() {
-		require.NoError(t, unix.Unshare(unix.CLONE_NEWNET))
-		file, err := os.Open("/proc/thread-self/ns/net")
-		require.NoError(t, err)
-		s.file = file
-	})
-	t.Cleanup(func() { _ = s.file.Close() })
-	return s
+	netns, err := unit.NewNetns()
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = netns.Close() })
+	return &space{netns}
 }
 
-// onFreshThread runs f on a thread of its own that ends with it, so that no other
-// goroutine ever runs in f's namespace.
-func onFreshThread(t testing.TB, f func()) {
+// do runs f inside the namespace; a test that fails in f ends.
+func (s *space) do(t testing.TB, f func()) {
 	t.Helper()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread()
-		f()
-	}()
-	<-done
+	require.NoError(t, s.Do(f))
 	if t.Failed() {
 		t.FailNow()
 	}
-}
-
-// do runs f inside the namespace.
-func (s *space) do(t testing.TB, f func()) {
-	t.Helper()
-	onFreshThread(t, func() {
-		require.NoError(t, unix.Setns(int(s.file.Fd()), unix.CLONE_NEWNET))
-		f()
-	})
 }
 
 // try runs a command inside and returns what it printed.
@@ -101,7 +78,7 @@ func newLab(t testing.TB) *lab {
 	l := &lab{newSpace(t), newSpace(t), t.TempDir()}
 	l.do(t, func() {
 		require.NoError(t, netlink.LinkAdd(&netlink.Veth{
-			LinkAttrs: netlink.LinkAttrs{Name: "eth0", MTU: 1400}, PeerName: "eth0", PeerNamespace: netlink.NsFd(int(l.client.file.Fd())),
+			LinkAttrs: netlink.LinkAttrs{Name: "eth0", MTU: 1400}, PeerName: "eth0", PeerNamespace: netlink.NsFd(l.client.Fd()),
 		}))
 	})
 	for _, side := range []struct {
@@ -178,7 +155,7 @@ func patience(t testing.TB) context.Context {
 func (l *lab) add(t testing.TB, m *member) (err error) {
 	t.Helper()
 	l.on(t, m.network, func() {
-		c, err2 := OpenContainer("/test/"+m.request.ContainerID, m.file)
+		c, err2 := OpenContainer("/test/"+m.request.ContainerID, m.File())
 		require.NoError(t, err2)
 		defer c.Close()
 		m.result, err = m.network.Add(patience(t), c, m.request)
@@ -192,7 +169,7 @@ func (l *lab) add(t testing.TB, m *member) (err error) {
 func (l *lab) check(t testing.TB, m *member) (err error) {
 	t.Helper()
 	l.on(t, m.network, func() {
-		c, err2 := OpenContainer("/test/"+m.request.ContainerID, m.file)
+		c, err2 := OpenContainer("/test/"+m.request.ContainerID, m.File())
 		require.NoError(t, err2)
 		defer c.Close()
 		err = m.network.Check(patience(t), c, m.request, m.result, m.result)

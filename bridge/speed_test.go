@@ -25,7 +25,7 @@ func BenchmarkAdd(b *testing.B) {
 		m := newMember(b, n, fmt.Sprintf("c%d", i))
 		l.on(b, n, func() {
 			start := time.Now()
-			c, err := OpenContainer("/test", m.file)
+			c, err := OpenContainer("/test", m.File())
 			require.NoError(b, err)
 			m.result, err = n.Add(patience(b), c, m.request)
 			require.NoError(b, err)
@@ -36,7 +36,7 @@ func BenchmarkAdd(b *testing.B) {
 			dels = append(dels, time.Since(start))
 			limit = append(limit, ipBatch(b, newSpace(b)))
 		})
-		m.file.Close()
+		m.Close()
 	}
 	report(b, "add-ms", ours)
 	report(b, "del-ms", dels)
@@ -54,7 +54,7 @@ func ipBatch(b *testing.B, s *space) time.Duration {
 	host := fmt.Sprintf(`link add %s address 02:00:00:00:00:01 mtu 1400 master ambi-web type veth peer name eth0 address 02:00:00:00:00:02 mtu 1400 netns /proc/%d/fd/%d
 link set %s alias limit
 link set %s up type bridge_slave hairpin on
-`, name, os.Getpid(), s.file.Fd(), name, name)
+`, name, os.Getpid(), s.Fd(), name, name)
 	container := `link set lo up
 address add 10.88.200.2/16 brd + dev eth0
 address add fd88::200:2/64 dev eth0 nodad
@@ -70,7 +70,7 @@ route add default via fd88::1 dev eth0
 		require.NoError(b, err, string(out))
 	}
 	run([]string{"ip", "-batch", "-"}, host)
-	run([]string{"nsenter", fmt.Sprintf("--net=/proc/%d/fd/%d", os.Getpid(), s.file.Fd()), "ip", "-batch", "-"}, container)
+	run([]string{"nsenter", fmt.Sprintf("--net=/proc/%d/fd/%d", os.Getpid(), s.Fd()), "ip", "-batch", "-"}, container)
 	took := time.Since(start)
 	run([]string{"ip", "link", "delete", name}, "")
 	return took
@@ -88,7 +88,7 @@ func BenchmarkManyMembers(b *testing.B) {
 		m := &member{space: inside, network: n, request: &conf.Attachment{Key: conf.Key{Network: n.Name, ContainerID: fmt.Sprintf("c%d", i), IfName: fmt.Sprintf("eth%d", i)}}}
 		l.on(b, n, func() {
 			start := time.Now()
-			c, err := OpenContainer("/test", m.file)
+			c, err := OpenContainer("/test", m.File())
 			require.NoError(b, err)
 			m.result, err = n.Add(patience(b), c, m.request)
 			require.NoError(b, err)

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/e2e/lab/unit"
 	"github.com/ambi-cni/ambi/nlsock"
 )
 
@@ -34,7 +35,7 @@ func TestMain(m *testing.M) {
 		}
 		_, _ = io.Copy(io.Discard, os.Stdin)
 	default:
-		os.Exit(m.Run())
+		os.Exit(unit.RunTests(m))
 	}
 }
 

@@ -57,6 +57,9 @@ func openOwn() (*Netns, error) {
 	return &Netns{os.NewFile(uintptr(fd), f.Name())}, nil
 }
 
+// File is it, opened; it is closed by Close only.
+func (n *Netns) File() *os.File { return n.file }
+
 // Fd is its descriptor.
 func (n *Netns) Fd() int { return int(n.file.Fd()) }
 
