@@ -250,18 +250,18 @@ func acknowledged(requests []Request) (n int) {
 }
 
 // Dump asks for a list. A list that changed while the kernel wrote it may have gaps
-// and is asked for again. Only the host's side is asked for lists: a container's root
-// may have filled its tables.
+// and is asked for again. Who asks a container's namespace has to expect that its root
+// has filled it: that is for [Socket.Each].
 func (s *Socket) Dump(about string, kind uint16, header []byte, attributes func(*Encoder)) ([][]byte, error) {
-	r, err := NewRequest(about, kind, unix.NLM_F_DUMP, header, attributes)
-	if err != nil {
-		return nil, err
-	}
 	const tries = 100
 	for range tries {
-		entries, whole, err := s.dumpOnce(r)
+		var entries [][]byte
+		whole, err := s.Each(about, kind, header, attributes, func(entry []byte) bool {
+			entries = append(entries, entry)
+			return true
+		})
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", about, err)
+			return nil, err
 		}
 		if whole {
 			return entries, nil
@@ -270,16 +270,23 @@ func (s *Socket) Dump(about string, kind uint16, header []byte, attributes func(
 	return nil, fmt.Errorf("%s: the list changed each of %d times it was read", about, tries)
 }
 
-func (s *Socket) dumpOnce(r Request) (entries [][]byte, whole bool, err error) {
+// Each asks for a list and calls each for its entries, until that returns false: then the
+// kernel is not done, and the socket of no more use. It says whether the list was
+// whole: one that changed while the kernel wrote it may have gaps.
+func (s *Socket) Each(about string, kind uint16, header []byte, attributes func(*Encoder), each func(entry []byte) bool) (whole bool, err error) {
+	r, err := NewRequest(about, kind, unix.NLM_F_DUMP, header, attributes)
+	if err != nil {
+		return false, err
+	}
 	requests := []Request{r}
 	if err := s.send(requests); err != nil {
-		return nil, false, err
+		return false, fmt.Errorf("%s: %w", about, err)
 	}
 	whole = true
 	for {
 		got, err := s.receive()
 		if err != nil {
-			return nil, false, err
+			return false, fmt.Errorf("%s: %w", about, err)
 		}
 		for _, a := range got {
 			if a.seq != requests[0].seq {
@@ -287,9 +294,14 @@ func (s *Socket) dumpOnce(r Request) (entries [][]byte, whole bool, err error) {
 			}
 			whole = whole && a.Flags&unix.NLM_F_DUMP_INTR == 0
 			if a.Kind == unix.NLMSG_DONE || a.Kind == unix.NLMSG_ERROR {
-				return entries, whole, a.failed()
+				if err := a.failed(); err != nil {
+					return false, fmt.Errorf("%s: %w", about, err)
+				}
+				return whole, nil
 			}
-			entries = append(entries, a.Data)
+			if !each(a.Data) {
+				return false, nil
+			}
 		}
 	}
 }

@@ -1,0 +1,102 @@
+package link
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// script runs lines of a shell inside.
+func (c *container) script(t require.TestingT, lines string) string {
+	return c.run(t, "sh", "-ec", lines)
+}
+
+// made is what plugins may make in a stand-in.
+const made = `
+ip link add eth0 type veth peer name outer0
+ip link set outer0 up
+ip link set eth0 address 02:00:00:00:00:05 mtu 1400 txqueuelen 77
+ip link property add dev eth0 altname second
+ip link set lo up
+ip addr add 10.1.0.5/24 brd + dev eth0 label eth0:x
+ip addr add 10.1.0.6/24 dev eth0 valid_lft 3600 preferred_lft 1800
+ip addr add 10.9.0.1 peer 10.9.0.2/32 dev eth0 scope link
+ip addr add 10.8.0.1/24 dev eth0 noprefixroute
+ip addr add 10.99.0.1/32 dev lo
+ip addr add fd00:1::5/64 dev eth0 nodad
+ip link set eth0 up
+ip addr add fd00:2::5/64 dev eth0 nodad
+ip route add default via 10.1.0.1
+ip route add 192.0.2.0/24 via 10.1.0.1 mtu 1300 advmss 1200 metric 7
+ip route add 198.51.100.0/24 via 203.0.113.1 dev eth0 onlink src 10.1.0.6
+ip route add 10.77.0.0/16 nexthop via 10.1.0.2 weight 2 nexthop via 10.1.0.3
+ip route add blackhole 10.66.0.0/16
+ip route add 10.55.0.0/24 dev eth0 table 100
+ip route add default via 10.55.0.1 dev eth0 table 100
+ip -6 route add default via fd00:1::1
+ip -6 route add unreachable fd00:66::/64 table 300
+ip route del 10.1.0.0/24 dev eth0 proto kernel && ip route add 10.1.0.0/24 dev eth0 proto kernel scope link src 10.1.0.5 table 100 || true
+ip rule add from 10.1.0.5 table 100 priority 500
+ip -6 rule add iif eth0 lookup 300 priority 600
+ip neigh add 10.1.0.9 lladdr 02:00:00:00:00:99 dev eth0 nud permanent
+ip neigh add proxy 10.1.0.10 dev eth0
+echo 1 > /proc/sys/net/ipv4/conf/eth0/arp_notify
+echo 100 > /proc/sys/net/core/somaxconn
+tc qdisc add dev eth0 root tbf rate 1mbit burst 5kb limit 10kb
+`
+
+// shown is all that ip and tc show of a namespace.
+const shown = `
+ip -d addr | sed 's/^[0-9]*: //; s/@if[0-9]*//; s/link-netns.* / /; s/valid_lft [0-9].*sec/timed/'
+ip route show table all
+ip -6 route show table all
+ip rule; ip -6 rule
+ip neigh; ip neigh show proxy
+tc qdisc show
+cd /proc/sys/net; grep -r . core ipv4 ipv6 2>/dev/null | grep -v 'fastopen_key\|stable_secret' | sort
+`
+
+func TestCarry(t *testing.T) {
+	one, other := newContainer(t), newContainer(t)
+	from, to := one.enter(t), other.enter(t)
+	fresh, err := Observe(from)
+	require.NoError(t, err)
+	one.script(t, made)
+	require.Eventually(t, func() bool {
+		return !strings.Contains(one.script(t, "ip addr"), "tentative") && strings.Contains(one.script(t, "ip -6 route show table local"), "fd00:1::5")
+	}, 2*time.Minute, 50*time.Millisecond)
+	before := one.script(t, shown)
+	c, err := Carry(from, to, fresh, nil)
+	require.NoError(t, err)
+	text, err := json.Marshal(c)
+	require.NoError(t, err)
+	require.NoError(t, json.Unmarshal(text, c))
+	other.soon(t, before)
+	require.NoError(t, c.Back(to, from))
+	one.soon(t, before)
+}
+
+// soon waits until a namespace shows something: the kernel works out the state of links
+// a little later.
+func (c *container) soon(t *testing.T, want string) {
+	t.Helper()
+	require.EventuallyWithT(t, func(t *assert.CollectT) { assert.Empty(t, different(want, c.script(t, shown))) }, 2*time.Minute, 100*time.Millisecond)
+}
+
+// different are the lines that only one of two has.
+func different(a, b string) (lines []string) {
+	only := func(sign, a, b string) {
+		for line := range strings.Lines(a) {
+			if !strings.Contains("\n"+b, "\n"+line) {
+				lines = append(lines, sign+strings.TrimSpace(line))
+			}
+		}
+	}
+	only("-", a, b)
+	only("+", b, a)
+	return lines
+}
