@@ -54,6 +54,15 @@ const (
 	SourceGateway  SourceIP = "gateway"  // the gateway's
 )
 
+// RootlessNetwork says which containers share a rootless network.
+type RootlessNetwork string
+
+// The values of the key rootless.network.
+const (
+	NetworkPrivate RootlessNetwork = "private" // each container has one for itself
+	NetworkShared  RootlessNetwork = "shared"  // all containers of the network reach each other
+)
+
 // NetConf is one plugin entry of a conflist as the runtime hands it over on
 // standard input (CNI specification 1.1.0, section 1 and "Deriving execution
 // configuration from plugin configuration").
@@ -127,6 +136,7 @@ type Portmap struct {
 
 // Rootless has the keys of the rootless network.
 type Rootless struct {
+	Network           RootlessNetwork
 	Driver            string // slirp4netns
 	CIDR              netip.Prefix
 	MTU               int
@@ -177,7 +187,7 @@ func defaults() NetConf {
 		Portmap:  Portmap{Backend: BackendAuto, SNAT: true},
 		LogLevel: "info",
 		Rootless: Rootless{
-			Driver: "slirp4netns", CIDR: netip.MustParsePrefix("10.0.2.0/24"), MTU: defaultMTU, EnableIPv6: true,
+			Network: NetworkPrivate, Driver: "slirp4netns", CIDR: netip.MustParsePrefix("10.0.2.0/24"), MTU: defaultMTU, EnableIPv6: true,
 			PortHandler: HandlerRootlessport, SourceIP: SourcePreserve, Sandbox: true, Seccomp: true,
 		},
 	}
@@ -420,6 +430,7 @@ func (p *Portmap) fields() fields {
 
 func (r *Rootless) fields() fields {
 	return fields{
+		"network":           oneOf(&r.Network, NetworkPrivate, NetworkShared),
 		"driver":            oneOf(&r.Driver, "slirp4netns"),
 		"cidr":              r.setCIDR,
 		"mtu":               into(&r.MTU, mtuExpected),

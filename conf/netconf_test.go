@@ -51,7 +51,7 @@ func TestParseDefaults(t *testing.T) {
 	require.Equal(t, conf.Bridge{Isolate: true}, n.Bridge)
 	require.Equal(t, conf.Portmap{Backend: conf.BackendAuto, SNAT: true}, n.Portmap)
 	require.Equal(t, conf.Rootless{
-		Driver: "slirp4netns", CIDR: netip.MustParsePrefix("10.0.2.0/24"), MTU: 65520, EnableIPv6: true,
+		Network: conf.NetworkPrivate, Driver: "slirp4netns", CIDR: netip.MustParsePrefix("10.0.2.0/24"), MTU: 65520, EnableIPv6: true,
 		PortHandler: conf.HandlerRootlessport, SourceIP: conf.SourcePreserve, Sandbox: true, Seccomp: true,
 	}, n.Rootless)
 	require.Empty(t, n.StateDir)

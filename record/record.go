@@ -19,6 +19,8 @@ type State string
 const (
 	Adding State = "adding" // write-ahead: anything between nothing and all may be there
 	Ready  State = "ready"  // ADD succeeded
+	// Leaving: DEL has begun, of an attachment that others share something with.
+	Leaving State = "leaving"
 )
 
 // version is the layout of Record; a record of another one counts as unreadable.
@@ -39,11 +41,12 @@ type Record struct {
 
 	Delegates    []json.RawMessage `json:"delegates,omitempty"`    // root: the chain that ran, a conflist spelled out
 	DisableCheck bool              `json:"disableCheck,omitempty"` // root: of the conflist that was wrapped
-	Bridge       string            `json:"bridge,omitempty"`       // root: that of the built-in network, when that made the interface
+	Bridge       string            `json:"bridge,omitempty"`       // that of the built-in network, when that made the interface
 	Result       json.RawMessage   `json:"result,omitempty"`       // what ADD printed, cniVersion 1.1.0
 	Published    *Published        `json:"published,omitempty"`    // root: what portmap/nat was asked to publish
 
-	Supervisor *Process           `json:"supervisor,omitempty"` // rootless
+	Supervisor *Process           `json:"supervisor,omitempty"` // rootless; with a hub that of all its members
+	Hub        string             `json:"hub,omitempty"`        // rootless: the one it is a member of (rootless/hub)
 	Ports      []conf.PortMapping `json:"ports,omitempty"`
 
 	saved bool

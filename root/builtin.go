@@ -21,7 +21,7 @@ import (
 func RestoreNetworks(ctx context.Context, log *slog.Logger, store *record.Store, records []*record.Record) (names []string, err error) {
 	members := map[string][]*record.Record{}
 	for _, r := range records {
-		if r.Bridge != "" && r.State == record.Ready && !r.Netns.Gone() {
+		if r.Mode == conf.ModeRoot && r.Bridge != "" && r.State == record.Ready && !r.Netns.Gone() {
 			members[r.Network] = append(members[r.Network], r)
 		}
 	}

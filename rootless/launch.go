@@ -3,6 +3,7 @@ package rootless
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -24,7 +25,7 @@ const launchTimeout = 3 * time.Minute
 // launcher holds what a supervisor is started with.
 type launcher struct {
 	config    *supervisor.Config
-	namespace *namespace
+	namespace *namespace // nil: the supervisor makes a hub
 	alive     *os.File
 	control   *os.File
 	log       *os.File
@@ -34,7 +35,7 @@ type launcher struct {
 // start runs a supervisor and returns when it is ready.
 func (l *launcher) start(ctx context.Context) (record.Process, *supervisor.Ready, error) {
 	process, message, err := l.try(ctx, "--preserve-credentials")
-	if err == nil && message.LostRights && l.namespace.owner != nil {
+	if err == nil && message.LostRights && l.namespace != nil && l.namespace.owner != nil {
 		// Our uid is not 0 in that user namespace, so execve(2) took the capabilities
 		// (podman --userns=keep-id is such a one). Its uid 0 keeps them.
 		process, message, err = l.try(ctx, "--setuid=0", "--setgid=0")
@@ -42,6 +43,9 @@ func (l *launcher) start(ctx context.Context) (record.Process, *supervisor.Ready
 	switch {
 	case err != nil:
 		return record.Process{}, nil, err
+	case message.LostRights && l.namespace == nil:
+		return record.Process{}, nil, conf.Mendf(conf.Errorf(conf.ErrNetwork, "the hub has no rights in the user namespace that it made"),
+			"allow user namespaces to ordinary users (with AppArmor: sysctl kernel.apparmor_restrict_unprivileged_userns=0)")
 	case message.LostRights:
 		return record.Process{}, nil, record.NetnsError(l.config.Container.Netns.Path, "its owning user namespace gives us no CAP_NET_ADMIN and CAP_SYS_ADMIN",
 			"map this user to uid 0 in it (unshare -Urn), or map uid 0 to one of its subordinate uids")
@@ -66,16 +70,17 @@ func (l *launcher) try(ctx context.Context, credentials ...string) (record.Proce
 	defer readyRead.Close()
 	cmd, err := l.command(credentials)
 	if err == nil {
-		cmd.ExtraFiles = supervisor.Descriptors{
-			Config: configRead, Ready: readyWrite, Netns: l.namespace.file, Owner: l.namespace.owner,
-			Alive: l.alive, Control: l.control, Sockets: l.sockets,
-		}.List()
+		d := supervisor.Descriptors{Config: configRead, Ready: readyWrite, Alive: l.alive, Control: l.control, Sockets: l.sockets}
+		if l.namespace != nil {
+			d.Netns, d.Owner = l.namespace.file, l.namespace.owner
+		}
+		cmd.ExtraFiles = d.List()
 		supervisor.KeepDescriptors()
 		err = cmd.Start()
 	}
 	readyWrite.Close() // so that its death is the end of file
 	if err != nil {
-		return record.Process{}, nil, fmt.Errorf("starting the supervisor: %w", err)
+		return record.Process{}, nil, fmt.Errorf("starting the supervisor: %w", l.explain(err))
 	}
 	process, err := record.ProcessOf(cmd.Process.Pid)
 	if err != nil {
@@ -112,10 +117,17 @@ func (l *launcher) command(credentials []string) (*exec.Cmd, error) {
 	if err != nil {
 		return nil, err
 	}
-	argv := []string{self, supervisor.Role, l.config.Container.Key.String()}
-	l.config.Joined = l.namespace.owner != nil
+	about := l.config.Container.Key.String()
+	if l.config.Hub != nil {
+		about = l.config.Hub.Network
+	}
+	argv := []string{self, supervisor.Role, about}
 	cmd := &exec.Cmd{Path: "/proc/self/exe", Args: append([]string{"ambi"}, argv[1:]...)}
-	if l.namespace.owner != nil {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if l.namespace == nil {
+		inOwnUserNamespace(cmd.SysProcAttr)
+	}
+	if l.config.Joined = l.namespace != nil && l.namespace.owner != nil; l.config.Joined {
 		nsenter, err := LookUpNsenter()
 		if err != nil {
 			return nil, err
@@ -126,8 +138,30 @@ func (l *launcher) command(credentials []string) (*exec.Cmd, error) {
 	cmd.Dir, cmd.Env = "/", []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 	// Standard error is the log, also for what nsenter and a crash have to say.
 	cmd.Stderr = l.log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	return cmd, nil
+}
+
+// inOwnUserNamespace starts a process as uid 0 of a new user namespace. One line for
+// ourselves needs no privilege (user_namespaces(7), "Defining user and group ID mappings").
+func inOwnUserNamespace(attr *syscall.SysProcAttr) {
+	attr.Cloneflags = syscall.CLONE_NEWUSER
+	attr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}}
+	attr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}}
+}
+
+// explain says what keeps a hub from having a user namespace.
+func (l *launcher) explain(err error) error {
+	if l.namespace != nil {
+		return err
+	}
+	const what = "making a user namespace for the hub"
+	switch {
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EUSERS):
+		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "%s: %v", what, err), "there are as many as may be: raise the sysctl user.max_user_namespaces")
+	case errors.Is(err, syscall.EPERM):
+		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "%s: %v", what, err), "allow them to ordinary users: sysctl kernel.unprivileged_userns_clone=1, and with AppArmor kernel.apparmor_restrict_unprivileged_userns=0")
+	}
+	return fmt.Errorf("%s: %w", what, err)
 }
 
 // LookUpNsenter finds nsenter(1), which enters user namespaces of containers.

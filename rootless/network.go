@@ -17,6 +17,7 @@ import (
 	"github.com/ambi-cni/ambi/portmap/forward"
 	"github.com/ambi-cni/ambi/record"
 	"github.com/ambi-cni/ambi/rootless/driver"
+	"github.com/ambi-cni/ambi/rootless/hub"
 	"github.com/ambi-cni/ambi/rootless/plan"
 	"github.com/ambi-cni/ambi/rootless/supervisor"
 )
@@ -32,6 +33,9 @@ type Network struct {
 }
 
 func (n *Network) controlOf(key conf.Key) supervisor.Control {
+	if n.Record != nil && n.Record.Hub != "" {
+		return controlOfHub(hub.Hub{Store: n.Store, Name: n.Record.Hub})
+	}
 	return supervisor.Control(n.Store.Path(key, "sock"))
 }
 
@@ -59,6 +63,9 @@ func Available(r conf.Rootless, cacheDir string) error {
 // up. It saves the record before its first change, and notes the supervisor in
 // it. After an error, Del cleans up.
 func (n *Network) Add(ctx context.Context, a *conf.Attachment) (*types100.Result, error) {
+	if a.NetConf.Rootless.Network == conf.NetworkShared {
+		return n.addShared(ctx, a)
+	}
 	command, p, err := n.choose(a)
 	if err != nil {
 		return nil, err
@@ -122,7 +129,7 @@ func unsupported(a *conf.Attachment, ports ...conf.PortMapping) error {
 			}
 		}
 	}
-	if a.NetConf.RuntimeConfig.Wants("bandwidth") {
+	if a.NetConf.Rootless.Network != conf.NetworkShared && a.NetConf.RuntimeConfig.Wants("bandwidth") {
 		return conf.Mendf(conf.Unsupported("runtimeConfig.bandwidth", a.NetConf.RuntimeConfig.Raw["bandwidth"], "without root the bandwidth of a container cannot be limited"), "run as root, or take the capability bandwidth away")
 	}
 	return nil
@@ -167,19 +174,23 @@ func (n *Network) launch(ctx context.Context, a *conf.Attachment, config *superv
 
 func (n *Network) newLauncher(key conf.Key, config *supervisor.Config, ns *namespace, sockets []forward.Socket) (*launcher, error) {
 	l := &launcher{config: config, namespace: ns, sockets: sockets}
-	var err error
-	if l.alive, err = supervisor.LockAlive(n.Store.Path(key, "alive")); err != nil {
-		return nil, err
+	return l, l.open(n.Store.Path(key, "alive"), n.controlOf(key), n.Store.Path(key, "log"))
+}
+
+// open makes the files that a supervisor holds. After an error none is open.
+func (l *launcher) open(alive string, control supervisor.Control, log string) (err error) {
+	if l.alive, err = supervisor.LockAlive(alive); err != nil {
+		return err
 	}
-	if l.control, err = n.controlOf(key).Listen(); err != nil {
+	if l.control, err = control.Listen(); err != nil {
 		l.close()
-		return nil, err
+		return err
 	}
-	if l.log, err = os.OpenFile(n.Store.Path(key, "log"), os.O_CREATE|os.O_APPEND|os.O_RDWR|unix.O_NOFOLLOW, 0o600); err != nil {
+	if l.log, err = os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_RDWR|unix.O_NOFOLLOW, 0o600); err != nil {
 		l.close()
-		return nil, fmt.Errorf("supervisor's log: %w", err)
+		return fmt.Errorf("supervisor's log: %w", err)
 	}
-	return l, nil
+	return nil
 }
 
 func (l *launcher) close() {
@@ -259,9 +270,12 @@ func recordedMAC(a *conf.Attachment) (string, error) {
 
 // Check asks the supervisor, which looks at the driver, at its ports and into the
 // namespace.
-func (n *Network) Check(_ context.Context, a *conf.Attachment) error {
+func (n *Network) Check(ctx context.Context, a *conf.Attachment) error {
 	if n.Record == nil || !n.Record.Supervisor.Alive() {
 		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "attachment %s: its supervisor is not running, so the container has no network", a.Key), "call DEL and ADD again")
+	}
+	if n.Record.Hub != "" {
+		return n.checkShared(ctx, a)
 	}
 	mac, err := recordedMAC(a)
 	if err != nil {
@@ -284,6 +298,9 @@ func Alive(r *record.Record) bool { return r.Supervisor.Alive() }
 // Del stops the supervisor and returns when its ports are free and its driver is
 // gone. What is gone already is success.
 func (n *Network) Del(ctx context.Context, a *conf.Attachment) error {
+	if n.Record != nil && n.Record.Hub != "" {
+		return n.delShared(ctx, hub.Hub{Store: n.Store, Name: n.Record.Hub}, a)
+	}
 	p, err := n.findSupervisor(a)
 	started := p != nil || err != nil
 	if p != nil {

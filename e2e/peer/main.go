@@ -10,6 +10,7 @@
 //	                      own, ":4000", and of all at the same time
 //	peer get URL          print the answer of an HTTP server
 //	peer lookup DNS NAME  print the address of a name
+//	peer ping ADDR        ask for an ICMP echo until one comes (needs root)
 //	peer hold tcp|udp ADDR  bind and do nothing
 //	peer crowd tcp|udp COUNT ADDR  be so many clients at once, which want nothing, until SIGINT
 //	peer reserve HOW NETWORK ADDR CMD…  bind, run CMD, and end with it, as engines
@@ -89,6 +90,7 @@ func run(args []string) error {
 		"unchanged": {2, unchanged},
 		"without":   {2, without},
 		"reserve":   {4, reserve},
+		"ping":      {1, func(a []string) error { return ping(a[0]) }},
 		"askfrom":   {3, func(a []string) error { return ask(a[0], a[1], a[2:]) }},
 		"frames":    {3, frames},
 	}

@@ -30,14 +30,14 @@ type Namespace interface {
 	// has expired, or a moment after its last connection has ended.
 	RemoveClient(protocol conf.Protocol, client netip.Addr) error
 
-	// AddPort has what is sent from this port routed by the table of its protocol,
+	// AddPort has what a target sends from this port routed by the table of its protocol,
 	// which holds the clients of AddClient: "ip rule add iif lo ipproto X sport P
-	// lookup T". It is called once per (protocol, containerPort).
-	AddPort(protocol conf.Protocol, containerPort uint16) error
+	// lookup T". It is called once per (protocol, containerPort, target).
+	AddPort(protocol conf.Protocol, containerPort uint16, of Target) error
 
 	// RemovePort is the reverse of AddPort, called after the port's last listener
 	// and last connection have gone.
-	RemovePort(protocol conf.Protocol, containerPort uint16) error
+	RemovePort(protocol conf.Protocol, containerPort uint16, of Target) error
 }
 
 // Enterer is a [Namespace] that threads can move into. A forwarder then makes its
@@ -50,10 +50,8 @@ type Enterer interface {
 	Enter() error
 }
 
-// Config says what to forward to, and how.
-type Config struct {
-	Namespace Namespace
-
+// Target is a container that ports lead to.
+type Target struct {
 	// Container4 and Container6 are the container's addresses; zero when it has
 	// none of that family. Clients of a missing family reach the other one.
 	Container4, Container6 netip.Addr
@@ -68,6 +66,13 @@ type Config struct {
 
 	// SourceIP is what the service sees; empty means preserve.
 	SourceIP conf.SourceIP
+}
+
+// Config says what to forward to, and how.
+type Config struct {
+	Namespace Namespace
+
+	Target // of [Forwarder.Add]; zero where only AddTo is used
 
 	// Logger gets what an operator must know; nil discards it.
 	Logger *slog.Logger
@@ -104,7 +109,6 @@ func orDefault[T comparable](value, fallback T) T {
 
 func (c *Config) withDefaults() Config {
 	d := *c
-	d.SourceIP = orDefault(d.SourceIP, conf.SourcePreserve)
 	d.Logger = orDefault(d.Logger, slog.New(slog.DiscardHandler))
 	d.ConnectTimeout = orDefault(d.ConnectTimeout, defaultConnectTimeout)
 	d.GoneTimeout = orDefault(d.GoneTimeout, defaultGoneTimeout)
@@ -121,6 +125,13 @@ func (c *Config) validate() error {
 	if c.Namespace == nil {
 		return fmt.Errorf("the container's network namespace is missing")
 	}
+	if c.Target == (Target{}) {
+		return nil
+	}
+	return c.Target.validate()
+}
+
+func (c *Target) validate() error {
 	if !c.Container4.IsValid() && !c.Container6.IsValid() {
 		return fmt.Errorf("the container has neither an IPv4 nor an IPv6 address to forward to")
 	}

@@ -121,7 +121,7 @@ func (f *flow) dialClaimed(w *worker) unix.Errno {
 }
 
 func (f *flow) pair() pair {
-	return pair{address(f.key.client.ip().As16()), f.key.client.port(), f.udp.port.mapping.ContainerPort}
+	return pair{address(f.key.client.ip().As16()), f.key.client.port(), f.udp.target.container, f.udp.port.mapping.ContainerPort}
 }
 
 // source is the address that the service sees.

@@ -14,7 +14,7 @@ import (
 	"github.com/ambi-cni/ambi/conf"
 )
 
-// Forwarder forwards published ports into one container. Its methods may be
+// Forwarder forwards published ports to containers that are reached from one namespace. Its methods may be
 // called from several goroutines at once.
 type Forwarder struct {
 	config  Config
@@ -54,10 +54,16 @@ func New(c Config) (*Forwarder, error) {
 
 func (f *Forwarder) clock() time.Duration { return time.Since(f.started) }
 
-// Add takes ownership of the sockets' files and starts forwarding; with an error
-// none is forwarded and all are closed. It may be called at any time.
-func (f *Forwarder) Add(sockets []Socket) error {
+// Add is AddTo for the target of the configuration.
+func (f *Forwarder) Add(sockets []Socket) error { return f.AddTo(f.config.Target, sockets) }
+
+// AddTo takes ownership of the sockets' files and starts forwarding to the target; with an
+// error none is forwarded and all are closed. It may be called at any time.
+func (f *Forwarder) AddTo(t Target, sockets []Socket) error {
 	defer CloseSockets(sockets) // the forwarder works on descriptors of its own
+	if err := t.validate(); err != nil {
+		return err
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.closed {
@@ -69,7 +75,7 @@ func (f *Forwarder) Add(sockets []Socket) error {
 	if err := f.startInside(len(sockets)); err != nil {
 		return err
 	}
-	ports, err := f.prepare(sockets)
+	ports, err := f.prepare(t, sockets)
 	if err != nil {
 		return err
 	}
@@ -106,7 +112,7 @@ func (f *Forwarder) startInside(sockets int) error {
 }
 
 // prepare makes the ports of the sockets, each with its workplace.
-func (f *Forwarder) prepare(sockets []Socket) (ports []*port, err error) {
+func (f *Forwarder) prepare(t Target, sockets []Socket) (ports []*port, err error) {
 	fresh := make(map[conf.PortMapping]*port)
 	for _, s := range sockets {
 		if f.ports[s.Mapping] != nil {
@@ -114,7 +120,7 @@ func (f *Forwarder) prepare(sockets []Socket) (ports []*port, err error) {
 		}
 		p := fresh[s.Mapping]
 		if p == nil {
-			p = &port{mapping: s.Mapping, routes: &f.routes}
+			p = &port{mapping: s.Mapping, target: t, routes: &f.routes}
 			if p.worker, err = f.workerFor(s.Mapping.Protocol); err != nil {
 				return nil, err
 			}

@@ -72,7 +72,7 @@ func supervise(encoded string) error {
 		return err
 	}
 	f, err := forward.New(forward.Config{
-		Namespace: n, Container4: containerFour, Gateway4: gatewayFour, Container6: containerSix, Gateway6: gatewaySix,
+		Namespace: n, Target: forward.Target{Container4: containerFour, Gateway4: gatewayFour, Container6: containerSix, Gateway6: gatewaySix},
 	})
 	if err != nil {
 		return err

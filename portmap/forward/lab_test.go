@@ -85,9 +85,11 @@ func newLabAlone(t *testing.T, change ...func(*forward.Config)) *lab {
 	require.NoError(t, err)
 	t.Cleanup(l.namespace.close)
 	config := forward.Config{
-		Namespace:  l.namespace,
-		Container4: containerFour, Gateway4: gatewayFour, Subnet4: netip.MustParsePrefix("10.0.2.0/24"),
-		Container6: containerSix, Gateway6: gatewaySix, Subnet6: netip.MustParsePrefix("fd00::/64"),
+		Namespace: l.namespace,
+		Target: forward.Target{
+			Container4: containerFour, Gateway4: gatewayFour, Subnet4: netip.MustParsePrefix("10.0.2.0/24"),
+			Container6: containerSix, Gateway6: gatewaySix, Subnet6: netip.MustParsePrefix("fd00::/64"),
+		},
 	}
 	for _, c := range change {
 		c(&config)

@@ -160,7 +160,7 @@ func (n *namespace) clientRoute(protocol conf.Protocol, client netip.Addr) *netl
 }
 
 // AddPort implements forward.Namespace.
-func (n *namespace) AddPort(protocol conf.Protocol, port uint16) error {
+func (n *namespace) AddPort(protocol conf.Protocol, port uint16, _ forward.Target) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if key := fmt.Sprint(protocol, port); n.ports[key] {
@@ -172,7 +172,7 @@ func (n *namespace) AddPort(protocol conf.Protocol, port uint16) error {
 }
 
 // RemovePort implements forward.Namespace.
-func (n *namespace) RemovePort(protocol conf.Protocol, port uint16) error {
+func (n *namespace) RemovePort(protocol conf.Protocol, port uint16, _ forward.Target) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	key := fmt.Sprint(protocol, port)

@@ -13,6 +13,7 @@ import (
 type port struct {
 	counters
 	mapping   conf.PortMapping
+	target    Target
 	worker    *worker // has the listeners
 	sockets   []Socket
 	entrances []entrance
@@ -44,21 +45,26 @@ func (p *port) open(f *Forwarder) error {
 	}
 	p.sockets = nil
 	p.users.Store(1)
-	if err := p.routes.addPort(p.mapping.Protocol, p.mapping.ContainerPort); err != nil {
+	if err := p.routes.addPort(p.end()); err != nil {
 		p.closeUnwatched()
 		return err
 	}
 	return nil
 }
 
+// end is where the port leads.
+func (p *port) end() containerPort {
+	return containerPort{p.mapping.Protocol, p.mapping.ContainerPort, p.target}
+}
+
 func (p *port) newEntrance(f *Forwarder, family int, fd int32) entrance {
-	target := f.config.targetFor(family)
+	target := p.target.targetFor(family)
 	if p.mapping.Protocol == conf.UDP {
 		return newUDPPort(p, target, family, fd)
 	}
 	l := &listener{fd: fd, port: p, target: target, pacing: unpace(fd)}
 	if forBoth(family, fd) {
-		l.expect(f.config.targetFor(unix.AF_INET), target)
+		l.expect(p.target.targetFor(unix.AF_INET), target)
 	}
 	return l
 }
@@ -105,6 +111,6 @@ func duplicate(s Socket) (fd int32, err error) {
 // need the routing rule until the last one has.
 func (p *port) release() {
 	if p.users.Add(-1) == 0 {
-		p.routes.removePort(p.mapping.Protocol, p.mapping.ContainerPort)
+		p.routes.removePort(p.end())
 	}
 }

@@ -194,15 +194,18 @@ func requireCode(t *testing.T, err error, code uint, texts ...string) {
 func TestConfigIsChecked(t *testing.T) {
 	l := newLab(t)
 	for name, c := range map[string]forward.Config{
-		"no namespace":       {Container4: containerFour, Gateway4: gatewayFour},
-		"no address":         {Namespace: l.namespace},
-		"loopback container": {Namespace: l.namespace, Container4: loopbackFour, Gateway4: gatewayFour},
-		"no gateway":         {Namespace: l.namespace, Container4: containerFour},
-		"gateway of another": {Namespace: l.namespace, Container4: containerFour, Gateway4: gatewaySix},
+		"no namespace":       {Target: forward.Target{Container4: containerFour, Gateway4: gatewayFour}},
+		"loopback container": {Namespace: l.namespace, Target: forward.Target{Container4: loopbackFour, Gateway4: gatewayFour}},
+		"no gateway":         {Namespace: l.namespace, Target: forward.Target{Container4: containerFour}},
+		"gateway of another": {Namespace: l.namespace, Target: forward.Target{Container4: containerFour, Gateway4: gatewaySix}},
 	} {
 		_, err := forward.New(c)
 		require.Error(t, err, name)
 	}
+	f, err := forward.New(forward.Config{Namespace: l.namespace})
+	require.NoError(t, err)
+	require.ErrorContains(t, f.Add(nil), "neither an IPv4 nor an IPv6 address")
+	require.NoError(t, f.Close())
 }
 
 func TestClosedForwarderTakesNoPorts(t *testing.T) {

@@ -27,6 +27,7 @@ type routes struct {
 type containerPort struct {
 	protocol conf.Protocol
 	port     uint16
+	target   Target
 }
 
 func (r *routes) init(n Namespace) {
@@ -34,12 +35,11 @@ func (r *routes) init(n Namespace) {
 	r.clients, r.pairs = make(map[route]*routeUse), make(map[pair]struct{})
 }
 
-func (r *routes) addPort(protocol conf.Protocol, number uint16) error {
+func (r *routes) addPort(key containerPort) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	key := containerPort{protocol, number}
 	if r.ports[key] == 0 {
-		if err := r.namespace.AddPort(protocol, number); err != nil {
+		if err := r.namespace.AddPort(key.protocol, key.port, key.target); err != nil {
 			return err
 		}
 	}
@@ -47,14 +47,13 @@ func (r *routes) addPort(protocol conf.Protocol, number uint16) error {
 	return nil
 }
 
-func (r *routes) removePort(protocol conf.Protocol, number uint16) {
+func (r *routes) removePort(key containerPort) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	key := containerPort{protocol, number}
 	r.ports[key]--
 	if r.ports[key] == 0 {
 		delete(r.ports, key)
-		r.note(r.namespace.RemovePort(protocol, number))
+		r.note(r.namespace.RemovePort(key.protocol, key.port, key.target))
 	}
 }
 
@@ -70,6 +69,7 @@ func (r *routes) note(err error) {
 type pair struct {
 	client       address
 	clientPort   uint16
+	container    netip.Addr
 	containerEnd uint16
 }
 

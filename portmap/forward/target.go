@@ -21,9 +21,10 @@ type target struct {
 
 // targetFor is the container's side for clients of an address family: the same
 // family where the container has it, the other one where it does not.
-func (c *Config) targetFor(family int) *target {
-	four := target{unix.AF_INET, c.Container4, c.Gateway4, c.Subnet4, c.SourceIP == conf.SourcePreserve}
-	six := target{unix.AF_INET6, c.Container6, c.Gateway6, c.Subnet6, c.SourceIP == conf.SourcePreserve}
+func (c *Target) targetFor(family int) *target {
+	preserve := c.SourceIP != conf.SourceGateway
+	four := target{unix.AF_INET, c.Container4, c.Gateway4, c.Subnet4, preserve}
+	six := target{unix.AF_INET6, c.Container6, c.Gateway6, c.Subnet6, preserve}
 	if family == unix.AF_INET && c.Container4.IsValid() || !c.Container6.IsValid() {
 		return &four
 	}

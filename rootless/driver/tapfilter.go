@@ -144,7 +144,7 @@ func discardFrames(tap int, deadline time.Time) error {
 // closeLoopback sets the filter.
 func (s *process) closeLoopback() error {
 	set := filterTap
-	if !record.HaveCapability(unix.CAP_SYS_ADMIN) {
+	if !record.HaveCapability(unix.CAP_SYS_PTRACE) {
 		set = s.filterTapByHelper
 	}
 	var err error

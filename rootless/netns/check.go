@@ -28,7 +28,7 @@ func (n *Namespace) Check(mac string) error {
 			errs = append(errs, n.checkAddresses(link, f), n.checkDefaultRoute(link, f))
 		}
 	}
-	errs = append(errs, n.check())
+	errs = append(errs, n.CheckRules())
 	return errors.Join(errs...)
 }
 

@@ -10,5 +10,5 @@
 // setns(2) into the host's namespace needs rights there that an unprivileged user does
 // not have.
 //
-// It imports rootless/plan and conf. Start at Open.
+// It imports rootless/plan, portmap/forward and conf. Start at Open, and at Make for a hub.
 package netns

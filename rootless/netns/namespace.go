@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"sync/atomic"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -40,17 +41,73 @@ func Open(file *os.File, key conf.Key, p *plan.Interface) (*Namespace, error) {
 		return nil, fmt.Errorf("entering the container's network namespace: %w", err)
 	}
 	var err error
-	n.do(func() { err = unpin(file) })
+	n.Do(func() { err = unpin(file) })
 	if err != nil {
 		return nil, fmt.Errorf("the container's network namespace: %w", err)
 	}
-	n.do(func() { n.link, err = netlink.NewHandle(unix.NETLINK_ROUTE) })
+	n.Do(func() { n.link, err = netlink.NewHandle(unix.NETLINK_ROUTE) })
 	if err != nil {
 		return nil, fmt.Errorf("netlink in the container's network namespace: %w", err)
 	}
 	n.SourceRoutes = newSourceRoutes(n.link, key, "lo", p)
 	return n, nil
 }
+
+// Make makes the namespace of a hub, which passes on what comes over the bridge, and starts
+// the thread inside. The plan is that of the driver's interface.
+func Make(key conf.Key, bridge string, p *plan.Interface) (*Namespace, error) {
+	n := &Namespace{calls: make(chan func()), plan: p}
+	made := make(chan error)
+	go n.thread(made)
+	if err := <-made; err != nil {
+		return nil, fmt.Errorf("making the network namespace of the hub: %w", err)
+	}
+	var err error
+	n.Do(func() { n.link, err = netlink.NewHandle(unix.NETLINK_ROUTE) })
+	if err != nil {
+		return nil, fmt.Errorf("netlink in the hub: %w", err)
+	}
+	n.SourceRoutes = newSourceRoutes(n.link, key, bridge, p)
+	if err := n.raiseLoopback(nil); err != nil {
+		return nil, fmt.Errorf("loopback interface of the hub: %w", err)
+	}
+	return n, n.passOn()
+}
+
+// passOn has the hub forward, and its interfaces have their addresses at once and from
+// nobody else. What a kernel without IPv6 lacks is left out.
+func (n *Namespace) passOn() error {
+	for _, s := range []struct{ name, value string }{
+		{"ipv4/ip_forward", "1"}, {"ipv6/conf/all/forwarding", "1"},
+		{"ipv6/conf/default/accept_ra", "0"}, {"ipv6/conf/default/accept_dad", "0"},
+	} {
+		if err := n.SetSysctl(s.name, s.value); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("setting net.%s to %s in the hub: %w", strings.ReplaceAll(s.name, "/", "."), s.value, err)
+		}
+	}
+	return nil
+}
+
+const sysctls = "/proc/sys/net/" // those of the reading thread's namespace
+
+// Sysctl is a value below /proc/sys/net inside.
+func (n *Namespace) Sysctl(name string) (value string, err error) {
+	n.Do(func() {
+		var b []byte
+		b, err = os.ReadFile(sysctls + name)
+		value = strings.TrimSpace(string(b))
+	})
+	return value, err
+}
+
+// SetSysctl sets a value below /proc/sys/net inside.
+func (n *Namespace) SetSysctl(name, value string) (err error) {
+	n.Do(func() { err = os.WriteFile(sysctls+name, []byte(value), 0) })
+	return err
+}
+
+// File is the namespace itself.
+func (n *Namespace) File() *os.File { return n.file }
 
 func (n *Namespace) thread(entered chan<- error) {
 	runtime.LockOSThread() // never unlocked
@@ -63,7 +120,7 @@ func (n *Namespace) thread(entered chan<- error) {
 		<-moved
 		return
 	}
-	if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
+	if err := n.enterOrMake(); err != nil {
 		entered <- err
 		return
 	}
@@ -71,6 +128,18 @@ func (n *Namespace) thread(entered chan<- error) {
 	for call := range n.calls {
 		call()
 	}
+}
+
+// enterOrMake moves the calling thread into the namespace, or into a new one.
+func (n *Namespace) enterOrMake() (err error) {
+	if n.file != nil {
+		return n.Enter()
+	}
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return err
+	}
+	n.file, err = os.Open("/proc/thread-self/ns/net")
+	return err
 }
 
 // unpin has the file lead to the calling thread's namespace, which is the same one,
@@ -85,9 +154,9 @@ func unpin(file *os.File) error {
 	return unix.Dup3(int(own.Fd()), int(file.Fd()), unix.O_CLOEXEC)
 }
 
-// do runs f on the thread inside. What f opens there belongs to the container's
+// Do runs f on the thread inside. What f opens there belongs to the container's
 // namespace.
-func (n *Namespace) do(f func()) {
+func (n *Namespace) Do(f func()) {
 	done := make(chan struct{})
 	n.calls <- func() { f(); close(done) }
 	<-done
@@ -95,7 +164,7 @@ func (n *Namespace) do(f func()) {
 
 // Socket is socket(2) inside the container's namespace.
 func (n *Namespace) Socket(domain, typ, proto int) (fd int, err error) {
-	n.do(func() { fd, err = unix.Socket(domain, typ, proto) })
+	n.Do(func() { fd, err = unix.Socket(domain, typ, proto) })
 	return fd, err
 }
 
@@ -253,7 +322,7 @@ func (n *Namespace) quietIPv6(netlink.Link) error {
 	if n.plan.IPv6.Enabled() {
 		settings = map[string]string{"disable_ipv6": "0", "accept_ra": "0", "autoconf": "0", "accept_dad": "0"}
 	}
-	n.do(func() { // /proc/sys/net is that of the thread's namespace
+	n.Do(func() { // /proc/sys/net is that of the thread's namespace
 		for setting, value := range settings {
 			_ = os.WriteFile("/proc/sys/net/ipv6/conf/"+n.plan.IfName+"/"+setting, []byte(value), 0)
 		}

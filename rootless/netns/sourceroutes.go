@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/portmap/forward"
 	"github.com/ambi-cni/ambi/rootless/plan"
 )
 
@@ -30,6 +32,11 @@ import (
 // would.
 // Without "src" an unconnected UDP socket would answer from the client's own
 // address, the default of a local route. Needs Linux 4.17 (FRA_SPORT_RANGE).
+//
+// In a hub the service is in another namespace, at the other end of the bridge, so there
+//
+//	ip rule add iif BRIDGE from CONTAINER ipproto X sport P lookup T
+//	local CLIENT/32 dev lo
 
 // rulePriority is after the table local (0), before main (32766).
 const rulePriority = 24941
@@ -73,31 +80,56 @@ type SourceRoutes struct {
 	table tables
 
 	mu      sync.Mutex
-	rules   map[conf.Protocol]*portRanges
+	rules   map[sender]*portRanges
 	clients map[client]bool
 	leaving bool // see LeaveAtOnce
+}
+
+// sender is whose replies a rule is about.
+type sender struct {
+	protocol conf.Protocol
+	ip4, ip6 netip.Addr // invalid ones: whoever sends inside
+}
+
+// inside says that the services are in the namespace itself.
+func (s *SourceRoutes) inside() bool { return s.iif == "lo" }
+
+func (s *SourceRoutes) senderOf(protocol conf.Protocol, t forward.Target) sender {
+	if s.inside() {
+		return sender{protocol: protocol}
+	}
+	return sender{protocol, t.Container4, t.Container6}
+}
+
+// rangesOf are the ports of a sender; with the lock held.
+func (s *SourceRoutes) rangesOf(from sender) *portRanges {
+	if s.rules[from] == nil {
+		s.rules[from] = &portRanges{}
+	}
+	return s.rules[from]
 }
 
 func newSourceRoutes(link *netlink.Handle, key conf.Key, iif string, p *plan.Interface) *SourceRoutes {
 	return &SourceRoutes{
 		link: link, iif: iif, plan: p, table: tablesOf(key),
-		rules:   map[conf.Protocol]*portRanges{conf.TCP: {}, conf.UDP: {}},
+		rules:   make(map[sender]*portRanges),
 		clients: make(map[client]bool),
 	}
 }
 
 // AddPort sends what a published container port answers to the port's table.
 // Neighbouring ports share a rule: the kernel walks the rules one by one.
-func (s *SourceRoutes) AddPort(protocol conf.Protocol, port uint16) error {
+func (s *SourceRoutes) AddPort(protocol conf.Protocol, port uint16, of forward.Target) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	added, gone := s.rules[protocol].add(port)
+	from := s.senderOf(protocol, of)
+	added, gone := s.rangesOf(from).add(port)
 	if added == (portRange{}) {
 		return nil
 	}
-	err := s.replaceRules(protocol, gone, []portRange{added})
+	err := s.replaceRules(from, gone, []portRange{added})
 	if err != nil {
-		s.rules[protocol].remove(port)
+		s.rules[from].remove(port)
 	}
 	return err
 }
@@ -112,63 +144,83 @@ func (s *SourceRoutes) LeaveAtOnce() {
 }
 
 // RemovePort is the reverse of AddPort.
-func (s *SourceRoutes) RemovePort(protocol conf.Protocol, port uint16) error {
+func (s *SourceRoutes) RemovePort(protocol conf.Protocol, port uint16, of forward.Target) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.leaving {
 		return nil
 	}
-	added, gone := s.rules[protocol].remove(port)
+	from := s.senderOf(protocol, of)
+	ranges := s.rangesOf(from)
+	added, gone := ranges.remove(port)
 	if gone == (portRange{}) {
 		return nil
 	}
-	err := s.replaceRules(protocol, []portRange{gone}, added)
+	err := s.replaceRules(from, []portRange{gone}, added)
 	if err != nil {
-		s.rules[protocol].add(port)
+		ranges.add(port)
+	}
+	if len(ranges.runs) == 0 {
+		delete(s.rules, from)
 	}
 	return err
 }
 
 // replaceRules changes rules, the new ones first, so that no port is without one. After
 // an error they are as before, as far as the kernel lets us.
-func (s *SourceRoutes) replaceRules(protocol conf.Protocol, before, after []portRange) error {
-	err := s.addRules(protocol, after)
+func (s *SourceRoutes) replaceRules(from sender, before, after []portRange) error {
+	err := s.addRules(from, after)
 	if err == nil {
-		err = s.deleteRules(protocol, before)
+		err = s.deleteRules(from, before)
 	}
 	if err != nil {
-		_ = s.addRules(protocol, before)
-		_ = s.deleteRules(protocol, after)
+		_ = s.addRules(from, before)
+		_ = s.deleteRules(from, after)
 	}
 	return err
 }
 
-func (s *SourceRoutes) addRules(protocol conf.Protocol, ranges []portRange) error {
-	return s.eachRule(protocol, ranges, func(r *netlink.Rule) error { return ignoring(s.link.RuleAdd(r), unix.EEXIST) })
+func (s *SourceRoutes) addRules(from sender, ranges []portRange) error {
+	return s.eachRule(from, ranges, func(r *netlink.Rule) error { return ignoring(s.link.RuleAdd(r), unix.EEXIST) })
 }
 
-func (s *SourceRoutes) deleteRules(protocol conf.Protocol, ranges []portRange) error {
-	return s.eachRule(protocol, ranges, func(r *netlink.Rule) error { return ignoring(s.link.RuleDel(r), unix.ENOENT) })
+func (s *SourceRoutes) deleteRules(from sender, ranges []portRange) error {
+	return s.eachRule(from, ranges, func(r *netlink.Rule) error { return ignoring(s.link.RuleDel(r), unix.ENOENT) })
 }
 
-func (s *SourceRoutes) eachRule(protocol conf.Protocol, ranges []portRange, do func(*netlink.Rule) error) error {
+func (s *SourceRoutes) eachRule(from sender, ranges []portRange, do func(*netlink.Rule) error) error {
 	for _, ports := range ranges {
-		for _, family := range s.families() {
+		for _, family := range s.families(from) {
 			r := netlink.NewRule()
-			r.Family, r.Priority, r.Table = family, rulePriority, s.table.of(protocol)
-			r.IifName, r.IPProto = s.iif, ipProto(protocol)
+			r.Family, r.Priority, r.Table = family, rulePriority, s.table.of(from.protocol)
+			r.IifName, r.IPProto = s.iif, ipProto(from.protocol)
 			r.Sport = netlink.NewRulePortRange(ports.first, ports.last)
+			r.Src = from.network(family)
 			if err := do(r); err != nil {
-				return fmt.Errorf("routing rule for %s ports %d-%d inside the container's namespace: %w", protocol, ports.first, ports.last, err)
+				return fmt.Errorf("routing rule for %s ports %d-%d inside the container's namespace: %w", from.protocol, ports.first, ports.last, err)
 			}
 		}
 	}
 	return nil
 }
 
-func (s *SourceRoutes) families() []int {
-	families := []int{unix.AF_INET}
-	if s.plan.IPv6.Enabled() {
+// network is the sender's address of a family; nil for whoever sends.
+func (f sender) network(family int) *net.IPNet {
+	ip := f.ip4
+	if family == unix.AF_INET6 {
+		ip = f.ip6
+	}
+	if !ip.IsValid() {
+		return nil
+	}
+	return plan.IPNet(netip.PrefixFrom(ip, ip.BitLen()))
+}
+
+func (s *SourceRoutes) families(from sender) (families []int) {
+	if from.ip4.IsValid() || s.inside() {
+		families = append(families, unix.AF_INET)
+	}
+	if from.ip6.IsValid() || s.inside() && s.plan.IPv6.Enabled() {
 		families = append(families, unix.AF_INET6)
 	}
 	return families
@@ -215,13 +267,17 @@ type client struct {
 }
 
 func (s *SourceRoutes) clientRoute(c client) *netlink.Route {
-	src := s.plan.IPv4.First()
-	if c.ip.Is6() {
-		src = s.plan.IPv6.First()
-	}
 	route := &netlink.Route{
-		LinkIndex: loopbackIndex, Dst: plan.IPNet(netip.PrefixFrom(c.ip, c.ip.BitLen())), Src: src.AsSlice(),
+		LinkIndex: loopbackIndex, Dst: plan.IPNet(netip.PrefixFrom(c.ip, c.ip.BitLen())),
 		Table: s.table.of(c.protocol), Type: unix.RTN_LOCAL, Scope: netlink.SCOPE_HOST,
+	}
+	switch {
+	case !s.inside():
+		return route
+	case c.ip.Is4():
+		route.Src = s.plan.IPv4.First().AsSlice()
+	default:
+		route.Src = s.plan.IPv6.First().AsSlice()
 	}
 	if c.protocol == conf.TCP {
 		route.Congctl = "reno"
@@ -287,20 +343,23 @@ func (s *SourceRoutes) removeRoutes(family, table int) error {
 	return nil
 }
 
-// check looks for what brings replies of published ports back.
-func (s *SourceRoutes) check() error {
+// CheckRules looks for what brings replies of published ports back.
+func (s *SourceRoutes) CheckRules() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var errs []error
-	for _, family := range s.families() {
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		have, err := s.link.RuleList(family)
 		if err != nil {
 			return fmt.Errorf("routing rules: %w", err)
 		}
-		for protocol, ranges := range s.rules {
+		for from, ranges := range s.rules {
+			if !slices.Contains(s.families(from), family) {
+				continue
+			}
 			for _, ports := range ranges.runs {
-				if !slices.ContainsFunc(have, func(r netlink.Rule) bool { return s.isRule(r, protocol, ports) }) {
-					errs = append(errs, fmt.Errorf("the routing rule for %s ports %d-%d is missing (%s)", protocol, ports.first, ports.last, familyName(family)))
+				if !slices.ContainsFunc(have, func(r netlink.Rule) bool { return s.isRule(r, family, from, ports) }) {
+					errs = append(errs, fmt.Errorf("the routing rule for %s ports %d-%d is missing (%s)", from.protocol, ports.first, ports.last, familyName(family)))
 				}
 			}
 		}
@@ -308,9 +367,11 @@ func (s *SourceRoutes) check() error {
 	return errors.Join(errs...)
 }
 
-func (s *SourceRoutes) isRule(r netlink.Rule, protocol conf.Protocol, ports portRange) bool {
-	return r.Table == s.table.of(protocol) && r.IPProto == ipProto(protocol) &&
-		r.Sport != nil && *r.Sport == *netlink.NewRulePortRange(ports.first, ports.last)
+func (s *SourceRoutes) isRule(r netlink.Rule, family int, from sender, ports portRange) bool {
+	src := from.network(family)
+	return r.Table == s.table.of(from.protocol) && r.IPProto == ipProto(from.protocol) &&
+		r.Sport != nil && *r.Sport == *netlink.NewRulePortRange(ports.first, ports.last) &&
+		(src == nil || r.Src != nil && r.Src.String() == src.String())
 }
 
 func familyName(family int) string {

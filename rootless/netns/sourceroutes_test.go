@@ -13,6 +13,7 @@ import (
 
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/e2e/lab/unit"
+	"github.com/ambi-cni/ambi/portmap/forward"
 	"github.com/ambi-cni/ambi/rootless/plan"
 )
 
@@ -54,7 +55,7 @@ func TestPortsAndRulesStayInStep(t *testing.T) {
 	in := newSourceRoutes(&netlink.Handle{}, conf.Key{}, "lo",
 		&plan.Interface{IPv6: plan.Subnet{Addresses: []netip.Prefix{netip.MustParsePrefix("fd00::64/64")}}})
 	rules := func() (ports []string) {
-		for _, family := range in.families() {
+		for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 			have, err := in.link.RuleList(family)
 			require.NoError(t, err)
 			for _, r := range have {
@@ -65,26 +66,26 @@ func TestPortsAndRulesStayInStep(t *testing.T) {
 		}
 		return ports
 	}
-	refused := func(do func(conf.Protocol, uint16) error, port uint16) {
+	refused := func(do func(conf.Protocol, uint16, forward.Target) error, port uint16) {
 		t.Helper()
 		var limit unix.Rlimit
 		require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
 		require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 0, Max: limit.Max}))
-		err := do(conf.TCP, port)
+		err := do(conf.TCP, port, forward.Target{})
 		require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit))
 		require.ErrorIs(t, err, unix.EMFILE)
 	}
 	refused(in.AddPort, 80)
-	require.NoError(t, in.AddPort(conf.TCP, 80))
+	require.NoError(t, in.AddPort(conf.TCP, 80, forward.Target{}))
 	require.Equal(t, []string{"IPv4 80-80", "IPv6 80-80"}, rules())
 	refused(in.AddPort, 81)
-	require.NoError(t, in.AddPort(conf.TCP, 81))
+	require.NoError(t, in.AddPort(conf.TCP, 81, forward.Target{}))
 	require.Equal(t, []string{"IPv4 80-81", "IPv6 80-81"}, rules())
 	refused(in.RemovePort, 80)
 	require.Equal(t, []string{"IPv4 80-81", "IPv6 80-81"}, rules())
-	require.NoError(t, in.RemovePort(conf.TCP, 80))
+	require.NoError(t, in.RemovePort(conf.TCP, 80, forward.Target{}))
 	require.Equal(t, []string{"IPv4 81-81", "IPv6 81-81"}, rules())
 	refused(in.RemovePort, 81)
-	require.NoError(t, in.RemovePort(conf.TCP, 81))
+	require.NoError(t, in.RemovePort(conf.TCP, 81, forward.Target{}))
 	require.Empty(t, rules())
 }

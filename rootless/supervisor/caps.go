@@ -24,13 +24,17 @@ const forClients = 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_NET_BIND_SERVICE
 // it, and to remove the record in the end.
 const foreignFolder = 1<<unix.CAP_DAC_OVERRIDE | 1<<unix.CAP_SETUID
 
-// dropCapabilities gives up all others, in every thread. owner is the uid that the
-// state folder has.
-func dropCapabilities(owner int) error {
+// A hub, whose user namespace nobody else is in, has threads of rootlessport move into
+// its network namespace when there are ports.
+const forHub = 1 << unix.CAP_SYS_ADMIN
+
+// dropCapabilities gives up all others, in every thread, but for those that the tenant
+// needs beside them. owner is the uid that the state folder has.
+func dropCapabilities(owner int, beside uint32) error {
 	if os.Geteuid() != 0 {
 		return nil // a driver could not get any at execve(2) but by inheriting ours
 	}
-	kept := uint32(forClients)
+	kept := forClients | beside
 	if owner != os.Geteuid() {
 		kept |= foreignFolder
 	}

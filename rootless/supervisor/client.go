@@ -84,29 +84,105 @@ func (c Control) RemovePort(m conf.PortMapping) error {
 	return err
 }
 
-func (c Control) call(r request, sockets ...forward.Socket) (*Status, error) {
-	conn, err := c.dial()
+// Of a hub.
+
+// Open hands out files of the hub's network namespace: a netlink socket of
+// NETLINK_NETFILTER, then those of a link.Place.
+func (c Control) Open() ([]*os.File, error) {
+	conn, err := c.ask(request{Op: opOpen}, nil)
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Close()
-	var oob []byte
-	if len(sockets) > 0 {
-		fds := make([]int, len(sockets))
-		for i, s := range sockets {
-			fds[i] = int(s.File.Fd())
+	from, files, err := receive(conn)
+	if err == nil {
+		_, err = decodeReply(from)
+	}
+	if err == nil && len(files) == 0 {
+		err = errors.New("it handed out no files")
+	}
+	if err != nil {
+		closeAll(files)
+		return nil, err
+	}
+	return files, nil
+}
+
+// Await returns when the hub has a driver, or with why it has none.
+func (c Control) Await() error {
+	_, err := c.call(request{Op: opAwait})
+	return err
+}
+
+// Leave has the hub take back all ports of a member.
+func (c Control) Leave(member conf.Key) error {
+	_, err := c.call(request{Op: opLeave, Member: &member})
+	return err
+}
+
+// Publish has the hub forward ports to a member.
+func (c Control) Publish(member conf.Key, t forward.Target, sockets []forward.Socket) error {
+	for len(sockets) > 0 {
+		some := sockets[:min(len(sockets), filesAtOnce)]
+		sockets = sockets[len(some):]
+		r := request{Op: opAddPort, Member: &member, Target: &t}
+		for _, s := range some {
+			r.Sockets = append(r.Sockets, Socket{s.Mapping, s.Family})
+		}
+		if _, err := c.call(r, some...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Withdraw has the hub take back a port of a member.
+func (c Control) Withdraw(member conf.Key, m conf.PortMapping) error {
+	_, err := c.call(request{Op: opRemovePort, Member: &member, Port: &m})
+	return err
+}
+
+// StatusOf is Status of a member of the hub.
+func (c Control) StatusOf(member conf.Key) (*Status, error) {
+	return c.call(request{Op: opStatus, Member: &member})
+}
+
+// CheckOf is Check of a member of the hub.
+func (c Control) CheckOf(member conf.Key) error {
+	_, err := c.call(request{Op: opCheck, Member: &member})
+	return err
+}
+
+func (c Control) call(r request, sockets ...forward.Socket) (*Status, error) {
+	var files []*os.File
+	for _, s := range sockets {
+		files = append(files, s.File)
+		if r.Member == nil {
 			r.Families = append(r.Families, s.Family)
 		}
-		oob = unix.UnixRights(fds...)
 	}
-	line, err := json.Marshal(r)
+	conn, err := c.ask(r, files)
 	if err != nil {
 		return nil, err
 	}
-	if _, _, err := conn.WriteMsgUnix(append(line, '\n'), oob, nil); err != nil {
+	defer conn.Close()
+	return decodeReply(conn)
+}
+
+// ask sends a request.
+func (c Control) ask(r request, files []*os.File) (*net.UnixConn, error) {
+	conn, err := c.dial()
+	if err != nil {
 		return nil, err
 	}
-	return decodeReply(conn)
+	if r.Op == opAwait {
+		_ = conn.SetDeadline(time.Now().Add(awaitTimeout))
+	}
+	if err := send(conn, r, files); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return conn, nil
 }
 
 // decodeReply reads what a supervisor answers: its status, or its error.

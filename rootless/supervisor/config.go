@@ -56,7 +56,8 @@ func (d Descriptors) List() []*os.File {
 
 // Config is all a supervisor knows.
 type Config struct {
-	Container Container      `json:"container"`
+	Container Container      `json:"container,omitzero"` // one of the two
+	Hub       *Hub           `json:"hub,omitempty"`
 	Driver    driver.Command `json:"driver"`
 	LogLevel  string         `json:"logLevel"`
 	Joined    bool           `json:"joined,omitempty"` // OwnerFD is open
@@ -73,6 +74,15 @@ type Container struct {
 	SourceIP conf.SourceIP      `json:"sourceIP"`
 	Sockets  []Socket           `json:"sockets,omitempty"` // of the ports that rootlessport publishes
 	Ports    []conf.PortMapping `json:"ports,omitempty"`   // that the driver publishes
+}
+
+// Hub is the tenant's part when it is a hub.
+type Hub struct {
+	Network  string         `json:"network"`
+	Name     string         `json:"name"` // of the hub, see rootless/hub
+	StateDir string         `json:"stateDir"`
+	Bridge   string         `json:"bridge"` // the interface over which members come
+	Plan     plan.Interface `json:"plan"`   // of the driver's interface
 }
 
 // Socket describes an inherited socket; they come in this order from socketFD.

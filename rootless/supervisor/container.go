@@ -102,7 +102,11 @@ func (c *container) gone() bool { return c.watch.gone() }
 
 func (c *container) deleted() bool { return c.inside.Deleted() }
 
-func (c *container) serve(r request, files []*os.File) error {
+func (c *container) serve(r request, files []*os.File) (reply, error) {
+	return reply{}, c.servePort(r, files)
+}
+
+func (c *container) servePort(r request, files []*os.File) error {
 	if r.Op == opRemovePort {
 		defer closeAll(files)
 		if r.Port == nil {
@@ -122,11 +126,11 @@ func (c *container) serve(r request, files []*os.File) error {
 }
 
 // check is CHECK from the inside: the interface and the ports.
-func (c *container) check(mac string) []error {
-	return []error{c.inside.Check(mac), c.ports.check()}
+func (c *container) check(r request) []error {
+	return []error{c.inside.Check(r.MAC), c.ports.check()}
 }
 
-func (c *container) status(s *Status) {
+func (c *container) status(_ request, s *Status) {
 	s.MAC, s.Ports = c.config.Plan.MAC, c.ports.stats()
 	if link, err := c.inside.Link(); err == nil {
 		s.Interface = StatsOf(link)

@@ -29,11 +29,21 @@ const (
 	opStop       = "stop"
 	opAddPort    = "port-add" // the bound sockets come along (SCM_RIGHTS), IPv4 before IPv6
 	opRemovePort = "port-remove"
+
+	// Of a hub, whose ports, status and check are those of a member.
+	opOpen  = "open"  // hands out files of the hub's namespace
+	opAwait = "await" // answers when the driver is there
+	opLeave = "leave" // takes back all ports of a member
 )
 
 type request struct {
 	Op   string            `json:"op"`
 	Port *conf.PortMapping `json:"port,omitempty"`
+	// Member of a hub that the request is about, and where its ports lead.
+	Member *conf.Key       `json:"member,omitempty"`
+	Target *forward.Target `json:"target,omitempty"`
+	// Sockets describe those that come along for the ports of a member.
+	Sockets []Socket `json:"sockets,omitempty"`
 	// MAC is the address that CHECK expects; empty for the supervisor's own.
 	MAC string `json:"mac,omitempty"`
 	// Families of the sockets that come along, AF_INET or AF_INET6.
@@ -43,6 +53,8 @@ type request struct {
 type reply struct {
 	Error  *types.Error `json:"error,omitempty"`
 	Status *Status      `json:"status,omitempty"`
+
+	files []*os.File // that go along, and are closed then
 }
 
 // PortStats are the counters of a published port. Those of a driver that publishes
@@ -98,9 +110,10 @@ type DriverStatus struct {
 // The bounds of one exchange.
 const (
 	controlTimeout = 10 * time.Second
+	awaitTimeout   = 3 * time.Minute // for a driver, see readyPatience of rootless/driver
 	requestLimit   = 64 << 10
 	replyLimit     = 64 << 20 // every port has its counters in it
-	socketsPerPort = 2
+	filesAtOnce    = 250      // the kernel passes on 253 (SCM_MAX_FD)
 )
 
 // serveControl answers callers of the given uid until the listener is closed.
@@ -132,11 +145,36 @@ func serveOne(conn *net.UnixConn, owner int, log *slog.Logger, answer func(reque
 	if err != nil {
 		out.Error = conf.Errorf(types.ErrDecodingFailure, "control request: %v", err)
 	} else {
+		if r.Op == opAwait {
+			_ = conn.SetDeadline(time.Now().Add(awaitTimeout))
+		}
 		out = answer(r, files)
 	}
-	if err := json.NewEncoder(conn).Encode(out); err != nil {
+	if err := send(conn, out, out.files); err != nil {
 		log.Warn("control socket: reply", "error", err)
 	}
+	closeAll(out.files)
+}
+
+// send writes a message as one line, with files.
+func send(conn *net.UnixConn, message any, files []*os.File) error {
+	line, err := json.Marshal(message)
+	if err != nil {
+		return err
+	}
+	var oob []byte
+	if len(files) > 0 {
+		fds := make([]int, len(files))
+		for i, f := range files {
+			fds[i] = int(f.Fd())
+		}
+		oob = unix.UnixRights(fds...)
+	}
+	n, _, err := conn.WriteMsgUnix(append(line, '\n'), oob, nil)
+	if err == nil && n <= len(line) {
+		_, err = conn.Write(append(line, '\n')[n:])
+	}
+	return err
 }
 
 func peerCredentials(conn *net.UnixConn) (cred *unix.Ucred, err error) {
@@ -153,24 +191,30 @@ func peerCredentials(conn *net.UnixConn) (cred *unix.Ucred, err error) {
 // readRequest reads one line and the descriptors that come with its first byte.
 // It owns the files only when it returns no error.
 func readRequest(conn *net.UnixConn) (r request, files []*os.File, err error) {
-	first := make([]byte, 4096)
-	oob := make([]byte, unix.CmsgSpace(4*socketsPerPort))
-	n, oobn, flags, _, err := conn.ReadMsgUnix(first, oob)
-	if err != nil {
-		return r, nil, err
-	}
-	files, err = receivedFiles(oob[:oobn])
-	if err == nil && flags&unix.MSG_CTRUNC != 0 {
-		err = errors.New("more descriptors than a port has")
-	}
+	line, files, err := receive(conn)
 	if err == nil {
-		r, err = decodeRequest(io.MultiReader(bytes.NewReader(first[:n]), conn))
+		r, err = decodeRequest(line)
 	}
 	if err != nil {
 		closeAll(files)
 		return r, nil, err
 	}
 	return r, files, nil
+}
+
+// receive reads the begin of a message, with which its files come, and gives the rest to
+// read.
+func receive(conn *net.UnixConn) (message io.Reader, files []*os.File, err error) {
+	first := make([]byte, 4096)
+	oob := make([]byte, unix.CmsgSpace(4*filesAtOnce))
+	n, oobn, flags, _, err := conn.ReadMsgUnix(first, oob)
+	if err != nil {
+		return nil, nil, err
+	}
+	if files, err = receivedFiles(oob[:oobn]); err == nil && flags&unix.MSG_CTRUNC != 0 {
+		err = errors.New("more descriptors than a message has")
+	}
+	return io.MultiReader(bytes.NewReader(first[:n]), conn), files, err
 }
 
 // decodeRequest reads one JSON line of bounded length.

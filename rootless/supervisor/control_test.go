@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -142,7 +143,7 @@ func TestControlSocket(t *testing.T) {
 	require.Equal(t, 2, status.PID, "both descriptors arrive")
 	require.Equal(t, "ok*:1->2/udp[2 10]", status.MAC)
 
-	_, err = path.call(request{Op: opAddPort}, append(sockets, sockets...)...)
+	_, err = path.call(request{Op: opAddPort}, slices.Repeat(sockets, filesAtOnce/2+1)...)
 	requireError(t, err, types.ErrDecodingFailure, "more descriptors")
 
 	p, err := path.Process()

@@ -7,8 +7,10 @@
 // is left to live for, taking down what it started. It holds BASE.alive locked, together
 // with the driver (alive.go).
 //
-// For whom it lives is its tenant (tenant.go): one container so far (container.go), with
-// its namespace, its published ports and its record.
+// For whom it lives is its tenant (tenant.go): one container (container.go), with its
+// namespace, its published ports and its record; or a hub (hub.go), with its namespace and
+// the ports of its members. A hub answers before it has a driver, so that its first member
+// is connected meanwhile; it keeps CAP_SYS_ADMIN, over a namespace that nobody else is in.
 //
 // A supervisor depends on nothing of its caller: it has a session of its own, "/"
 // as its folder, no descriptor that it was not given, and, once it is ready, no
@@ -16,6 +18,6 @@
 // with the caller is the cgroup: a service manager that kills the whole group kills
 // it, too, and CHECK and GC find that out.
 //
-// It imports rootless/driver, rootless/netns, rootless/plan, portmap/forward, record,
+// It imports rootless/driver, rootless/netns, rootless/plan, rootless/hub, rootless/link, portmap/forward, record,
 // flock and conf. Start at Main.
 package supervisor

@@ -36,6 +36,7 @@ type supervisor struct {
 	control *net.UnixListener
 	signals chan os.Signal
 	stopped chan struct{}
+	started chan struct{} // closed when the first driver is there, or has failed
 	once    sync.Once
 
 	// work is held while a driver is made ready, and by leave, which must not take
@@ -47,6 +48,7 @@ type supervisor struct {
 	newcomer driver.Process // started, not ready yet
 	restarts int
 	lastErr  string
+	firstErr error // of a hub: why it had no driver at first
 }
 
 // Main is the main function of the supervisor process; it returns the exit status.
@@ -72,6 +74,9 @@ func Main() int {
 	if config.CleanOnly {
 		return cleanOnly(ready, &config.Container)
 	}
+	if config.Hub != nil {
+		return hubMain(config, ready)
+	}
 	log := newLogger(newLogFile(os.Stderr), config.LogLevel).With("attachment", config.Container.Key)
 	c := &container{config: config.Container, log: log, file: os.NewFile(netnsFD, "network namespace")}
 	s, err := newSupervisor(c, config.Driver, driver.Files{
@@ -82,7 +87,7 @@ func Main() int {
 	}
 	err = s.start()
 	if err == nil {
-		err = dropCapabilities(s.owner)
+		err = dropCapabilities(s.owner, 0)
 	}
 	if err != nil {
 		s.log.Error("start", "error", err)
@@ -97,8 +102,80 @@ func Main() int {
 		return 1
 	}
 	collectEarly()
+	close(s.started)
+	go serveControl(s.control, s.owner, s.log, s.answer)
+	go s.keepDriver()
 	s.run()
 	return 0
+}
+
+// hubMain is the life of a hub. It answers before it has a driver, so that the first member
+// is connected meanwhile.
+func hubMain(config *Config, ready *os.File) int {
+	log := newLogger(newLogFile(os.Stderr), config.LogLevel).With("hub", config.Hub.Network)
+	h, err := newHub(*config.Hub, log)
+	if err == nil {
+		err = h.prepare(&config.Driver)
+	}
+	if err != nil {
+		log.Error("start", "error", err)
+		return tellFailure(ready, err)
+	}
+	s, err := newSupervisor(h, config.Driver, driver.Files{
+		Netns: h.inside.File(), Alive: os.NewFile(aliveFD, "alive lock"), Helper: []string{"ambi", Role, driverRole},
+	}, log)
+	if err != nil {
+		return tellFailure(ready, err)
+	}
+	go serveControl(s.control, s.owner, s.log, s.answer)
+	if tell(ready, Ready{Plan: &h.config.Plan}, 0) != 0 {
+		log.Warn("nobody waits for this hub any more, leaving")
+		s.leave()
+		return 1
+	}
+	go s.firstDriver()
+	s.run()
+	return 0
+}
+
+// firstDriver starts a hub's driver. One that fails is tried again like one that died:
+// a member that comes later may have it.
+func (s *supervisor) firstDriver() {
+	s.work.Lock()
+	process, err := s.command.Start(s.files, s.log)
+	if err == nil {
+		err = s.useDriver(process)
+	}
+	if err == nil {
+		err = dropCapabilities(s.owner, forHub)
+	}
+	s.work.Unlock()
+	if err != nil {
+		s.log.Error("start", "error", err)
+		s.mu.Lock()
+		s.firstErr = err
+		s.mu.Unlock()
+	}
+	close(s.started)
+	collectEarly()
+	if err == nil || s.restartDriver(firstBackOff) != 0 {
+		s.keepDriver()
+	}
+}
+
+// await waits for the first driver. Its error is that of this one, while there is no other.
+func (s *supervisor) await() error {
+	select {
+	case <-s.started:
+	case <-s.stopped:
+		return errLeaving
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.driver == nil {
+		return s.firstErr
+	}
+	return nil
 }
 
 // collectLate is for the time until ADD has returned, and for a DEL, which may find more in
@@ -159,7 +236,7 @@ func newSupervisor(t tenant, command driver.Command, files driver.Files, log *sl
 	}
 	s := &supervisor{
 		tenant: t, command: command, files: files, log: log, since: time.Now(), owner: int(file.Uid),
-		control: control, signals: make(chan os.Signal, 1), stopped: make(chan struct{}),
+		control: control, signals: make(chan os.Signal, 1), stopped: make(chan struct{}), started: make(chan struct{}),
 	}
 	// From the start, so that a signal in the middle of it is kept for after it.
 	signal.Notify(s.signals, unix.SIGTERM, unix.SIGINT)
@@ -219,8 +296,6 @@ const (
 
 // run is the rest of the supervisor's life.
 func (s *supervisor) run() {
-	go serveControl(s.control, s.owner, s.log, s.answer)
-	go s.keepDriver()
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
 	// Give memory back, and not before ADD has returned: it would take ADD's time.
@@ -238,7 +313,7 @@ func (s *supervisor) run() {
 			return
 		case <-tick.C:
 			if s.tenant.gone() {
-				s.log.Info("leaving", "reason", "the container's namespace is gone")
+				s.log.Info("leaving", "reason", "nobody is left")
 				s.leaveForGood()
 				return
 			}
@@ -402,38 +477,43 @@ func (s *supervisor) leaveForGood() {
 
 // answer serves one control request; it owns the files.
 func (s *supervisor) answer(r request, files []*os.File) reply {
-	if err := s.serve(r, files); err != nil {
+	out, err := s.serve(r, files)
+	if err != nil {
 		return reply{Error: asCNI(err)}
 	}
-	return reply{Status: s.status()}
+	out.Status = s.status(r)
+	return out
 }
 
-func (s *supervisor) serve(r request, files []*os.File) error {
-	if r.Op == opAddPort || r.Op == opRemovePort {
+func (s *supervisor) serve(r request, files []*os.File) (reply, error) {
+	switch r.Op {
+	case opAddPort, opRemovePort, opOpen, opLeave:
 		return s.tenant.serve(r, files)
 	}
 	defer closeAll(files)
 	switch r.Op {
 	case opStatus:
-		return nil
+		return reply{}, nil
 	case opCheck:
-		return s.check(r.MAC)
+		return reply{}, s.check(r)
+	case opAwait:
+		return reply{}, s.await()
 	case opStop:
 		s.stop()
-		return nil
+		return reply{}, nil
 	}
-	return conf.Errorf(types.ErrDecodingFailure, "control request %q is not known", r.Op)
+	return reply{}, conf.Errorf(types.ErrDecodingFailure, "control request %q is not known", r.Op)
 }
 
 // check is CHECK from the inside: the driver and all that is the tenant's.
-func (s *supervisor) check(mac string) error {
+func (s *supervisor) check(r request) error {
 	var problems []string
 	s.mu.Lock()
 	if s.driver == nil {
 		problems = append(problems, s.command.Driver+" is down and being restarted: "+s.lastErr)
 	}
 	s.mu.Unlock()
-	for _, err := range s.tenant.check(mac) {
+	for _, err := range s.tenant.check(r) {
 		if err != nil {
 			problems = append(problems, strings.ReplaceAll(err.Error(), "\n", "; ")) // of errors.Join
 		}
@@ -441,17 +521,21 @@ func (s *supervisor) check(mac string) error {
 	if len(problems) == 0 {
 		return nil
 	}
-	return conf.Errorf(conf.ErrNetwork, "attachment %s: %s", s.tenant, strings.Join(problems, "; "))
+	who := s.tenant.String()
+	if r.Member != nil {
+		who = r.Member.String()
+	}
+	return conf.Errorf(conf.ErrNetwork, "attachment %s: %s", who, strings.Join(problems, "; "))
 }
 
-func (s *supervisor) status() *Status {
+func (s *supervisor) status(r request) *Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := &Status{PID: os.Getpid(), Since: s.since, Driver: DriverStatus{Restarts: s.restarts, Error: s.lastErr}}
 	if s.driver != nil {
 		st.Driver.PID = s.driver.PID()
 	}
-	s.tenant.status(st)
+	s.tenant.status(r, st)
 	return st
 }
 

@@ -2,7 +2,6 @@ package supervisor
 
 import (
 	"errors"
-	"fmt"
 	"slices"
 	"sync"
 
@@ -34,10 +33,12 @@ var _ publisher = (*rootlessport)(nil)
 func newRootlessport(c *container) (*rootlessport, error) {
 	p := &c.config.Plan
 	f, err := forward.New(forward.Config{
-		Namespace:  c.inside,
-		Container4: p.IPv4.First(), Gateway4: p.IPv4.Gateway, Subnet4: p.IPv4.Network(),
-		Container6: p.IPv6.First(), Gateway6: p.IPv6.Gateway, Subnet6: p.IPv6.Network(),
-		SourceIP: c.config.SourceIP, Logger: c.log,
+		Namespace: c.inside, Logger: c.log,
+		Target: forward.Target{
+			Container4: p.IPv4.First(), Gateway4: p.IPv4.Gateway, Subnet4: p.IPv4.Network(),
+			Container6: p.IPv6.First(), Gateway6: p.IPv6.Gateway, Subnet6: p.IPv6.Network(),
+			SourceIP: c.config.SourceIP,
+		},
 	})
 	if err != nil {
 		return nil, err
@@ -80,20 +81,7 @@ func (r *rootlessport) close() error               { return r.forwarder.Close() 
 func (r *rootlessport) check() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.sockets) == 0 {
-		return nil
-	}
-	bound, err := boundSockets()
-	if err != nil {
-		return fmt.Errorf("published ports: %w", err)
-	}
-	var errs []error
-	for _, s := range r.sockets {
-		if !bound[s.local()] {
-			errs = append(errs, fmt.Errorf("port %s is not bound to %s any more", s.Mapping, s.local().address))
-		}
-	}
-	return errors.Join(errs...)
+	return checkBound(r.sockets)
 }
 
 // byDriver publishes ports by the driver itself, which does not count.

@@ -28,12 +28,12 @@ type tenant interface {
 	gone() bool
 	// deleted says that what the driver made is there no more.
 	deleted() bool
-	// serve answers a request of the control socket that is about ports. It owns the
-	// files.
-	serve(request, []*os.File) error
+	// serve answers a request of the control socket that only the tenant knows. It owns
+	// the files.
+	serve(request, []*os.File) (reply, error)
 	// check says what is not as it should be, and changes nothing.
-	check(mac string) []error
-	status(*Status)
+	check(request) []error
+	status(request, *Status)
 
 	// leave takes down what the others put up, and says whether nothing is left of it.
 	leave() (clean bool)

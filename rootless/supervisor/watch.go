@@ -19,6 +19,21 @@ type watch struct {
 	folder  string   // /proc/PID
 }
 
+// watchOf is newWatch of a namespace that may be gone: that is seen by its path then.
+func watchOf(netns record.Netns) watch {
+	w, err := newWatch(netns)
+	if err != nil {
+		return watch{netns: netns}
+	}
+	return w
+}
+
+func (w watch) close() {
+	if w.process != nil {
+		w.process.Close()
+	}
+}
+
 // newWatch must be called while the namespace is there.
 func newWatch(netns record.Netns) (watch, error) {
 	w := watch{netns: netns}

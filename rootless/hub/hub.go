@@ -1,0 +1,147 @@
+package hub
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/flock"
+	"github.com/ambi-cni/ambi/record"
+	"github.com/ambi-cni/ambi/rootless/driver"
+	"github.com/ambi-cni/ambi/rootless/plan"
+)
+
+// Hub is the place of a hub, which may be there or not.
+type Hub struct {
+	Store *record.Store
+	Name  string // of its folder, without the suffix
+}
+
+// State is what the one who started a hub writes down.
+type State struct {
+	Network    string         `json:"network"`
+	Bridge     string         `json:"bridge"` // its name
+	Supervisor record.Process `json:"supervisor"`
+	Driver     driver.Command `json:"driver"` // as it was asked for
+	Plan       plan.Interface `json:"plan"`   // of the driver's interface
+}
+
+const suffix = ".hub"
+
+// Of is the hub of a network for the user namespace in which we are: who is in another
+// one has no rights over it.
+func Of(store *record.Store, network string) (Hub, error) {
+	var st unix.Stat_t
+	if err := unix.Stat("/proc/self/ns/user", &st); err != nil {
+		return Hub{}, fmt.Errorf("our own user namespace: %w", err)
+	}
+	const longest = 180 // with the rest below NAME_MAX (255 bytes)
+	if len(network) > longest {
+		sum := sha256.Sum256([]byte(network))
+		network = network[:100] + "@@" + hex.EncodeToString(sum[:12])
+	}
+	return Hub{store, fmt.Sprintf("%s.%d", network, st.Ino)}, nil
+}
+
+// Dir is the folder of the hub.
+func (h Hub) Dir() string { return filepath.Join(h.Store.Dir(), h.Name+suffix) }
+
+// Path of a file in it.
+func (h Hub) Path(file string) string { return filepath.Join(h.Dir(), file) }
+
+// Lock makes the folder if it is missing, and waits for its lock until ctx ends. Who joins
+// shares it; who starts the hub or ends it is alone. It is let go when the file is closed.
+func (h Hub) Lock(ctx context.Context, how flock.How) (*os.File, error) {
+	for {
+		if err := os.Mkdir(h.Dir(), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, fmt.Errorf("folder of the hub: %w", err)
+		}
+		f, err := os.Open(h.Dir())
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // whoever ended it was faster
+		}
+		if err != nil {
+			return nil, fmt.Errorf("folder of the hub: %w", err)
+		}
+		if err := flock.Lock(ctx, f, how); err != nil {
+			f.Close()
+			return nil, fmt.Errorf("lock of the hub %s: %w", h.Dir(), err)
+		}
+		if flock.Named(f) {
+			return f, nil
+		}
+		f.Close()
+	}
+}
+
+// Load reads what was started; fs.ErrNotExist where nothing was, or not to the end.
+func (h Hub) Load() (*State, error) {
+	b, err := os.ReadFile(h.Path("hub.json"))
+	if err != nil {
+		return nil, err
+	}
+	var s State
+	if err := json.Unmarshal(b, &s); err != nil {
+		return nil, fmt.Errorf("%s: %w", h.Path("hub.json"), err)
+	}
+	return &s, nil
+}
+
+// Save writes what was started. Only who is alone may.
+func (h Hub) Save(s *State) error {
+	b, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	file, half := h.Path("hub.json"), h.Path("hub.json.tmp")
+	if err := os.WriteFile(half, b, 0o600); err != nil {
+		return fmt.Errorf("writing down the hub: %w", err)
+	}
+	return os.Rename(half, file)
+}
+
+// Running is what was started when its supervisor lives; nil otherwise.
+func (h Hub) Running() *State {
+	s, err := h.Load()
+	if err != nil || !s.Supervisor.Alive() {
+		return nil
+	}
+	return s
+}
+
+// Members are the records of those that are in the hub, or are coming: not of those that
+// are leaving.
+func (h Hub) Members() (members []*record.Record, err error) {
+	records, _, err := h.Store.List()
+	if err != nil {
+		return nil, fmt.Errorf("members of the hub: %w", err)
+	}
+	for _, r := range records {
+		if r.Hub == h.Name && r.State != record.Leaving {
+			members = append(members, r)
+		}
+	}
+	return members, nil
+}
+
+// Clear removes what is in the folder. Only who is alone may, when no process of the hub
+// is left.
+func (h Hub) Clear() error {
+	entries, err := os.ReadDir(h.Dir())
+	errs := []error{err}
+	for _, e := range entries {
+		errs = append(errs, os.RemoveAll(h.Path(e.Name())))
+	}
+	return errors.Join(errs...)
+}
+
+// Remove removes the folder as well; those who wait for its lock make another.
+func (h Hub) Remove() error { return os.RemoveAll(h.Dir()) }

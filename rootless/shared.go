@@ -1,0 +1,427 @@
+package rootless
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"slices"
+
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/version"
+	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/bridge"
+	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/flock"
+	"github.com/ambi-cni/ambi/nlsock"
+	"github.com/ambi-cni/ambi/portmap/forward"
+	"github.com/ambi-cni/ambi/record"
+	"github.com/ambi-cni/ambi/rootless/driver"
+	"github.com/ambi-cni/ambi/rootless/hub"
+	"github.com/ambi-cni/ambi/rootless/link"
+	"github.com/ambi-cni/ambi/rootless/plan"
+	"github.com/ambi-cni/ambi/rootless/supervisor"
+)
+
+// A shared network is a hub (rootless/hub): a user and network namespace in which there is
+// what root has on the host, the built-in network with its bridge, and the driver as the way
+// out. This process is of the user who made the hub and the containers' namespaces, and so
+// has every right over both (package link); it makes the links between them.
+
+// addShared makes the container a member of the network's hub, which it starts when there is
+// none. It saves the record before its first change. After an error, Del cleans up.
+func (n *Network) addShared(ctx context.Context, a *conf.Attachment) (*types100.Result, error) {
+	wanted, err := n.wantedHub(a)
+	if err != nil {
+		return nil, err
+	}
+	container, err := enterContainer(a.NetnsPath)
+	if err != nil {
+		return nil, err
+	}
+	defer container.close()
+	n.step("open the namespace")
+	sockets, err := forward.Listen(a.Ports)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { forward.CloseSockets(sockets) }()
+	n.step("bind the ports")
+	// Up to here nothing has to be undone.
+	h, err := hub.Of(n.Store, a.Network)
+	if err != nil {
+		return nil, err
+	}
+	n.Record.Hub, n.Record.Bridge = h.Name, wanted.Bridge
+	if err := n.Store.Save(n.Record); err != nil {
+		return nil, err
+	}
+	n.step("save the record")
+	state, lock, err := n.enterHub(ctx, h, a, wanted)
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close()
+	n.Record.Supervisor = &state.Supervisor
+	return n.join(ctx, h, state, container, a, sockets)
+}
+
+// wantedHub is what the hub of the attachment's network has to be.
+func (n *Network) wantedHub(a *conf.Attachment) (*hub.State, error) {
+	const ifName = "tap0"
+	driverSide := *a
+	driverSide.IfName, driverSide.IPs, driverSide.MAC = ifName, nil, ""
+	if err := unsupportedShared(a); err != nil {
+		return nil, err
+	}
+	command, p, err := n.choose(&driverSide)
+	if err != nil {
+		return nil, err
+	}
+	if p.IPv6.Enabled() {
+		// The network is left to the members: the driver answers on its link-local address.
+		p.IPv6.Addresses = []netip.Prefix{netip.PrefixFrom(p.IPv6.First(), 128)}
+		p.IPv6.Gateway = linkLocalRouter
+	}
+	subnet := a.NetConf.Bridge.Subnet
+	if p.IPv4.Movable && p.IPv4.Move(func(network netip.Prefix) bool { return subnet.IsValid() && subnet.Overlaps(network) }) {
+		command.Move(p.IPv4.Network())
+	}
+	return &hub.State{Network: a.Network, Bridge: bridge.BridgeName(a.NetConf.Bridge, a.Network), Driver: *command, Plan: *p}, nil
+}
+
+// linkLocalRouter is the driver's address on every link (libslirp).
+var linkLocalRouter = netip.MustParseAddr("fe80::2")
+
+func unsupportedShared(a *conf.Attachment) error {
+	if r := a.NetConf.Rootless; driver.Of(r.Driver).Publishes(r.PortHandler) {
+		return conf.Mendf(conf.Unsupported("rootless.portHandler", r.PortHandler, "the ports of a shared network are published by rootlessport"), "set rootless.network to private")
+	}
+	return a.Bandwidth.Validate()
+}
+
+// enterHub returns the running hub and a lock that keeps it running.
+func (n *Network) enterHub(ctx context.Context, h hub.Hub, a *conf.Attachment, wanted *hub.State) (*hub.State, *os.File, error) {
+	lockCtx, cancel := record.LockContext(ctx)
+	defer cancel()
+	lock, err := h.Lock(lockCtx, flock.Shared)
+	if err != nil {
+		return nil, nil, err
+	}
+	state := h.Running()
+	if state == nil {
+		lock.Close()
+		if lock, err = h.Lock(lockCtx, flock.Exclusive); err != nil {
+			return nil, nil, err
+		}
+		n.step("lock the hub")
+		if state = h.Running(); state == nil {
+			if state, err = n.startHub(ctx, h, a, wanted); err != nil {
+				return nil, nil, errors.Join(err, lock.Close())
+			}
+			n.step("start the hub")
+		}
+		// Others may come along, and nobody ends it: no one could be faster, being a member.
+		if err := flock.Try(lock, flock.Shared); err != nil {
+			return nil, nil, errors.Join(fmt.Errorf("lock of the hub: %w", err), lock.Close())
+		}
+	}
+	if err := sameOptions(a, state, wanted); err != nil {
+		return nil, nil, errors.Join(err, lock.Close())
+	}
+	return state, lock, nil
+}
+
+// sameOptions: the driver is the network's, and its options those of the first member.
+func sameOptions(a *conf.Attachment, have, wanted *hub.State) error {
+	if have.Driver.Path == wanted.Driver.Path && slices.Equal(have.Driver.Args, wanted.Driver.Args) && have.Bridge == wanted.Bridge {
+		return nil
+	}
+	return conf.Mendf(conf.Errorf(types.ErrInvalidNetworkConfig, "network %q is running with other options: its driver is %s %q and bridge %s, and this container asks for %s %q and bridge %s",
+		a.Network, have.Driver.Path, have.Driver.Args, have.Bridge, wanted.Driver.Path, wanted.Driver.Args, wanted.Bridge),
+		"the options in rootless are those of the whole network: remove its containers first, or set rootless.network to private")
+}
+
+// startHub starts the hub of the network, after what may be left of another.
+func (n *Network) startHub(ctx context.Context, h hub.Hub, a *conf.Attachment, wanted *hub.State) (*hub.State, error) {
+	if err := endSupervisor(ctx, h); err != nil {
+		return nil, err
+	}
+	if err := h.Clear(); err != nil {
+		return nil, fmt.Errorf("folder of the hub: %w", err)
+	}
+	l := &launcher{config: &supervisor.Config{
+		Hub:    &supervisor.Hub{Network: a.Network, Name: h.Name, StateDir: n.Store.Dir(), Bridge: wanted.Bridge, Plan: wanted.Plan},
+		Driver: wanted.Driver, LogLevel: a.NetConf.LogLevel,
+	}}
+	if err := l.open(h.Path("alive"), controlOfHub(h), h.Path("log")); err != nil {
+		return nil, err
+	}
+	defer l.close()
+	process, _, err := l.start(ctx)
+	if err != nil {
+		return nil, err
+	}
+	state := *wanted
+	state.Supervisor = process
+	return &state, h.Save(&state)
+}
+
+func controlOfHub(h hub.Hub) supervisor.Control { return supervisor.Control(h.Path("sock")) }
+
+// endSupervisor ends the processes of a hub.
+func endSupervisor(ctx context.Context, h hub.Hub) error {
+	p, err := controlOfHub(h).Process()
+	if state, loadErr := h.Load(); err != nil && loadErr == nil {
+		p = &state.Supervisor
+	}
+	if p != nil {
+		if err := p.Stop(ctx); err != nil {
+			return fmt.Errorf("stopping the supervisor of the hub: %w", err)
+		}
+	}
+	if err := record.AwaitEnd(ctx, h.Path("alive")); err != nil {
+		return fmt.Errorf("the hub: %w", err)
+	}
+	return nil
+}
+
+// join connects the container with the hub's bridge and publishes its ports.
+func (n *Network) join(ctx context.Context, h hub.Hub, state *hub.State, c *insideContainer, a *conf.Attachment, sockets []forward.Socket) (*types100.Result, error) {
+	inside, err := openHub(h)
+	if err != nil {
+		return nil, err
+	}
+	defer inside.close()
+	network := inside.network(a, state.Bridge)
+	if err := network.Free(&c.Container, a.Key); err != nil {
+		return nil, err
+	}
+	result, err := network.Add(ctx, &c.Container, a)
+	if err != nil {
+		return nil, err
+	}
+	n.step("built-in network")
+	if len(sockets) > 0 {
+		if err := controlOfHub(h).Publish(a.Key, targetOf(a, result), sockets); err != nil {
+			return nil, fmt.Errorf("publishing the ports of %s: %w", a.Key, err)
+		}
+		n.step("publish the ports")
+	}
+	if err := controlOfHub(h).Await(); err != nil {
+		return nil, fmt.Errorf("the way out of network %q: %w", a.Network, err)
+	}
+	n.step("wait for the driver")
+	result.DNS = dns(a, nameServers(&state.Plan, result))
+	return result, nil
+}
+
+// nameServers are the driver's, of the families that the container has.
+func nameServers(p *plan.Interface, result *types100.Result) *plan.Interface {
+	only := *p
+	if !slices.ContainsFunc(result.IPs, func(ip *types100.IPConfig) bool { return ip.Address.IP.To4() == nil }) {
+		only.IPv6 = plan.Subnet{}
+	}
+	return &only
+}
+
+// targetOf is where published ports lead. Where the container's default route leads
+// elsewhere, a reply to a client's own address would not come back.
+func targetOf(a *conf.Attachment, result *types100.Result) forward.Target {
+	t := forward.Target{SourceIP: a.NetConf.Rootless.SourceIP}
+	for _, ip := range result.IPs {
+		address, _ := netip.AddrFromSlice(ip.Address.IP)
+		gateway, _ := netip.AddrFromSlice(ip.Gateway)
+		bits, _ := ip.Address.Mask.Size()
+		subnet := netip.PrefixFrom(address.Unmap(), bits).Masked()
+		if subnet.Addr().Is4() {
+			t.Container4, t.Gateway4, t.Subnet4 = address.Unmap(), gateway.Unmap(), subnet
+		} else {
+			t.Container6, t.Gateway6, t.Subnet6 = address, gateway, subnet
+		}
+		if !slices.ContainsFunc(result.Routes, func(r *types.Route) bool {
+			ones, _ := r.Dst.Mask.Size()
+			return ones == 0 && (r.Dst.IP.To4() != nil) == subnet.Addr().Is4()
+		}) {
+			t.SourceIP = conf.SourceGateway
+		}
+	}
+	return t
+}
+
+// insideHub is what a verb has of a hub's namespace.
+type insideHub struct {
+	hub    hub.Hub
+	place  *link.Place
+	filter *os.File
+	host   bridge.Host
+}
+
+func openHub(h hub.Hub) (*insideHub, error) {
+	files, err := controlOfHub(h).Open()
+	if err != nil {
+		return nil, fmt.Errorf("the hub: %w", err)
+	}
+	place, err := link.FromFiles(files[1:])
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("the hub: %w", err), files[0].Close())
+	}
+	return &insideHub{hub: h, place: place, filter: files[0], host: bridge.Host{
+		Route: place.Route, Filter: nlsock.New(int(files[0].Fd())), Sysctl: place,
+	}}, nil
+}
+
+func (i *insideHub) close() {
+	i.place.Close()
+	i.filter.Close()
+}
+
+// network is the built-in network in the hub. Its MTU is the driver's unless it is given.
+func (i *insideHub) network(a *conf.Attachment, bridgeName string) *bridge.Network {
+	config := a.NetConf.Bridge
+	config.Name = bridgeName
+	if config.MTU == 0 {
+		config.MTU = a.NetConf.Rootless.MTU
+	}
+	return &bridge.Network{Name: a.Network, Config: config, Host: i.host, Dir: i.hub.Path("ipam"), Log: slog.New(slog.DiscardHandler)}
+}
+
+// insideContainer is what a verb has of the container's namespace.
+type insideContainer struct {
+	bridge.Container
+	namespace *namespace
+	place     *link.Place
+}
+
+func enterContainer(path string) (*insideContainer, error) {
+	ns, err := openNamespace(path)
+	if err != nil {
+		return nil, err
+	}
+	place, err := link.Enter(ns.file, ns.owner)
+	if err != nil {
+		ns.Close()
+		return nil, record.NetnsError(path, err.Error(), "run as the user who made the namespace, or as root")
+	}
+	return &insideContainer{bridge.Container{Path: path, Namespace: ns.file, Route: place.Route, Sysctl: place}, ns, place}, nil
+}
+
+func (c *insideContainer) close() {
+	c.place.Close()
+	c.namespace.Close()
+}
+
+// delShared takes the member out of its hub, and ends the hub with the last one.
+func (n *Network) delShared(ctx context.Context, h hub.Hub, a *conf.Attachment) error {
+	if n.Record != nil {
+		// From now on it is nobody for whom the hub has to stay.
+		n.Record.State = record.Leaving
+		if err := n.Store.Save(n.Record); err != nil {
+			return err
+		}
+	}
+	if state := h.Running(); state != nil {
+		if err := n.leaveHub(ctx, h, state, a); err != nil {
+			return fmt.Errorf("taking %s out of the hub: %w", a.Key, err)
+		}
+	}
+	n.step("leave the hub")
+	err := endHub(ctx, h)
+	n.step("end the hub")
+	return err
+}
+
+func (n *Network) leaveHub(ctx context.Context, h hub.Hub, state *hub.State, a *conf.Attachment) error {
+	if err := controlOfHub(h).Leave(a.Key); err != nil {
+		return err
+	}
+	inside, err := openHub(h)
+	if err != nil {
+		return err
+	}
+	defer inside.close()
+	return inside.network(a, state.Bridge).Del(ctx, a.Key, n.recorded())
+}
+
+// recorded is what ADD returned; nil when that is not known.
+func (n *Network) recorded() *types100.Result {
+	if n.Record == nil || n.Record.Result == nil {
+		return nil
+	}
+	var r types100.Result
+	if json.Unmarshal(n.Record.Result, &r) != nil {
+		return nil
+	}
+	return &r
+}
+
+// endHub ends the hub when nobody is in it, and nobody is coming.
+func endHub(ctx context.Context, h hub.Hub) error {
+	if members, err := h.Members(); err != nil || len(members) > 0 {
+		return err // most often, and then it takes no lock
+	}
+	if _, err := os.Lstat(h.Dir()); errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	lockCtx, cancel := record.LockContext(ctx)
+	defer cancel()
+	lock, err := h.Lock(lockCtx, flock.Exclusive)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if members, err := h.Members(); err != nil || len(members) > 0 {
+		return err
+	}
+	if err := endSupervisor(ctx, h); err != nil {
+		return err
+	}
+	if err := h.Remove(); err != nil {
+		return fmt.Errorf("folder of the hub: %w", err)
+	}
+	return nil
+}
+
+// checkShared compares hub and container with what ADD has made.
+func (n *Network) checkShared(ctx context.Context, a *conf.Attachment) error {
+	h := hub.Hub{Store: n.Store, Name: n.Record.Hub}
+	if err := n.ask(func(c supervisor.Control) error { return c.CheckOf(a.Key) }); err != nil {
+		return err
+	}
+	container, err := enterContainer(a.NetnsPath)
+	if err != nil {
+		return err
+	}
+	defer container.close()
+	inside, err := openHub(h)
+	if err != nil {
+		return err
+	}
+	defer inside.close()
+	result, err := previous(a)
+	if err != nil {
+		return err
+	}
+	made := n.recorded()
+	if result == nil {
+		result = made // "ambi inspect" has none
+	}
+	return inside.network(a, n.Record.Bridge).Check(ctx, &container.Container, a, made, result)
+}
+
+// previous is prevResult in the newest form; nil without.
+func previous(a *conf.Attachment) (*types100.Result, error) {
+	if a.NetConf.PrevResult == nil {
+		return nil, nil
+	}
+	result, err := version.NewResult(a.NetConf.CNIVersion, a.NetConf.PrevResult)
+	if err != nil {
+		return nil, conf.Errorf(types.ErrDecodingFailure, "key \"prevResult\": %v", err)
+	}
+	return types100.NewResultFromResult(result)
+}

@@ -1,0 +1,346 @@
+package supervisor
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/flock"
+	"github.com/ambi-cni/ambi/portmap/forward"
+	"github.com/ambi-cni/ambi/record"
+	"github.com/ambi-cni/ambi/rootless/driver"
+	hubs "github.com/ambi-cni/ambi/rootless/hub"
+	"github.com/ambi-cni/ambi/rootless/link"
+	"github.com/ambi-cni/ambi/rootless/netns"
+)
+
+// hub is a tenant that is a shared network: the namespace with its bridge, and the
+// published ports of its members. Who they are the records say.
+type hub struct {
+	config    Hub
+	log       *slog.Logger
+	inside    *netns.Namespace
+	forwarder *forward.Forwarder
+
+	mu        sync.Mutex
+	published map[conf.Key][]Socket
+
+	members members
+}
+
+var _ tenant = (*hub)(nil)
+
+func (h *hub) String() string { return "hub " + h.config.Network }
+
+// prepare makes the namespace.
+func (h *hub) prepare(*driver.Command) error {
+	var err error
+	if h.inside, err = netns.Make(conf.Key{Network: h.config.Network}, h.config.Bridge, &h.config.Plan); err != nil {
+		return err
+	}
+	h.forwarder, err = forward.New(forward.Config{Namespace: h.inside, Logger: h.log})
+	return err
+}
+
+func (h *hub) meanwhile() error { return nil }
+func (h *hub) configure() error { return h.inside.Configure() }
+func (h *hub) publish() error   { return nil }
+func (h *hub) restored() error  { return nil }
+func (h *hub) deleted() bool    { return h.inside.Deleted() }
+
+func (h *hub) serve(r request, files []*os.File) (reply, error) {
+	switch r.Op {
+	case opOpen:
+		closeAll(files)
+		out, err := h.open()
+		return reply{files: out}, err
+	case opLeave:
+		closeAll(files)
+		return reply{}, h.leaves(r)
+	case opRemovePort:
+		closeAll(files)
+		return reply{}, h.withdraw(r)
+	}
+	return reply{}, h.publishFor(r, files)
+}
+
+// open opens what a verb needs of the namespace: it has the right to use it, being of the
+// user who made the hub, and not the one to come in.
+func (h *hub) open() ([]*os.File, error) {
+	filter, err := h.inside.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+	if err != nil {
+		return nil, fmt.Errorf("opening a netlink socket in the hub: %w", err)
+	}
+	files := []*os.File{os.NewFile(uintptr(filter), "netlink socket")}
+	var place *link.Place
+	h.inside.Do(func() { place, err = link.Here() })
+	if err != nil {
+		closeAll(files)
+		return nil, fmt.Errorf("the network namespace of the hub: %w", err)
+	}
+	return append(files, place.Files()...), nil
+}
+
+func (h *hub) publishFor(r request, files []*os.File) error {
+	if r.Member == nil || r.Target == nil || len(r.Sockets) != len(files) {
+		closeAll(files)
+		return conf.Errorf(types.ErrDecodingFailure, "control request %s: no member, no target, or not one description for each socket", r.Op)
+	}
+	sockets := make([]forward.Socket, len(files))
+	for i, f := range files {
+		sockets[i] = forward.Socket{Mapping: r.Sockets[i].Mapping, Family: r.Sockets[i].Family, File: f}
+	}
+	if err := h.forwarder.AddTo(*r.Target, sockets); err != nil {
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.published[*r.Member] = append(h.published[*r.Member], r.Sockets...)
+	return nil
+}
+
+func (h *hub) withdraw(r request) error {
+	if r.Member == nil || r.Port == nil {
+		return conf.Errorf(types.ErrDecodingFailure, "control request %s: no member or no port", r.Op)
+	}
+	if err := h.forwarder.Remove(*r.Port); err != nil {
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.published[*r.Member] = slices.DeleteFunc(h.published[*r.Member], func(s Socket) bool { return s.Mapping == *r.Port })
+	return nil
+}
+
+// leaves takes back the ports of a member.
+func (h *hub) leaves(r request) error {
+	if r.Member == nil {
+		return conf.Errorf(types.ErrDecodingFailure, "control request %s: no member", r.Op)
+	}
+	h.mu.Lock()
+	sockets := h.published[*r.Member]
+	delete(h.published, *r.Member)
+	h.mu.Unlock()
+	var errs []error
+	for _, m := range mappingsOf(sockets) {
+		errs = append(errs, h.forwarder.Remove(m))
+	}
+	return errors.Join(errs...)
+}
+
+// mappingsOf are the mappings of sockets, each once.
+func mappingsOf(sockets []Socket) (mappings []conf.PortMapping) {
+	for _, s := range sockets {
+		if !slices.Contains(mappings, s.Mapping) {
+			mappings = append(mappings, s.Mapping)
+		}
+	}
+	return mappings
+}
+
+// check is about one member.
+func (h *hub) check(r request) []error {
+	if r.Member == nil {
+		return nil
+	}
+	return []error{checkBound(h.socketsOf(*r.Member)), h.inside.CheckRules()}
+}
+
+func (h *hub) socketsOf(member conf.Key) []Socket {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.published[member])
+}
+
+// status has the ports of one member, or of all.
+func (h *hub) status(r request, s *Status) {
+	s.MAC, s.Ports = h.config.Plan.MAC, h.forwarder.Stats()
+	if r.Member == nil {
+		return
+	}
+	own := mappingsOf(h.socketsOf(*r.Member))
+	s.Ports = slices.DeleteFunc(s.Ports, func(p PortStats) bool { return !slices.Contains(own, p.Mapping) })
+}
+
+func (h *hub) leave() bool {
+	if h.forwarder != nil {
+		if err := h.forwarder.Close(); err != nil {
+			h.log.Warn("closing ports", "error", err)
+		}
+	}
+	return true // the namespace goes with this process
+}
+
+// forget removes the folder of a hub that ends by itself.
+func (h *hub) forget() {
+	if h.members.lock == nil {
+		return // DEL or GC does that
+	}
+	if err := h.members.hub.Remove(); err != nil {
+		h.log.Warn("removing the folder of the hub", "error", err)
+	}
+	h.members.lock.Close()
+}
+
+// members are those of a hub as its records say.
+type members struct {
+	hub     hubs.Hub
+	changed time.Time // of the state folder, when it was read last
+	watched map[conf.Key]watched
+	work    chan struct{} // has something in it while a GC runs
+	lock    *os.File      // of the hub, when it has none any more
+}
+
+type watched struct {
+	watch
+	tried time.Time // when a GC was started for it last
+}
+
+// settled is how old a change of a folder has to be, so that there was no other one in the
+// same tick of the file system's clock.
+const settled = time.Second
+
+// gone takes out the members whose namespaces are gone, and says whether none is left.
+func (h *hub) gone() bool {
+	m := &h.members
+	if err := m.read(); err != nil {
+		h.log.Warn("reading the members of the hub", "error", err)
+		return false
+	}
+	if len(m.watched) == 0 {
+		return m.deserted()
+	}
+	for key, w := range m.watched {
+		if w.gone() && time.Since(w.tried) > collectPause {
+			m.watched[key] = watched{w.watch, time.Now()}
+			h.collect(key)
+		}
+	}
+	return false
+}
+
+// collectPause is between two tries to take a member out.
+const collectPause = 10 * time.Second
+
+// read lists the members again when the state folder has changed.
+func (m *members) read() error {
+	st, err := os.Stat(m.hub.Store.Dir())
+	if err != nil {
+		return err
+	}
+	if st.ModTime().Equal(m.changed) && time.Since(st.ModTime()) > settled {
+		return nil
+	}
+	records, err := m.hub.Members()
+	if err != nil {
+		return err
+	}
+	m.changed = st.ModTime()
+	now := map[conf.Key]watched{}
+	for _, r := range records {
+		w, ok := m.watched[r.Key]
+		if !ok || w.netns != r.Netns {
+			w.close()
+			w = watched{watch: watchOf(r.Netns)}
+		}
+		now[r.Key] = w
+	}
+	for key, w := range m.watched {
+		if _, ok := now[key]; !ok {
+			w.close()
+		}
+	}
+	m.watched = now
+	return nil
+}
+
+// deserted says that there is no member, and that none is coming: the lock is ours.
+func (m *members) deserted() bool {
+	at, cancel := context.WithTimeout(context.Background(), 0)
+	defer cancel()
+	lock, err := m.hub.Lock(at, flock.Exclusive)
+	if err != nil {
+		return false // somebody is coming, or sees to it
+	}
+	if left, err := m.hub.Members(); err != nil || len(left) > 0 {
+		lock.Close()
+		return false
+	}
+	m.lock = lock
+	return true
+}
+
+// collect has GC, of this very program, take out the members that are gone. It looks again
+// under the lock that it takes, so that it meets nobody who has come back meanwhile.
+func (h *hub) collect(key conf.Key) {
+	select {
+	case h.members.work <- struct{}{}:
+	default:
+		return // one is at work, the next look is soon
+	}
+	h.log.Info("the namespace of a member is gone, taking it out", "member", key)
+	go func() {
+		defer func() { <-h.members.work }()
+		if err := h.runGC(); err != nil {
+			h.log.Warn("taking out a member whose namespace is gone", "error", err)
+		}
+	}()
+}
+
+func (h *hub) runGC() error {
+	stdin, err := json.Marshal(map[string]string{"cniVersion": "1.1.0", "name": h.config.Network, "type": "ambi", "stateDir": h.config.StateDir})
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env, cmd.Dir = []string{"CNI_COMMAND=GC", "CNI_PATH=/", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, "/"
+	cmd.Stdin = bytes.NewReader(stdin)
+	said, err := cmd.Output()
+	if err != nil && len(said) > 0 {
+		return errors.New(strings.Join(strings.Fields(string(said)), " "))
+	}
+	return err
+}
+
+// checkBound looks for sockets among those of this process.
+func checkBound(sockets []Socket) error {
+	if len(sockets) == 0 {
+		return nil
+	}
+	bound, err := boundSockets()
+	if err != nil {
+		return fmt.Errorf("published ports: %w", err)
+	}
+	var errs []error
+	for _, s := range sockets {
+		if !bound[s.local()] {
+			errs = append(errs, fmt.Errorf("port %s is not bound to %s any more", s.Mapping, s.local().address))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// newHub is the tenant of a configuration.
+func newHub(c Hub, log *slog.Logger) (*hub, error) {
+	store, err := record.OpenExisting(c.StateDir)
+	if err != nil {
+		return nil, err
+	}
+	return &hub{
+		config: c, log: log, published: make(map[conf.Key][]Socket),
+		members: members{hub: hubs.Hub{Store: store, Name: c.Name}, work: make(chan struct{}, 1)},
+	}, nil
+}
