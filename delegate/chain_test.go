@@ -39,7 +39,6 @@ func TestAddInOrderAndDelInReverse(t *testing.T) {
 
 func TestEnvironment(t *testing.T) {
 	s := newStage(t, script{})
-	t.Setenv("TRACEPARENT", "00-1-2-3")
 	t.Setenv("CNI_COMMAND", "GC")
 	t.Setenv("CNI_CONTAINERID", "another")
 	t.Setenv("CNI_ARGS", "A=B")
@@ -49,9 +48,57 @@ func TestEnvironment(t *testing.T) {
 	env := s.calls()[0].Env
 	for name, want := range map[string]string{
 		"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", "CNI_NETNS": s.Attachment.NetnsPath,
-		"CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAME=x", "CNI_PATH": "/nowhere:" + s.dir, "TRACEPARENT": "00-1-2-3", "HOME": os.Getenv("HOME"),
+		"CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAME=x", "CNI_PATH": "/nowhere:" + s.dir, "HOME": os.Getenv("HOME"),
 	} {
 		require.Equal(t, want, env[name], name)
+	}
+}
+
+// TestTraceContext: the runtime's trace goes on to delegates, and nothing that only
+// has the name of one.
+func TestTraceContext(t *testing.T) {
+	const parent, state, baggage = "TRACEPARENT", "TRACESTATE", "BAGGAGE"
+	const id = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	for name, c := range map[string]struct{ set, want map[string]string }{
+		"a trace": {
+			map[string]string{parent: id, state: "vendor=a:b,other=c", baggage: "pod=web%20one,node=n1"},
+			map[string]string{parent: id, state: "vendor=a:b,other=c", baggage: "pod=web%20one,node=n1"},
+		},
+		"no trace":       {map[string]string{parent: "00-1-2-3", state: "a=b", baggage: "a=b"}, map[string]string{baggage: "a=b"}},
+		"in capitals":    {map[string]string{parent: strings.ToUpper(id)}, nil},
+		"a newline":      {map[string]string{parent: id + "\n", state: "a=b"}, nil},
+		"state alone":    {map[string]string{state: "a=b"}, nil},
+		"just short":     {map[string]string{parent: id, state: strings.Repeat("s", 512), baggage: strings.Repeat("b", 8192)}, map[string]string{parent: id, state: strings.Repeat("s", 512), baggage: strings.Repeat("b", 8192)}},
+		"long":           {map[string]string{parent: id, state: strings.Repeat("s", 513), baggage: strings.Repeat("b", 8193)}, map[string]string{parent: id}},
+		"control bytes":  {map[string]string{parent: id, state: "a=\x1b[2J", baggage: "a=b\nCNI_COMMAND=DEL"}, map[string]string{parent: id}},
+		"none was given": {nil, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStage(t, script{})
+			for _, variable := range []string{parent, state, baggage} {
+				t.Setenv(variable, "") // for the clean-up
+				os.Unsetenv(variable)
+			}
+			for variable, value := range c.set {
+				t.Setenv(variable, value)
+			}
+			result := add(t, s.Chain)
+			require.NoError(t, s.Check(context.Background(), result))
+			require.NoError(t, s.Del(context.Background(), result))
+			require.Equal(t, "a ADD, a CHECK, a DEL", s.verbs())
+			for _, call := range s.calls() {
+				got := map[string]string{}
+				for _, variable := range []string{parent, state, baggage} {
+					if value, ok := call.Env[variable]; ok {
+						got[variable] = value
+					}
+				}
+				require.Equal(t, len(c.want), len(got), "%s: %v", call.Verb, got)
+				for variable, value := range c.want {
+					require.Equal(t, value, got[variable], call.Verb+" "+variable)
+				}
+			}
+		})
 	}
 }
 
@@ -490,7 +537,7 @@ func TestStatusGoesToThoseWhoKnowIt(t *testing.T) {
 func TestGC(t *testing.T) {
 	s := newStage(t, script{Versions: old}, doing("GC", "fail"), doing("GC", "fail silently"), script{})
 	valid := []types.GCAttachment{{ContainerID: "c1", IfName: "eth0"}}
-	err := s.GC(context.Background(), valid)
+	err := s.GC(context.Background(), valid, nil)
 	e := requireCode(t, err, 117)
 	require.Contains(t, e.Msg, "b: ")
 	require.Contains(t, e.Msg, "c: ")
@@ -500,7 +547,7 @@ func TestGC(t *testing.T) {
 	}
 	s.forget()
 	s.DisableGC = true
-	require.NoError(t, s.GC(context.Background(), nil))
+	require.NoError(t, s.GC(context.Background(), nil, nil))
 	require.Empty(t, s.calls())
 }
 

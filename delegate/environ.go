@@ -3,6 +3,7 @@ package delegate
 import (
 	"maps"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -21,10 +22,11 @@ func environ(verb string, a *conf.Attachment, netns string, attached bool) []str
 		set["CNI_CONTAINERID"], set["CNI_IFNAME"] = a.ContainerID, a.IfName
 		set["CNI_NETNS"], set["CNI_ARGS"] = netns, cniArgs(a)
 	}
+	traced := traceparent.MatchString(os.Getenv("TRACEPARENT"))
 	var env []string
 	for _, pair := range os.Environ() {
-		name, _, _ := strings.Cut(pair, "=")
-		if _, ours := set[name]; !ours {
+		name, value, _ := strings.Cut(pair, "=")
+		if _, ours := set[name]; !ours && passedOn(name, value, traced) {
 			env = append(env, pair)
 		}
 	}
@@ -32,6 +34,31 @@ func environ(verb string, a *conf.Attachment, netns string, attached bool) []str
 		env = append(env, name+"="+set[name])
 	}
 	return env
+}
+
+// traceparent is what a runtime calls its trace by (W3C Trace Context, section 3.2;
+// OpenTelemetry's OTEP 258 has the names of the variables, and libcni since 1.3.1 sets them).
+var traceparent = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
+
+// passedOn says whether a variable of our environment goes on to a delegate. All do
+// but those of a trace that is no trace: OTEP 258 has them checked by everybody on the
+// way, since they come from as far as a client's request and end in plugins that run as root.
+func passedOn(name, value string, traced bool) bool {
+	switch name {
+	case "TRACEPARENT":
+		return traced
+	case "TRACESTATE":
+		return traced && isHeader(value, 512) // section 3.3.1.5: what is carried at least
+	case "BAGGAGE":
+		return isHeader(value, 8192) // W3C Baggage, section 3.3.2: the same
+	}
+	return true
+}
+
+// isHeader says whether a value could be that of a header in HTTP: printable ASCII, at most so many bytes.
+func isHeader(value string, most int) bool {
+	odd := func(r rune) bool { return r < ' ' || r > '~' }
+	return len(value) <= most && !strings.ContainsFunc(value, odd)
 }
 
 // cniArgs is CNI_ARGS as far as plugins can read it, without the address when
