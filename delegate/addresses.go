@@ -80,15 +80,17 @@ func (c *Chain) resultOf(dir string) *types100.Result {
 
 // Holders are the attachments that have addresses of the network.
 func (c *Chain) Holders() []types.GCAttachment {
-	dir := c.store()
 	var holders []types.GCAttachment
 	seen := map[types.GCAttachment]bool{}
-	for _, ip := range storedIn(dir) {
-		o, taken := readOwner(dir, ip)
-		holder := types.GCAttachment{ContainerID: o.containerID, IfName: o.ifName}
-		if taken && o.ifName != "" && !seen[holder] {
-			seen[holder] = true
-			holders = append(holders, holder)
+	for _, d := range c.Delegates {
+		dir := storeOf(d, c.Attachment.NetConf.Name)
+		for _, ip := range storedIn(dir) {
+			o, taken := readOwner(dir, ip)
+			holder := types.GCAttachment{ContainerID: o.containerID, IfName: o.ifName}
+			if taken && o.ifName != "" && !seen[holder] {
+				seen[holder] = true
+				holders = append(holders, holder)
+			}
 		}
 	}
 	return holders
@@ -112,6 +114,9 @@ func (c *Chain) store() string {
 	return ""
 }
 
+// hostLocal is the type of the IPAM plugin whose store this file reads.
+const hostLocal = "host-local"
+
 // storeOf is the folder in which a delegate's host-local keeps the addresses of a
 // network, or empty.
 func storeOf(d conf.Delegate, network string) string {
@@ -121,7 +126,7 @@ func storeOf(d conf.Delegate, network string) string {
 			DataDir string `json:"dataDir"`
 		} `json:"ipam"`
 	}
-	if json.Unmarshal(d.Raw, &c) != nil || c.IPAM.Type != "host-local" {
+	if json.Unmarshal(d.Raw, &c) != nil || c.IPAM.Type != hostLocal {
 		return ""
 	}
 	if c.IPAM.DataDir == "" {

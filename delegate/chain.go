@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -203,7 +204,9 @@ func (c *Chain) Status(ctx context.Context) error {
 // GC runs GC of the delegates that have it, which came with 1.1.0, with the
 // attachments that are still valid; nil and empty both mean that none is. It goes
 // on past errors and returns all of them. For the other delegates the caller replays DEL of what is not valid.
-func (c *Chain) GC(ctx context.Context, valid []types.GCAttachment) error {
+// kept are attachments that are not valid and whose addresses are not to be let go all
+// the same, since taking them down has failed.
+func (c *Chain) GC(ctx context.Context, valid, kept []types.GCAttachment) error {
 	if c.DisableGC {
 		return nil
 	}
@@ -215,6 +218,23 @@ func (c *Chain) GC(ctx context.Context, valid []types.GCAttachment) error {
 		if _, _, err := c.call(ctx, d, request{verb: "GC", valid: valid}, "1.1.0"); err != nil {
 			errs = append(errs, annotate(d.Type, err))
 		}
+		c.gcHostLocal(ctx, d, slices.Concat(valid, kept))
 	}
 	return join(errs)
+}
+
+// gcHostLocal runs GC of a delegate's host-local, which the plugins that use it do not
+// pass on (bridge of plugins 1.10.0 among them); a second one finds nothing. It frees what
+// has no owner that DEL could name: files of a host-local that knew no interface names. No other IPAM plugin
+// is called: one whose pool many hosts share would take theirs for stale. It is an
+// extra, and without the runtimeConfig that ADD had it may not understand its
+// configuration, so a failure is only logged.
+func (c *Chain) gcHostLocal(ctx context.Context, d conf.Delegate, valid []types.GCAttachment) {
+	dir := storeOf(d, c.Attachment.NetConf.Name)
+	if dir == "" || len(storedIn(dir)) == 0 {
+		return
+	}
+	if _, _, err := c.call(ctx, ipamOf(d, hostLocal), request{verb: "GC", valid: valid}, "1.1.0"); err != nil {
+		c.log().Warn("GC of the addresses", "type", hostLocal, "delegate", d.Type, "error", err)
+	}
 }

@@ -86,11 +86,15 @@ func (c *Chain) delIPAM(ctx context.Context, d conf.Delegate, result *types100.R
 	if raw := value(d.Raw, "ipam"); raw == nil || json.Unmarshal(raw, &ipam) != nil || ipam.Type == "" {
 		return nil
 	}
-	own := conf.Delegate{Type: ipam.Type, Capabilities: d.Capabilities, Raw: d.Raw}
-	if _, _, err := c.call(ctx, own, request{verb: "DEL", prev: result}, ""); err != nil {
+	if _, _, err := c.call(ctx, ipamOf(d, ipam.Type), request{verb: "DEL", prev: result}, ""); err != nil {
 		return annotate(ipam.Type, err)
 	}
 	return nil
+}
+
+// ipamOf is a delegate's IPAM plugin as one that is called by itself.
+func ipamOf(d conf.Delegate, plugin string) conf.Delegate {
+	return conf.Delegate{Type: plugin, Capabilities: d.Capabilities, Raw: d.Raw}
 }
 
 // delAddress runs DEL of one delegate in a stand-in with a single address.

@@ -21,14 +21,14 @@ import (
 	"github.com/ambi-cni/ambi/e2e/lab/unit"
 )
 
-// editions are the folders of real plugins: those of 1.1.0, and Debian's, which
+// editions are the folders of real plugins: two that speak 1.1.0, and Debian's, which
 // stop at 1.0.0.
 func editions() map[string]string {
 	newest := os.Getenv("AMBI_TEST_PLUGINS")
 	if newest == "" {
 		newest, _ = filepath.Abs("../.tools/bin")
 	}
-	return map[string]string{"newest": newest, "Debian": "/usr/lib/cni"}
+	return map[string]string{"1.10.0": filepath.Join(newest, "1.10.0"), "1.9.1": newest, "Debian": "/usr/lib/cni"}
 }
 
 // forEachEdition runs a test on a host of its own with each edition there is.

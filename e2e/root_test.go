@@ -36,7 +36,7 @@ func rootCases() map[string]func(*testing.T) {
 		cases["killed "+name] = func(t *testing.T) { killADD(t, k, phase(name)) }
 	}
 	for _, verb := range []string{"DEL", "GC"} {
-		for _, plugins := range []string{"1.9.1", "1.1.1"} {
+		for _, plugins := range []string{"1.10.0", "1.9.1", "1.1.1"} {
 			for chain := range chains {
 				cases[strings.Join([]string{"faults", chain, plugins, verb}, " ")] = func(t *testing.T) { suffer(t, chain, plugins, verb) }
 			}
@@ -266,10 +266,7 @@ func (f *faulty) remove(name string) {
 // fault, DEL or GC; then the machine is as before.
 func suffer(t *testing.T, chain, plugins, verb string) {
 	dir := "/run/plugins"
-	from := stage + "/plugins"
-	if plugins == "1.1.1" {
-		from = "/usr/lib/cni"
-	}
+	from := map[string]string{"1.10.0": stage + "/plugins/1.10.0", "1.9.1": stage + "/plugins", "1.1.1": "/usr/lib/cni"}[plugins]
 	// Somebody else's container has the same addresses in another network.
 	sh(t, `mkdir %[1]s; ip netns add other; ip link add strange0 type bridge; ip link add strange1 type veth peer name eth0 netns other; ip link set strange1 master strange0
 for i in $(seq 2 60); do echo addr add 10.1.0.$i/32 dev eth0; echo addr add 10.2.0.$i/32 dev eth0; done | ip -n other -batch -`, dir)

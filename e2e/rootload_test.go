@@ -22,6 +22,7 @@ type killing struct {
 var killings = map[string]killing{
 	"bridge DEL":             {chain: "bridge", verb: "DEL"},
 	"bridge GC":              {chain: "bridge", verb: "GC"},
+	"bridge 1.10.0 GC":       {chain: "bridge", verb: "GC", path: stage + "/plugins/1.10.0"},
 	"bridge 1.1.1 GC":        {chain: "bridge", verb: "GC", path: "/usr/lib/cni"},
 	"bridge iptables DEL":    {chain: "bridge", verb: "DEL", more: `"portmap":{"backend":"iptables"},`},
 	"bridge record lost DEL": {chain: "bridge", verb: "DEL", lost: true},

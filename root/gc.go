@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/containernetworking/cni/pkg/types"
+
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/portmap/nat"
 )
@@ -27,13 +29,19 @@ func (n *Network) GC(ctx context.Context, a *conf.Attachment, unexplained func(c
 		defer m.close()
 		return errors.Join(append(errs, m.collect(ctx, listed, unexplained, collect))...)
 	}
+	var kept []types.GCAttachment
 	for _, holder := range m.chain.Holders() {
 		key := conf.Key{Network: a.Network, ContainerID: holder.ContainerID, IfName: holder.IfName}
 		if unexplained(key) {
-			errs = append(errs, collect(ctx, key))
+			err := collect(ctx, key)
+			errs = append(errs, err)
+			if err == nil {
+				continue
+			}
 		}
+		kept = append(kept, holder)
 	}
-	return errors.Join(append(errs, m.chain.GC(ctx, a.NetConf.ValidAttachments))...)
+	return errors.Join(append(errs, m.chain.GC(ctx, a.NetConf.ValidAttachments, kept))...)
 }
 
 func (n *Network) collectPorts(ctx context.Context, c *conf.NetConf, unexplained func(conf.Key) bool) error {
