@@ -60,24 +60,72 @@ tc qdisc show
 cd /proc/sys/net; grep -r . core ipv4 ipv6 2>/dev/null | grep -v 'fastopen_key\|stable_secret' | sort
 `
 
-func TestCarry(t *testing.T) {
-	one, other := newContainer(t), newContainer(t)
-	from, to := one.enter(t), other.enter(t)
-	fresh, err := Observe(from)
+// carried is one container that made was made in and carried to another.
+type carried struct {
+	*Carried
+	one, other *container
+	from, to   *Place
+	before     string
+}
+
+func carry(t *testing.T) *carried {
+	c := &carried{one: newContainer(t), other: newContainer(t)}
+	c.from, c.to = c.one.enter(t), c.other.enter(t)
+	fresh, err := Observe(c.from)
 	require.NoError(t, err)
-	one.script(t, made)
+	c.one.script(t, made)
 	require.Eventually(t, func() bool {
-		return !strings.Contains(one.script(t, "ip addr"), "tentative") && strings.Contains(one.script(t, "ip -6 route show table local"), "fd00:1::5")
+		return !strings.Contains(c.one.script(t, "ip addr"), "tentative") && strings.Contains(c.one.script(t, "ip -6 route show table local"), "fd00:1::5")
 	}, 2*time.Minute, 50*time.Millisecond)
-	before := one.script(t, shown)
-	c, err := Carry(from, to, fresh, nil)
+	c.before = c.one.script(t, shown)
+	c.Carried, err = Carry(c.from, c.to, fresh, nil)
 	require.NoError(t, err)
-	text, err := json.Marshal(c)
+	text, err := json.Marshal(c.Carried)
 	require.NoError(t, err)
-	require.NoError(t, json.Unmarshal(text, c))
-	other.soon(t, before)
-	require.NoError(t, c.Back(to, from))
-	one.soon(t, before)
+	c.Carried = &Carried{}
+	require.NoError(t, json.Unmarshal(text, c.Carried))
+	return c
+}
+
+// TestCarry makes everything in one namespace and finds it in another one, and then in
+// the first one again.
+func TestCarry(t *testing.T) {
+	c := carry(t)
+	c.other.soon(t, c.before)
+	require.NoError(t, c.Check(c.to))
+	require.NoError(t, c.Back(c.to, c.from))
+	c.one.soon(t, c.before)
+}
+
+// TestCheck has the container's root change things.
+func TestCheck(t *testing.T) {
+	for change, differences := range map[string][]string{
+		"ip link set eth0 mtu 1300; ip link set eth0 txqueuelen 5": {
+			"interface eth0: its MTU is 1300 and not 1400", "interface eth0: the length of its queue is 5 and not 77",
+		},
+		"ip link set outer0 down": {"interface outer0: its state is down and not up", "address fe80::", "neighbour 10.1.0.10 of"},
+		"ip route del 192.0.2.0/24; ip route add 192.0.2.0/24 via 10.1.0.1 onlink dev eth0 mtu 1200 metric 7": {"route 192.0.2.0/24 via 10.1.0.1 of interface eth0 is missing, or not as it was"},
+		"ip addr del 10.8.0.1/24 dev eth0": {"address 10.8.0.1/24 of interface eth0 is missing, or not as it was"},
+		"ip route replace 198.51.100.0/24 via 203.0.113.1 dev eth0 onlink; ip addr del 10.1.0.6/24 dev eth0": { // the address's time could have come
+			"route 198.51.100.0/24 via 203.0.113.1 of interface eth0 is missing, or not as it was",
+		},
+		"ip route flush table 100": {"route default via 10.55.0.1 of interface eth0 in table 100 is missing, or not as it was", "route 10.55.0.0/24 of", "route 10.1.0.0/24 of"},
+		"ip rule del priority 500; ip rule add priority 500 from 10.1.0.6 table 100": {"routing rule 500 from 10.1.0.5/32 for table 100 is missing, or not as it was"},
+		"ip neigh del 10.1.0.9 dev eth0; ip neigh del proxy 10.1.0.10 dev eth0":      {"neighbour 10.1.0.9 of interface eth0 is missing, or not as it was", "neighbour 10.1.0.10 of interface eth0 is missing, or not as it was"},
+		"tc qdisc del dev eth0 root": {"queueing discipline tbf of interface eth0 is missing, or not as it was"},
+		"echo 0 >/proc/sys/net/ipv4/conf/eth0/arp_notify; echo 1 >/proc/sys/net/core/somaxconn": {"net.ipv4.conf.eth0.arp_notify is 0 and not 1", "net.core.somaxconn is 1 and not 100"},
+	} {
+		t.Run(change, func(t *testing.T) {
+			t.Parallel()
+			c := carry(t)
+			c.other.script(t, change)
+			err := c.Check(c.to)
+			for _, d := range differences {
+				require.ErrorContains(t, err, d)
+			}
+			require.Len(t, strings.Split(err.Error(), "\n"), len(differences), err)
+		})
+	}
 }
 
 // soon waits until a namespace shows something: the kernel works out the state of links

@@ -27,21 +27,22 @@ const (
 
 // Places in fixed headers.
 const (
-	atIndex      = 4 // of addresses, neighbours and traffic control
-	atRouteTable = 4
-	atRouteProto = 5
-	atRouteScope = 6
-	atRouteType  = 7
-	atFlags      = 8 // of routes and rules
-	atNeighState = 8
-	atNeighFlags = 10
-	atTcHandle   = 8
-	atTcParent   = 12
-	atTcInfo     = 16
+	atIndex        = 4 // of addresses, neighbours and traffic control
+	atAddressFlags = 2
+	atRouteTable   = 4
+	atRouteProto   = 5
+	atRouteScope   = 6
+	atRouteType    = 7
+	atFlags        = 8 // of routes and rules
+	atNeighState   = 8
+	atNeighFlags   = 10
+	atTcHandle     = 8
+	atTcParent     = 12
+	atTcInfo       = 16
 )
 
 func (p *Place) addresses(of names) ([]*message, error) {
-	list, err := p.list("listing the addresses", unix.RTM_GETADDR, unix.RTM_NEWADDR, nlsock.IfAddrMsg(netip.Prefix{}, 0, 0), nil)
+	list, err := p.list(ask("listing the addresses", unix.RTM_NEWADDR, nlsock.IfAddrMsg(netip.Prefix{}, 0, 0)))
 	if err != nil {
 		return nil, err
 	}
@@ -76,7 +77,7 @@ func (m *message) address() netip.Prefix {
 func (p *Place) routes(of names) (routes []*message, connected map[string]bool, err error) {
 	connected = map[string]bool{}
 	for _, family := range families {
-		list, err := p.list("listing the routes", unix.RTM_GETROUTE, unix.RTM_NEWROUTE, routeHeader(family), nil)
+		list, err := p.list(ask("listing the routes", unix.RTM_NEWROUTE, routeHeader(family)))
 		if err != nil {
 			return nil, nil, err
 		}
@@ -222,7 +223,7 @@ func (m *message) destination() string {
 
 func (p *Place) rules() (rules []*message, err error) {
 	for _, family := range families {
-		list, err := p.list("listing the routing rules", unix.RTM_GETRULE, unix.RTM_NEWRULE, routeHeader(family), nil)
+		list, err := p.list(ask("listing the routing rules", unix.RTM_NEWRULE, routeHeader(family)))
 		if err != nil {
 			return nil, err
 		}
@@ -250,7 +251,7 @@ func (p *Place) neighbours(of names) (neighbours []*message, err error) {
 	for _, flags := range []byte{0, unix.NTF_PROXY} {
 		header := make([]byte, unix.SizeofNdMsg)
 		header[atNeighFlags] = flags
-		list, err := p.list("listing the neighbours", unix.RTM_GETNEIGH, unix.RTM_NEWNEIGH, header, nil)
+		list, err := p.list(ask("listing the neighbours", unix.RTM_NEWNEIGH, header))
 		if err != nil {
 			return nil, err
 		}
@@ -279,7 +280,7 @@ func (m *message) asNeighbour(of names) bool {
 }
 
 func (p *Place) traffic(of names) ([]*message, error) {
-	list, err := p.list("listing the queueing disciplines", unix.RTM_GETQDISC, unix.RTM_NEWQDISC, make([]byte, sizeofTcMsg), nil)
+	list, err := p.list(ask("listing the queueing disciplines", unix.RTM_NEWQDISC, make([]byte, sizeofTcMsg)))
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 
 	"golang.org/x/sys/unix"
 
@@ -146,32 +147,57 @@ func (m *message) send(p *Place, about string, kind, flags uint16) error {
 // it.
 const most = 1 << 16
 
-// each calls f for the entries of a list, until it returns false or there were too many.
-func (p *Place) each(about string, kind, answer uint16, header []byte, attributes func(*nlsock.Encoder), f func(*message) bool) error {
-	n, stopped := 0, false
-	var cut error
-	_, err := p.Route.Each(about, kind, header, attributes, func(entry []byte) bool {
-		m := message{Kind: answer, Data: entry}
-		_, cut = m.attributes()
-		n++
-		stopped = cut != nil || n > most || !f(&m)
-		return !stopped
-	})
-	switch {
-	// A kernel without the address family, or a namespace that has never had any.
-	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EAFNOSUPPORT), errors.Is(err, unix.ENOENT):
-		return nil
-	case stopped:
-		return errors.Join(cut, p.reopen())
+var errTooMany = fmt.Errorf("the list has more than %d entries, no more of them were looked at", most)
+
+// question asks for a list. It is comparable.
+type question struct {
+	about string
+	kind  uint16 // of the answers, RTM_NEW…
+	body  string // header and attributes
+}
+
+func ask(about string, kind uint16, header []byte, filter ...attribute) question {
+	for _, a := range filter {
+		header = appendAttribute(header, a)
 	}
-	return err
+	return question{about, kind, string(header)}
+}
+
+// each calls f for the entries of a list, and says whether it was whole.
+func (p *Place) each(q question, f func(*message)) (whole bool, err error) {
+	n := 0
+	var stop error
+	whole, err = p.Route.Each(q.about, q.kind+2, []byte(q.body), nil, func(entry []byte) bool { // RTM_GET…
+		m := message{Kind: q.kind, Data: entry}
+		if _, stop = m.attributes(); stop == nil {
+			f(&m)
+		}
+		if n++; n > most {
+			stop = errTooMany
+		}
+		return stop == nil
+	})
+	if stop != nil {
+		return false, errors.Join(fmt.Errorf("%s: %w", q.about, stop), p.reopen())
+	}
+	if err == nil {
+		return whole, nil
+	}
+	// A kernel without the address family, or a namespace that has never had any, or not
+	// that table or interface.
+	err = ignoring(err, unix.EOPNOTSUPP, unix.EAFNOSUPPORT, unix.ENOENT, unix.ENODEV)
+	return err == nil, err
 }
 
 // list is a whole list.
-func (p *Place) list(about string, kind, answer uint16, header []byte, attributes func(*nlsock.Encoder)) (list []*message, err error) {
-	err = p.each(about, kind, answer, header, attributes, func(m *message) bool {
-		list = append(list, m)
-		return true
-	})
-	return list, err
+func (p *Place) list(q question) (list []*message, err error) {
+	const tries = 100
+	for range tries {
+		list = nil
+		whole, err := p.each(q, func(m *message) { list = append(list, m) })
+		if whole || err != nil {
+			return list, err
+		}
+	}
+	return nil, fmt.Errorf("%s: the list changed each of %d times it was read", q.about, tries)
 }

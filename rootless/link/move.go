@@ -36,10 +36,8 @@ const extFilterSkipStats = 8 // RTEXT_FILTER_SKIP_STATS
 
 // links are all interfaces of a place.
 func (p *Place) links() ([]Link, error) {
-	const about = "listing the interfaces"
-	list, err := p.list(about, unix.RTM_GETLINK, unix.RTM_NEWLINK, nlsock.IfInfoMsg(unix.AF_UNSPEC, 0, 0, 0), func(e *nlsock.Encoder) {
-		e.Uint32(unix.IFLA_EXT_MASK, extFilterSkipStats)
-	})
+	noStats := attribute{unix.IFLA_EXT_MASK, bytesOf(extFilterSkipStats)}
+	list, err := p.list(ask("listing the interfaces", unix.RTM_NEWLINK, nlsock.IfInfoMsg(unix.AF_UNSPEC, 0, 0, 0), noStats))
 	if err != nil {
 		return nil, err
 	}
