@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -47,7 +48,11 @@ func TestWithoutAnyRight(t *testing.T) {
 	}
 	const uid = 64999
 	dir := t.TempDir()
-	require.NoError(t, os.Chown(dir, uid, uid))
+	err := os.Chown(dir, uid, uid)
+	if errors.Is(err, unix.EINVAL) {
+		t.Skip("needs root of the host: it becomes another user, and this user namespace has none")
+	}
+	require.NoError(t, err)
 	for d := dir; d != "/tmp" && d != "/"; d = d[:max(1, lastSlash(d))] {
 		require.NoError(t, os.Chmod(d, 0o755))
 	}
