@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/rootless/driver"
 )
 
 // The exit statuses.
@@ -108,7 +109,7 @@ func (a *app) root() *cobra.Command {
 		Short: "the network of containers, as root and without root",
 		Long: `ambi is a CNI plugin that gives a container its network and its published ports
 whoever starts it: as root by the CNI plugins of the host and nftables, without
-root by slirp4netns and a forwarder of its own.
+root by ` + driver.Of("").Name() + ` and a forwarder of its own.
 
 Container runtimes call it by its environment (CNI_COMMAND). These commands are
 for people: they show what is there, say why it does not work, and mend it. They

@@ -12,6 +12,7 @@ import (
 	"github.com/ambi-cni/ambi/record"
 	"github.com/ambi-cni/ambi/root"
 	"github.com/ambi-cni/ambi/rootless"
+	"github.com/ambi-cni/ambi/rootless/driver"
 	"github.com/ambi-cni/ambi/rootless/supervisor"
 )
 
@@ -40,7 +41,7 @@ const (
 	namespaceGone    problemCode = "namespace-gone"  // nothing is left to be attached
 	supervisorGone   problemCode = "supervisor-gone" // rootless
 	supervisorMute   problemCode = "supervisor-mute" // rootless: it runs and does not answer
-	driverDown       problemCode = "driver-down"     // rootless: slirp4netns is being restarted
+	driverDown       problemCode = "driver-down"     // rootless: what carries what goes out is being restarted
 	rulesMissing     problemCode = "rules-missing"   // root: published ports are not in the firewall
 	interfaceMissing problemCode = "interface-missing"
 	resultMismatch   problemCode = "result-mismatch" // the record does not tell of this interface
@@ -145,7 +146,7 @@ func (t *attachment) lookAtSupervisor() {
 		return
 	}
 	if t.status.Driver.PID == 0 {
-		t.wrong(driverDown, t.app.command("logs "+t.String()), "slirp4netns is down and being restarted: %s", t.status.Driver.Error)
+		t.wrong(driverDown, t.app.command("logs "+t.String()), "%s is down and being restarted: %s", driver.Of(t.options().Driver).Name(), t.status.Driver.Error)
 	}
 }
 

@@ -21,7 +21,7 @@ func (a *app) listCommand() *cobra.Command {
 container has in a network.
 
 The column STATE says "up" when everything is in place: the namespace, and
-without root the supervisor and its slirp4netns, as root the firewall rules of the
+without root the supervisor and its driver, as root the firewall rules of the
 published ports. Otherwise it says what is gone; "ambi inspect" says more.`,
 		Example: "  ambi list\n  ambi list --json",
 		Args:    noArguments,

@@ -23,7 +23,7 @@ func (a *app) logsCommand() *cobra.Command {
 		Use:   "logs CONTAINER",
 		Short: "print what was logged about a container",
 		Long: `Print the log of an attachment. Without root that is the log of its supervisor,
-with what slirp4netns says. In both modes come before it the lines about this
+with what its driver says. In both modes come before it the lines about this
 attachment in the file of the key logFile, when the network has one.`,
 		Example:           "  ambi logs 3f2a --tail 20\n  ambi logs 3f2a --follow",
 		Args:              arguments(1, 1, "CONTAINER"),

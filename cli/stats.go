@@ -145,18 +145,18 @@ func count(t *attachment) counted {
 		return c
 	}
 	c.Interface = status.Interface
-	if t.handler() == conf.HandlerRootlessport {
+	if t.options().PortHandler == conf.HandlerRootlessport {
 		c.Ports = countedPorts(status.Ports)
 	}
 	return c
 }
 
-// handler is what publishes the ports without root.
-func (t *attachment) handler() conf.PortHandler {
+// options are the keys of the network without root that it was attached with.
+func (t *attachment) options() conf.Rootless {
 	if a, err := t.record.Attachment(); err == nil {
-		return a.NetConf.Rootless.PortHandler
+		return a.NetConf.Rootless
 	}
-	return ""
+	return conf.Rootless{}
 }
 
 func countedPorts(stats []supervisor.PortStats) []countedPort {

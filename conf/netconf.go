@@ -166,13 +166,13 @@ type RuntimeConfig struct {
 
 // Args is the part of args.cni that ambi reads (CONVENTIONS.md, "args").
 type Args struct {
-	IPs         []netip.Prefix
-	MAC         string
-	Slirp4netns []string // option strings, "key=value"
+	IPs     []netip.Prefix
+	MAC     string
+	Options []string // of the network without root, "key=value"
 }
 
-// The limits of slirp4netns: main.c refuses an MTU over 65521, and IPv6 needs
-// 1280.
+// The limits of the MTU: a tap device takes 65521 (drivers/net/tun.c in Linux), and IPv6
+// needs 1280 (RFC 8200, section 5).
 const (
 	minMTU     = 1280
 	minMTU4    = 68
@@ -220,7 +220,7 @@ func (n *NetConf) validate() error {
 		n.Delegates = nil // nobody may run them, not even to undo
 		return err
 	}
-	if err := n.applySlirpOptions(); err != nil {
+	if err := n.applyOptions(); err != nil {
 		return err
 	}
 	return cmp.Or(n.Bridge.validate(), n.Rootless.validate())
@@ -470,7 +470,7 @@ func (r *Rootless) setCIDR(path string, raw json.RawMessage) error {
 	return nil
 }
 
-// parseCIDR reads the network of slirp4netns, whose own limits it has.
+// parseCIDR reads the container's network, of which .2, .3 and .100 have a meaning.
 func parseCIDR(s string) (netip.Prefix, bool) {
 	p, err := netip.ParsePrefix(s)
 	return p, err == nil && p.Addr().Is4() && p.Bits() >= 1 && p.Bits() <= 25 && p == p.Masked() && forContainers(p)
@@ -483,7 +483,7 @@ func forContainers(p netip.Prefix) bool {
 }
 
 const (
-	cidrExpected = "an IPv4 network with a prefix from 1 to 25, such as 10.0.2.0/24: slirp4netns takes .2 for the gateway, .3 for DNS, .100 for the container"
+	cidrExpected = "an IPv4 network with a prefix from 1 to 25, such as 10.0.2.0/24: .2 is the gateway, .3 the name server, .100 the container"
 	mtuExpected  = "a number from 68 to 65521 (from 1280 with IPv6)"
 )
 

@@ -169,7 +169,7 @@ func (a *Args) fields() fields {
 			return err
 		},
 		"mac":         mac(&a.MAC),
-		"slirp4netns": into(&a.Slirp4netns, "an array of texts \"option=value\""),
+		"slirp4netns": into(&a.Options, "an array of texts \"option=value\""),
 	}
 }
 

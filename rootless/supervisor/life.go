@@ -323,7 +323,7 @@ func (s *supervisor) run() {
 }
 
 // relieveDriver ends a driver whose interface was deleted: the container may do that, and
-// slirp4netns then reads errors as fast as it can, and tells us of each. [keepDriver] starts
+// a driver may then read errors as fast as it can, and tell us of each. [keepDriver] starts
 // another.
 func (s *supervisor) relieveDriver() {
 	s.mu.Lock()

@@ -7,11 +7,11 @@ import (
 	"strings"
 )
 
-// applySlirpOptions lets the option strings of one container (args.cni.slirp4netns,
+// applyOptions lets the option strings of one container (args.cni.slirp4netns,
 // the spelling of Podman's --network slirp4netns:…) override the keys of the
 // network.
-func (n *NetConf) applySlirpOptions() error {
-	for i, option := range n.Args.Slirp4netns {
+func (n *NetConf) applyOptions() error {
+	for i, option := range n.Args.Options {
 		if err := n.Rootless.applyOption(fmt.Sprintf("args.cni.slirp4netns[%d]", i), option); err != nil {
 			return err
 		}
@@ -19,12 +19,12 @@ func (n *NetConf) applySlirpOptions() error {
 	return nil
 }
 
-const slirpOptions = "the options are cidr, port_handler, allow_host_loopback, enable_ipv6, outbound_addr, outbound_addr6, mtu"
+const optionNames = "the options are cidr, port_handler, allow_host_loopback, enable_ipv6, outbound_addr, outbound_addr6, mtu"
 
 func (r *Rootless) applyOption(path, option string) error {
 	name, value, ok := strings.Cut(option, "=")
 	if !ok {
-		return Mendf(Invalid(path, option, "an option is written name=value"), slirpOptions)
+		return Mendf(Invalid(path, option, "an option is written name=value"), optionNames)
 	}
 	switch name {
 	case "cidr":
@@ -64,7 +64,7 @@ func (r *Rootless) applyOption(path, option string) error {
 		}
 		r.MTU = mtu
 	default:
-		return Mendf(Invalid(path, option, fmt.Sprintf("unknown option %q", name)), slirpOptions)
+		return Mendf(Invalid(path, option, fmt.Sprintf("unknown option %q", name)), optionNames)
 	}
 	return nil
 }
