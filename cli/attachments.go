@@ -170,11 +170,11 @@ func selected(all []*attachment, is func(*attachment) bool) []*attachment {
 // lock keeps verbs away from the attachment and reads its record anew.
 func (t *attachment) lock(ctx context.Context, a *app) (unlock func(), err error) {
 	defer a.progress("waiting for another verb at work on %s", t.Key)()
-	ctx, cancel := context.WithTimeoutCause(ctx, lockPatience, fmt.Errorf("for over %s", lockPatience))
+	ctx, cancel := record.LockContext(ctx)
 	defer cancel()
 	unlock, err = t.store.Lock(ctx, t.Key)
 	if err != nil {
-		return nil, hinted(err, "try again later")
+		return nil, err
 	}
 	t.record, err = t.store.Load(t.Key)
 	if err != nil {

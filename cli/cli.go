@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"sync"
 
@@ -231,19 +232,10 @@ func (a *app) complain(who string, err error) {
 		texts = []string{hintByCode(err)}
 	}
 	for i, text := range texts {
-		if !containsBefore(texts, i) {
+		if !slices.Contains(texts[:i], text) {
 			fmt.Fprintf(a.errOut, "%s %s\n", a.messages.paint(bold, "hint:"), text)
 		}
 	}
-}
-
-func containsBefore(texts []string, i int) bool {
-	for _, t := range texts[:i] {
-		if t == texts[i] {
-			return true
-		}
-	}
-	return false
 }
 
 // withoutHints is the text of an error without what the CNI errors in it say to do,

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -139,11 +138,8 @@ type journal struct {
 	unlocks []func()
 }
 
-// lockPatience bounds the wait for the verbs at work.
-const lockPatience = 2 * time.Minute
-
 func (a *app) openJournal(ctx context.Context) (*journal, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, lockPatience, fmt.Errorf("for over %s", lockPatience))
+	ctx, cancel := record.LockContext(ctx)
 	defer cancel()
 	j := &journal{}
 	stores, err := a.stores()
@@ -153,7 +149,7 @@ func (a *app) openJournal(ctx context.Context) (*journal, error) {
 	for _, store := range stores {
 		unlock, err := store.LockAll(ctx)
 		if err != nil {
-			return j, hinted(err, "a CNI verb is at work; try again later")
+			return j, err
 		}
 		j.stores, j.unlocks = append(j.stores, store), append(j.unlocks, unlock)
 	}
