@@ -2,7 +2,6 @@ package conf_test
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -12,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/e2e/lab/unit"
 )
 
 // entry is a plugin entry with these members added to the two that every one has.
@@ -27,18 +27,6 @@ func parse(t *testing.T, members string) *conf.NetConf {
 	n, err := conf.Parse(entry(members))
 	require.NoError(t, err)
 	return n
-}
-
-// requireError asserts a CNI error of the code whose message, with its remedy, holds every
-// text.
-func requireError(t *testing.T, err error, code uint, texts ...string) {
-	t.Helper()
-	var e *types.Error
-	require.True(t, errors.As(err, &e), "a CNI error is wanted, not %v", err)
-	require.Equal(t, code, e.Code, e.Msg)
-	for _, text := range texts {
-		require.Contains(t, e.Error(), text)
-	}
 }
 
 func TestParseDefaults(t *testing.T) {
@@ -184,7 +172,7 @@ func TestMisspeltKeys(t *testing.T) {
 		"delegateTimout": "delegateTimeout", "DNS": "dns", "arg": "args", "cniVerson": "cniVersion", "runtimeconfig": "runtimeConfig",
 	} {
 		err := parse(t, `"`+key+`":"x"`).Misspelt()
-		requireError(t, err, types.ErrUnsupportedField, `"`+key+`"`, `"x"`, `is "`+meant+`" meant?`, "the keys of ambi are args, ")
+		unit.RequireError(t, err, types.ErrUnsupportedField, `"`+key+`"`, `"x"`, `is "`+meant+`" meant?`, "the keys of ambi are args, ")
 	}
 }
 
@@ -192,7 +180,7 @@ func TestMisspeltKeys(t *testing.T) {
 func TestParseReadsWhatItCan(t *testing.T) {
 	n, err := conf.Parse(entry(`"a":1,"bridge":{"mtuu":1500,"name":"br0","subnet":"nowhere","subnet6":"fd00:1::/64"},"delegates":7,"mode":"rootless",
 		"cni.dev/valid-attachments":[{"containerID":"one","ifname":"eth0"},7],"rootless":{"mtu":1},"stateDir":"/run/x"`))
-	requireError(t, err, types.ErrUnsupportedField, `"bridge.mtuu"`)
+	unit.RequireError(t, err, types.ErrUnsupportedField, `"bridge.mtuu"`)
 	require.Equal(t, conf.Bridge{Isolate: true, Name: "br0", Subnet6: netip.MustParsePrefix("fd00:1::/64")}, n.Bridge)
 	require.Equal(t, conf.ModeRootless, n.Mode)
 	require.Equal(t, "/run/x", n.StateDir)
@@ -216,7 +204,7 @@ func TestParseRefusesUnknownKeys(t *testing.T) {
 	} {
 		t.Run(tt.members, func(t *testing.T) {
 			_, err := conf.Parse(entry(tt.members))
-			requireError(t, err, types.ErrUnsupportedField, tt.texts...)
+			unit.RequireError(t, err, types.ErrUnsupportedField, tt.texts...)
 		})
 	}
 }
@@ -324,7 +312,7 @@ func TestParseRefusesValues(t *testing.T) {
 	} {
 		t.Run(tt.members, func(t *testing.T) {
 			_, err := conf.Parse(entry(tt.members))
-			requireError(t, err, types.ErrInvalidNetworkConfig, tt.texts...)
+			unit.RequireError(t, err, types.ErrInvalidNetworkConfig, tt.texts...)
 		})
 	}
 }
@@ -332,16 +320,16 @@ func TestParseRefusesValues(t *testing.T) {
 func TestParseRefusesGarbage(t *testing.T) {
 	for _, stdin := range []string{"", " ", "{", `{"name":"web",}`, "\x00", "ambi", "[]", "null", `"web"`, "1", `{"name":"web"}{}`} {
 		_, err := conf.Parse([]byte(stdin))
-		requireError(t, err, types.ErrDecodingFailure, "network configuration is not")
+		unit.RequireError(t, err, types.ErrDecodingFailure, "network configuration is not")
 	}
 	_, err := conf.Parse([]byte(`{}`))
-	requireError(t, err, types.ErrInvalidNetworkConfig, `"name"`)
+	unit.RequireError(t, err, types.ErrInvalidNetworkConfig, `"name"`)
 }
 
 // A message stays readable, whatever was in the value.
 func TestErrorsCutLongValues(t *testing.T) {
 	_, err := conf.Parse(entry(`"mode":"` + strings.Repeat("ü", 5000) + `"`))
-	requireError(t, err, types.ErrInvalidNetworkConfig, `"mode"`, "auto, root, rootless")
+	unit.RequireError(t, err, types.ErrInvalidNetworkConfig, `"mode"`, "auto, root, rootless")
 	require.Less(t, len(err.Error()), 500)
 	out, jerr := json.Marshal(err)
 	require.NoError(t, jerr)
@@ -428,7 +416,7 @@ func TestConflistRefused(t *testing.T) {
 			if err == nil {
 				_, err = parse(t, `"delegates":"inner"`).DelegatesOf(l)
 			}
-			requireError(t, err, tt.code, tt.texts...)
+			unit.RequireError(t, err, tt.code, tt.texts...)
 		})
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/e2e/lab/unit"
 )
 
 func parsePorts(mappings string) ([]conf.PortMapping, error) {
@@ -89,7 +90,7 @@ func TestPortMappingsRefused(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := parsePorts(tt.in)
-			requireError(t, err, tt.code, tt.texts...)
+			unit.RequireError(t, err, tt.code, tt.texts...)
 		})
 	}
 }

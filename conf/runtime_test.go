@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/e2e/lab/unit"
 )
 
 func TestCNIArgs(t *testing.T) {
@@ -54,7 +55,7 @@ func TestCNIArgsRefused(t *testing.T) {
 	} {
 		t.Run(tt.in, func(t *testing.T) {
 			_, err := conf.ParseCNIArgs(tt.in)
-			requireError(t, err, types.ErrInvalidEnvironmentVariables, append(tt.texts, "CNI_ARGS")...)
+			unit.RequireError(t, err, types.ErrInvalidEnvironmentVariables, append(tt.texts, "CNI_ARGS")...)
 		})
 	}
 }
@@ -113,7 +114,7 @@ func TestNewAttachment(t *testing.T) {
 	require.Equal(t, "[*:8080->80/tcp]", fmt.Sprint(a.Ports))
 
 	_, err = conf.NewAttachment(conf.Env{Args: "COLOUR=red"}, n)
-	requireError(t, err, types.ErrInvalidEnvironmentVariables, "COLOUR=red")
+	unit.RequireError(t, err, types.ErrInvalidEnvironmentVariables, "COLOUR=red")
 }
 
 func TestBuiltIn(t *testing.T) {
@@ -212,7 +213,7 @@ func TestSlirpOptionsRefused(t *testing.T) {
 	} {
 		t.Run(strings.Join(tt.options, " "), func(t *testing.T) {
 			_, err := conf.Parse(entry(slirpOptions(tt.options...)))
-			requireError(t, err, types.ErrInvalidNetworkConfig, tt.texts...)
+			unit.RequireError(t, err, types.ErrInvalidNetworkConfig, tt.texts...)
 		})
 	}
 }

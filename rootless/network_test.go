@@ -2,7 +2,6 @@ package rootless
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/netip"
 	"testing"
@@ -11,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/e2e/lab/unit"
 	"github.com/ambi-cni/ambi/rootless/plan"
 )
 
@@ -25,17 +25,6 @@ func attachment(t *testing.T, members string) *conf.Attachment {
 	a, err := conf.NewAttachment(conf.Env{ContainerID: "box", IfName: "eth0", NetnsPath: "/run/netns/box"}, n)
 	require.NoError(t, err)
 	return a
-}
-
-// requireError asserts a CNI error of the code whose message holds every text.
-func requireError(t *testing.T, err error, code uint, texts ...string) {
-	t.Helper()
-	var e *types.Error
-	require.True(t, errors.As(err, &e), "a CNI error is wanted, not %v", err)
-	require.Equal(t, code, e.Code, e.Msg)
-	for _, text := range texts {
-		require.Contains(t, e.Error(), text)
-	}
 }
 
 func TestResult(t *testing.T) {
@@ -99,7 +88,7 @@ func TestUnsupported(t *testing.T) {
 				require.NoError(t, err)
 				return
 			}
-			requireError(t, err, types.ErrUnsupportedField, tt.texts...)
+			unit.RequireError(t, err, types.ErrUnsupportedField, tt.texts...)
 		})
 	}
 }

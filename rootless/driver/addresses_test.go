@@ -2,7 +2,6 @@ package driver
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"testing"
 
@@ -10,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/e2e/lab/unit"
 	"github.com/ambi-cni/ambi/rootless/plan"
 )
 
@@ -24,17 +24,6 @@ func attachment(t *testing.T, members string) *conf.Attachment {
 	a, err := conf.NewAttachment(conf.Env{ContainerID: "box", IfName: "eth0", NetnsPath: "/run/netns/box"}, n)
 	require.NoError(t, err)
 	return a
-}
-
-// requireError asserts a CNI error of the code whose message holds every text.
-func requireError(t *testing.T, err error, code uint, texts ...string) {
-	t.Helper()
-	var e *types.Error
-	require.True(t, errors.As(err, &e), "a CNI error is wanted, not %v", err)
-	require.Equal(t, code, e.Code, e.Msg)
-	for _, text := range texts {
-		require.Contains(t, e.Error(), text)
-	}
 }
 
 func show(f plan.Subnet) string { return fmt.Sprint(f.Addresses, " ", f.Gateway, " ", f.DNS) }
@@ -98,9 +87,9 @@ func TestPlanRefusesAddresses(t *testing.T) {
 	} {
 		t.Run(tt.ips, func(t *testing.T) {
 			_, err := driverWithout().Plan(attachment(t, `"runtimeConfig":{"ips":[`+tt.ips+`]}`))
-			requireError(t, err, types.ErrInvalidNetworkConfig, append(tt.texts, `"ips"`)...)
+			unit.RequireError(t, err, types.ErrInvalidNetworkConfig, append(tt.texts, `"ips"`)...)
 		})
 	}
 	_, err := driverWithout().Plan(attachment(t, `"rootless":{"enableIPv6":false},"runtimeConfig":{"ips":["fd00::7"]}`))
-	requireError(t, err, types.ErrInvalidNetworkConfig, "fd00::7", "rootless.enableIPv6")
+	unit.RequireError(t, err, types.ErrInvalidNetworkConfig, "fd00::7", "rootless.enableIPv6")
 }

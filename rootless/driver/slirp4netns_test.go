@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/e2e/lab/unit"
 )
 
 // driverWithout is a slirp4netns of all features but these.
@@ -82,7 +83,7 @@ func TestDriverLacksAFeature(t *testing.T) {
 		t.Run(tt.feature, func(t *testing.T) {
 			r := attachment(t, tt.members).NetConf.Rootless
 			_, err := driverWithout(tt.feature).Command(r, "eth0")
-			requireError(t, err, types.ErrUnsupportedField, fmt.Sprintf("%q", tt.key), tt.value, "--"+tt.feature, "install a newer slirp4netns")
+			unit.RequireError(t, err, types.ErrUnsupportedField, fmt.Sprintf("%q", tt.key), tt.value, "--"+tt.feature, "install a newer slirp4netns")
 		})
 	}
 }
@@ -91,7 +92,7 @@ func TestOutboundInterfaceIsLookedFor(t *testing.T) {
 	for _, key := range []string{"outboundAddr", "outboundAddr6"} {
 		r := attachment(t, `"rootless":{"`+key+`":"nosuchif0"}`).NetConf.Rootless
 		_, err := driverWithout().Command(r, "eth0")
-		requireError(t, err, types.ErrInvalidNetworkConfig, `"rootless.`+key+`"`, "nosuchif0", "interface of this host")
+		unit.RequireError(t, err, types.ErrInvalidNetworkConfig, `"rootless.`+key+`"`, "nosuchif0", "interface of this host")
 	}
 }
 
@@ -185,7 +186,7 @@ func TestFindDriverFails(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := find(tt.path, t.TempDir())
-			requireError(t, err, conf.ErrPluginNotAvailable, tt.texts...)
+			unit.RequireError(t, err, conf.ErrPluginNotAvailable, tt.texts...)
 		})
 	}
 }

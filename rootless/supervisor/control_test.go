@@ -1,7 +1,6 @@
 package supervisor
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -17,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/e2e/lab/unit"
 	"github.com/ambi-cni/ambi/portmap/forward"
 )
 
@@ -85,17 +85,6 @@ func startControl(t *testing.T, answer func(request, []*os.File) reply) Control 
 	return path
 }
 
-// requireError asserts a CNI error of the code whose message holds every text.
-func requireError(t *testing.T, err error, code uint, texts ...string) {
-	t.Helper()
-	var e *types.Error
-	require.True(t, errors.As(err, &e), "a CNI error is wanted, not %v", err)
-	require.Equal(t, code, e.Code, e.Msg)
-	for _, text := range texts {
-		require.Contains(t, e.Msg, text)
-	}
-}
-
 // longFolder is a folder whose sockets have names too long for bind(2).
 func longFolder(t *testing.T) string {
 	t.Helper()
@@ -127,7 +116,7 @@ func TestControlSocket(t *testing.T) {
 	require.Equal(t, "0", status.MAC)
 
 	_, err = path.call(request{Op: opCheck})
-	requireError(t, err, conf.ErrNetwork, "no check today")
+	unit.RequireError(t, err, conf.ErrNetwork, "no check today")
 
 	var sockets []forward.Socket
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
@@ -144,7 +133,7 @@ func TestControlSocket(t *testing.T) {
 	require.Equal(t, "ok*:1->2/udp[2 10]", status.MAC)
 
 	_, err = path.call(request{Op: opAddPort}, slices.Repeat(sockets, filesAtOnce/2+1)...)
-	requireError(t, err, types.ErrDecodingFailure, "more descriptors")
+	unit.RequireError(t, err, types.ErrDecodingFailure, "more descriptors")
 
 	p, err := path.Process()
 	require.NoError(t, err)
