@@ -170,8 +170,6 @@ func selected(all []*attachment, is func(*attachment) bool) []*attachment {
 // lock keeps verbs away from the attachment and reads its record anew.
 func (t *attachment) lock(ctx context.Context, a *app) (unlock func(), err error) {
 	defer a.progress("waiting for another verb at work on %s", t.Key)()
-	ctx, cancel := record.LockContext(ctx)
-	defer cancel()
 	unlock, err = t.store.Lock(ctx, t.Key)
 	if err != nil {
 		return nil, err

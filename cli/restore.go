@@ -139,8 +139,6 @@ type journal struct {
 }
 
 func (a *app) openJournal(ctx context.Context) (*journal, error) {
-	ctx, cancel := record.LockContext(ctx)
-	defer cancel()
 	j := &journal{}
 	stores, err := a.stores()
 	if err != nil {

@@ -42,9 +42,7 @@ func (v *verbs) collectUnrecorded(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	lockCtx, cancel := record.LockContext(ctx)
-	defer cancel()
-	unlock, err := store.LockAll(lockCtx)
+	unlock, err := store.LockAll(ctx)
 	if err != nil {
 		return err
 	}
@@ -71,9 +69,7 @@ func (v *verbs) unexplained(key conf.Key) bool {
 // collect empties one folder of what is stale. GC is alone in it: no ADD or DEL
 // runs at the same time, so a record that is not finished never will be.
 func (v *verbs) collect(ctx context.Context, store *record.Store) error {
-	lockCtx, cancel := record.LockContext(ctx)
-	defer cancel()
-	unlock, err := store.LockAll(lockCtx)
+	unlock, err := store.LockAll(ctx)
 	if err != nil {
 		return err
 	}

@@ -64,9 +64,7 @@ func (v *verbs) add(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	lockCtx, cancel := record.LockContext(ctx)
-	defer cancel()
-	unlock, err := store.Lock(lockCtx, a.Key)
+	unlock, err := store.Lock(ctx, a.Key)
 	if err != nil {
 		return err
 	}
@@ -242,9 +240,7 @@ func (v *verbs) del(ctx context.Context) error {
 
 // delLocked returns the record that the attachment had; nil without.
 func (v *verbs) delLocked(ctx context.Context, store *record.Store) (*record.Record, error) {
-	lockCtx, cancel := record.LockContext(ctx)
-	defer cancel()
-	unlock, err := store.Lock(lockCtx, v.attachment.Key)
+	unlock, err := store.Lock(ctx, v.attachment.Key)
 	if err != nil {
 		return nil, err
 	}

@@ -214,21 +214,15 @@ func (s *Store) Networks() ([]string, error) {
 // Siblings are the keys of the container's other attachments. It reads the names in
 // the folder, and a record only where a name was cut.
 func (s *Store) Siblings(k conf.Key) ([]conf.Key, error) {
-	dir, err := os.Open(s.dir)
-	if err != nil {
-		return nil, err
-	}
-	defer dir.Close()
-	names, err := dir.Readdirnames(-1)
+	paths, err := s.named(func(name string) bool { // false for most of a full host
+		mayBe := strings.Contains(name, "@"+k.ContainerID+"@") || strings.Contains(name, "@@")
+		return mayBe && strings.HasSuffix(name, ".json") && name[0] != '.'
+	})
 	var keys []conf.Key
-	for _, name := range names {
-		cut := strings.Contains(name, "@@")
-		if !cut && !strings.Contains(name, "@"+k.ContainerID+"@") || !strings.HasSuffix(name, ".json") || name[0] == '.' {
-			continue // most of a full host
-		}
-		key, _ := keyOf(name)
-		if cut {
-			if r, err := load(filepath.Join(s.dir, name)); err == nil {
+	for _, path := range paths {
+		key, whole := keyOf(path)
+		if !whole {
+			if r, err := load(path); err == nil {
 				key = r.Key
 			}
 		}
@@ -306,9 +300,11 @@ func LockContext(ctx context.Context) (context.Context, context.CancelFunc) {
 }
 
 // Lock waits until no other verb is at work on the attachment and no GC on the
-// folder, and keeps others waiting until unlock is called. unlock removes the
-// lock file when the attachment has no record, so that nothing is left behind.
+// folder (see LockContext), and keeps others waiting until unlock is called. unlock
+// removes the lock file when the attachment has no record, so that nothing is left behind.
 func (s *Store) Lock(ctx context.Context, k conf.Key) (unlock func(), err error) {
+	ctx, cancel := LockContext(ctx)
+	defer cancel()
 	folder, err := s.lockFolder(ctx, flock.Shared)
 	if err != nil {
 		return nil, err
@@ -334,6 +330,8 @@ func (s *Store) Lock(ctx context.Context, k conf.Key) (unlock func(), err error)
 // LockAll keeps every other verb out of the folder, for GC (specification
 // section 2, "GC": no ADD or DEL at the same time).
 func (s *Store) LockAll(ctx context.Context) (unlock func(), err error) {
+	ctx, cancel := LockContext(ctx)
+	defer cancel()
 	folder, err := s.lockFolder(ctx, flock.Exclusive)
 	if err != nil {
 		return nil, err

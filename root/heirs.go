@@ -22,9 +22,7 @@ import (
 func (n *Network) HandOver(ctx context.Context) {
 	ctx = context.WithoutCancel(ctx)
 	for _, key := range n.heirs() {
-		lockCtx, cancel := record.LockContext(ctx)
-		unlock, err := n.Store.Lock(lockCtx, key)
-		cancel()
+		unlock, err := n.Store.Lock(ctx, key)
 		if err != nil {
 			n.notInherited(key, err)
 			continue

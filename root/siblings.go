@@ -72,10 +72,8 @@ func (n *Network) claimFrom(ctx context.Context, siblings []*record.Record) erro
 	all := append([]*record.Record{n.Record}, siblings...)
 	inOrder := slices.Clone(all)
 	slices.SortFunc(inOrder, func(a, b *record.Record) int { return strings.Compare(a.Key.String(), b.Key.String()) })
-	lockCtx, cancel := record.LockContext(ctx)
-	defer cancel()
 	for _, locked := range inOrder {
-		unlock, err := n.Store.Lock(lockCtx, locked.Key)
+		unlock, err := n.Store.Lock(ctx, locked.Key)
 		if err != nil {
 			return err
 		}
