@@ -17,7 +17,7 @@ import (
 // has said, which the firewall was told; in result a later plugin may have changed it. The
 // error names everything that is not so.
 func (n *Network) Check(ctx context.Context, c *Container, a *conf.Attachment, made, result *types100.Result) error {
-	if i := interfaceIn(result, a.IfName); i != nil && i.Sandbox != c.Path {
+	if i := conf.InterfaceOf(result, a.IfName); i != nil && i.Sandbox != c.Path {
 		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "network %q: the result of ADD is about the namespace %s, and CHECK about %s", n.Name, i.Sandbox, c.Path), "run DEL and ADD again")
 	}
 	mac, ips := placeIn(result, a.IfName)
@@ -129,7 +129,8 @@ func (n *Network) checkContainer(c *Container, p placement, result *types100.Res
 	if l.mac.String() != p.mac.String() {
 		wrong = append(wrong, fmt.Sprintf("the container's interface %s has the MAC address %s and not %s", p.IfName, l.mac, p.mac))
 	}
-	if mtu := mtuIn(result, p.IfName); mtu > 0 && l.mtu != mtu {
+	// Before version 1.1.0 of the specification a result says no MTU.
+	if mtu := conf.InterfaceOf(result, p.IfName).Mtu; mtu > 0 && l.mtu != mtu {
 		wrong = append(wrong, fmt.Sprintf("the container's interface %s has the MTU %d and not %d", p.IfName, l.mtu, mtu))
 	}
 	host, err := findLink(n.Host.Route, p.name)
@@ -150,17 +151,6 @@ func (n *Network) checkContainer(c *Container, p placement, result *types100.Res
 	}
 	routes, err := checkRoutes(c, l, result)
 	return append(wrong, routes...), err
-}
-
-// mtuIn is the MTU of the container's interface in a result; 0 where it says none, as
-// before version 1.1.0 of the specification.
-func mtuIn(result *types100.Result, ifName string) int {
-	for _, i := range result.Interfaces {
-		if i != nil && i.Name == ifName && i.Sandbox != "" {
-			return i.Mtu
-		}
-	}
-	return 0
 }
 
 // checkRoutes looks whether the default routes that Add set are there.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
 
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"golang.org/x/sys/unix"
@@ -78,31 +77,15 @@ func (n *Network) dismiss(k conf.Key, result *types100.Result) error {
 	return n.Host.removeElements(found)
 }
 
-// interfaceIn is the container's interface in a result; nil when it has none.
-func interfaceIn(result *types100.Result, ifName string) *types100.Interface {
-	if result == nil {
-		return nil
-	}
-	for _, i := range result.Interfaces {
-		if i != nil && i.Name == ifName && i.Sandbox != "" {
-			return i
-		}
-	}
-	return nil
-}
-
 // placeIn is the MAC address of the container's interface in a result, and its
 // addresses.
 func placeIn(result *types100.Result, ifName string) (mac net.HardwareAddr, ips []netip.Addr) {
-	if interfaceIn(result, ifName) == nil {
+	i := conf.InterfaceOf(result, ifName)
+	if i == nil {
 		return nil, nil
 	}
-	i := slices.Index(result.Interfaces, interfaceIn(result, ifName))
-	mac, _ = net.ParseMAC(result.Interfaces[i].Mac)
-	for _, ip := range result.IPs {
-		if ip == nil || ip.Interface == nil || *ip.Interface != i {
-			continue
-		}
+	mac, _ = net.ParseMAC(i.Mac)
+	for _, ip := range conf.AddressesOf(result, ifName) {
 		if addr, ok := netip.AddrFromSlice(ip.Address.IP); ok {
 			ips = append(ips, addr.Unmap())
 		}

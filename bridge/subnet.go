@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/ambi-cni/ambi/conf"
@@ -109,12 +110,7 @@ func choose(network string, all []user) (netip.Prefix, error) {
 }
 
 func usedBy(p netip.Prefix, all []user, narrowest int) bool {
-	for _, u := range all {
-		if u.prefix.Overlaps(p) && u.prefix.Bits() >= narrowest {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(all, func(u user) bool { return u.prefix.Overlaps(p) && u.prefix.Bits() >= narrowest })
 }
 
 func firstUser(p netip.Prefix, all []user) user {

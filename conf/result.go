@@ -7,8 +7,11 @@ import (
 )
 
 // InterfaceOf is the container's interface of this name in a result; nil when it has
-// none.
+// none, or there is no result.
 func InterfaceOf(result *types100.Result, ifName string) *types100.Interface {
+	if result == nil {
+		return nil
+	}
 	for _, i := range result.Interfaces {
 		if i != nil && i.Name == ifName && i.Sandbox != "" {
 			return i
