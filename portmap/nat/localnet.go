@@ -68,15 +68,9 @@ var noRoute = []unix.Errno{unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EACCES, uni
 // needsLocalnet says whether a mapping shall be reached over 127.0.0.1. Without
 // SNAT it cannot: the container would answer to itself.
 func (in intent) needsLocalnet() bool {
-	if !in.SNAT || in.hostIf == "" {
-		return false
-	}
-	for _, f := range in.forwards {
-		if f.family() == ipv4 && (f.wide() || f.host.IsLoopback()) {
-			return true
-		}
-	}
-	return false
+	return in.SNAT && in.hostIf != "" && slices.ContainsFunc(in.forwards, func(f forward) bool {
+		return f.family() == ipv4 && (f.wide() || f.host.IsLoopback())
+	})
 }
 
 func localnetPath(hostIf string) string {

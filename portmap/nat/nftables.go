@@ -58,24 +58,26 @@ func (nftRules) Name() string { return string(conf.BackendNFTables) }
 func (nftRules) serves([]forward) error { return nil }
 
 func (nftRules) free(ctx context.Context, in intent) error {
-	return nftRetry(ctx, "looking for ports of", in.Owner, func(r reader) error { return r.free(in) })
+	_, err := nftRetry(ctx, "looking for ports of", in.Owner, func(r reader) (any, error) { return nil, r.free(in) })
+	return err
 }
 
 // nftRetry repeats an attempt (see retry), each with a reader of its own, and says what
 // was being done when none succeeds.
-func nftRetry(ctx context.Context, doing string, owner conf.Key, attempt func(reader) error) error {
-	err := retry(ctx, func() error {
+func nftRetry[T any](ctx context.Context, doing string, owner conf.Key, attempt func(reader) (T, error)) (done T, err error) {
+	err = retry(ctx, func() error {
 		r, err := newReader()
 		if err != nil {
 			return err
 		}
 		defer r.close()
-		return attempt(r)
+		done, err = attempt(r)
+		return err
 	})
 	if err != nil {
-		return nftError(doing, owner, err)
+		return done, nftError(doing, owner, err)
 	}
-	return nil
+	return done, nil
 }
 
 // free is one attempt. The taken maps have something of every published port,
@@ -104,12 +106,8 @@ func (r reader) free(in intent) error {
 	return nil
 }
 
-func (nftRules) publish(ctx context.Context, in intent) (done []forward, err error) {
-	err = nftRetry(ctx, "publishing ports of", in.Owner, func(r reader) (err error) {
-		done, err = r.publish(in)
-		return err
-	})
-	return done, err
+func (nftRules) publish(ctx context.Context, in intent) ([]forward, error) {
+	return nftRetry(ctx, "publishing ports of", in.Owner, func(r reader) ([]forward, error) { return r.publish(in) })
 }
 
 // publish is one attempt. It first inserts without having read anything, which
@@ -141,15 +139,6 @@ func commitInTable(there bool, generation uint32, msgs []message) error {
 		return err
 	}
 	return commit(generation, append(layout, msgs...))
-}
-
-func hasHosted(fs []forward) bool {
-	for _, f := range fs {
-		if !f.wide() {
-			return true
-		}
-	}
-	return false
 }
 
 // publishCarefully reads first: ports of others are a conflict, those of siblings
@@ -191,11 +180,7 @@ func (r reader) leftOver(all []placed) ([]placed, error) {
 }
 
 func (nftRules) Del(ctx context.Context, p Published) error {
-	var gone []forward
-	err := nftRetry(ctx, "unpublishing ports of", p.Owner, func(r reader) (err error) {
-		gone, err = r.unpublish(p)
-		return err
-	})
+	gone, err := nftRetry(ctx, "unpublishing ports of", p.Owner, func(r reader) ([]forward, error) { return r.unpublish(p) })
 	if err != nil {
 		return err
 	}

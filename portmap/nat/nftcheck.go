@@ -9,12 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func (nftRules) missing(ctx context.Context, in intent) (missing []string, err error) {
-	err = nftRetry(ctx, "checking ports of", in.Owner, func(r reader) (err error) {
-		missing, err = r.missing(in)
-		return err
-	})
-	return missing, err
+func (nftRules) missing(ctx context.Context, in intent) ([]string, error) {
+	return nftRetry(ctx, "checking ports of", in.Owner, func(r reader) ([]string, error) { return r.missing(in) })
 }
 
 // missing is one attempt. It compares the kernel with what publish would make.

@@ -9,11 +9,7 @@ import (
 )
 
 func (nftRules) restore(ctx context.Context, all []intent) ([]conf.Key, []forward, error) {
-	var d deficit
-	err := nftRetry(ctx, "restoring ports of", all[0].Owner, func(r reader) (err error) {
-		d, err = r.restore(all)
-		return err
-	})
+	d, err := nftRetry(ctx, "restoring ports of", all[0].Owner, func(r reader) (deficit, error) { return r.restore(all) })
 	if err != nil {
 		d.owners = nil
 	}

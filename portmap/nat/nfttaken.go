@@ -1,6 +1,9 @@
 package nat
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"slices"
+)
 
 // A port on one address and the same port on every address exclude each other
 // when their owners differ, as bind(2) has it. The two are in different maps, so
@@ -56,7 +59,7 @@ func (r reader) released(fs []forward, mark string) ([]placed, error) {
 		return nil, err
 	}
 	needed := map[string]bool{}
-	if hasHosted(fs) {
+	if slices.ContainsFunc(fs, func(f forward) bool { return !f.wide() }) {
 		if needed, err = r.neededByOthers(mark); err != nil {
 			return nil, err
 		}
