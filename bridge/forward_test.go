@@ -253,8 +253,11 @@ func TestRealBus(t *testing.T) {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})
-	require.Eventually(t, func() bool {
-		_, err := os.Stat(dir + "/bus")
+	require.Eventually(t, func() bool { // its name is there before it listens
+		c, err := net.Dial("unix", dir+"/bus")
+		if err == nil {
+			c.Close()
+		}
 		return err == nil
 	}, time.Minute, time.Millisecond)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
