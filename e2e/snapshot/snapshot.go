@@ -213,13 +213,17 @@ func conversations(out string) string {
 // has lost its last port, the numbers that the kernel gives.
 var moving = regexp.MustCompile(`packets \d+ bytes \d+|<[A-Z0-9_,-]+>|state [A-Z]+|linkdown|^\d+: |@if\d+|\(id: \d+\)|(valid|preferred)_lft \d+sec|^# .*`)
 
+// late is what the kernel makes by itself, and some time after that which it follows from,
+// on a busy machine a second: routes to addresses of IPv6, whatever is link-local.
+var late = regexp.MustCompile(`fe80::|ff00::|multicast ff|^(local|anycast) [0-9a-f]*:.* proto kernel`)
+
 // steady drops lines and columns that change by themselves, and sorts the rest.
 func steady(out string) string {
 	var kept []string
 	for line := range strings.Lines(out) {
 		line = moving.ReplaceAllString(line, "")
-		if strings.TrimSpace(line) == "" || strings.Contains(line, "fe80::") || strings.Contains(line, "ff00::") || strings.Contains(line, "multicast ff") {
-			continue // the kernel's own, and late
+		if strings.TrimSpace(line) == "" || late.MatchString(line) {
+			continue
 		}
 		kept = append(kept, strings.Join(strings.Fields(line), " ")+"\n")
 	}

@@ -122,6 +122,17 @@ iptables-legacy -t nat -S >/dev/null; ip netns add first; ip netns del first`)
 		defer sh("conntrack -D -p tcp --dport 9")
 		require.Equal(t, before, Options{}.Take())
 	})
+	t.Run("route that follows an address", func(t *testing.T) {
+		sh("ip addr add fd09::2/128 dev lo nodad")
+		defer sh("ip addr del fd09::2/128 dev lo")
+		require.Eventually(t, func() bool {
+			out, err := exec.Command("ip", "-6", "route", "show", "table", "local", "fd09::2").Output()
+			return err == nil && len(out) > 0
+		}, patience, 10*time.Millisecond)
+		before := Options{}.Take()
+		sh("ip -6 route del local fd09::2 dev lo table local")
+		require.Equal(t, before, Options{}.Take())
+	})
 	t.Run("sockets", func(t *testing.T) {
 		before := Options{}.Take()
 		tcp, err := net.Listen("tcp", "127.0.0.1:7321")
