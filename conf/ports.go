@@ -118,11 +118,11 @@ func parsePortMappings(path string, raw json.RawMessage) ([]PortMapping, error) 
 		if m.HostPort == 0 {
 			continue
 		}
-		slot := PortMapping{HostPort: m.HostPort, Protocol: m.Protocol, HostIP: m.HostIP}
-		if seen[slot] {
+		hostSide := PortMapping{HostPort: m.HostPort, Protocol: m.Protocol, HostIP: m.HostIP}
+		if seen[hostSide] {
 			return nil, Mendf(Invalid(fmt.Sprintf("%s[%d]", path, i), item, fmt.Sprintf("host port %s/%s is asked for twice", m.HostAddr(), m.Protocol)), "each (hostIP, hostPort, protocol) may be there once")
 		}
-		seen[slot] = true
+		seen[hostSide] = true
 		mappings = append(mappings, m)
 	}
 	return mappings, overlapping(path, mappings)
@@ -151,19 +151,19 @@ func openMappings(path string, raw json.RawMessage) ([]members, error) {
 // overlapping refuses a mapping of every address beside another one of the same
 // port: the second could never be bound.
 func overlapping(path string, mappings []PortMapping) error {
-	type slot struct {
-		port  uint16
-		proto Protocol
+	type port struct {
+		number uint16
+		proto  Protocol
 	}
-	all := make(map[slot][]PortMapping)
+	all := make(map[port][]PortMapping)
 	for _, m := range mappings {
 		if !m.HostIP.IsValid() || m.HostIP.IsUnspecified() {
-			s := slot{m.HostPort, m.Protocol}
-			all[s] = append(all[s], m)
+			p := port{m.HostPort, m.Protocol}
+			all[p] = append(all[p], m)
 		}
 	}
 	for _, m := range mappings {
-		for _, wide := range all[slot{m.HostPort, m.Protocol}] {
+		for _, wide := range all[port{m.HostPort, m.Protocol}] {
 			sameFamily := !wide.HostIP.IsValid() || !m.HostIP.IsValid() || wide.HostIP.Is4() == m.HostIP.Is4()
 			if wide != m && sameFamily {
 				return Invalid(path, m, fmt.Sprintf("host port %d/%s is asked for twice: as %s and as %s", m.HostPort, m.Protocol, wide, m))

@@ -33,8 +33,8 @@ const bulkReads = 3
 // pages, and one of a socket's may be larger than 4 KiB.
 const spliceMost = 1 << 20
 
-// turns is how often a direction may read before others get their turn.
-const turns = 16
+// readsEachTurn is how often a direction may read before others get their turn.
+const readsEachTurn = 16
 
 // outcome of working on one direction.
 type outcome int
@@ -89,10 +89,10 @@ func (c *conn) lastWords(w *worker, d int, o outcome) {
 	}
 }
 
-// pump works on one direction for a few turns.
+// pump works on one direction for a turn.
 func (c *conn) pump(w *worker, d int) outcome {
 	o := progress
-	for turn := 0; turn < turns && o == progress; turn++ {
+	for reads := 0; reads < readsEachTurn && o == progress; reads++ {
 		o = c.step(w, d)
 	}
 	if t := &c.ways[d]; t.piped && t.inPipe == 0 {
