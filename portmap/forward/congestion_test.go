@@ -4,22 +4,22 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/e2e/lab/unit"
 )
 
 // On a host that paces by default nothing that stays in the kernel is paced, and
 // clients farther away are, as the host's administrator has it.
 func TestPacingIsForClientsElsewhereOnly(t *testing.T) {
 	l := newLab(t)
-	for _, name := range []string{l.host, l.container} {
+	for _, n := range []*unit.Netns{l.host, l.container} {
 		var err error
-		l.in(name, func() { err = os.WriteFile("/proc/sys/net/ipv4/tcp_congestion_control", []byte("bbr"), 0) })
+		l.in(n, func() { err = os.WriteFile("/proc/sys/net/ipv4/tcp_congestion_control", []byte("bbr"), 0) })
 		if err != nil {
 			t.Skip("this kernel has no BBR for network namespaces: ", err)
 		}
@@ -49,22 +49,20 @@ func TestPacingIsForClientsElsewhereOnly(t *testing.T) {
 // and the second goes before whatever is sent in the next 0.7 s.
 func (l *lab) slowDown() {
 	l.t.Helper()
-	out, err := exec.Command("tc", "-n", l.client, "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", "16kbit", "burst", "1540", "latency", "10s").CombinedOutput()
-	require.NoError(l.t, err, "%s", out)
+	run(l.t, l.client, "", "tc", "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", "16kbit", "burst", "1540", "latency", "10s")
 	c := l.dial(l.client, "udp", hostFour, 9)
 	for range 2 {
-		_, err = c.Write(make([]byte, 1472))
+		_, err := c.Write(make([]byte, 1472))
 		require.NoError(l.t, err)
 	}
 }
 
 // algorithm is the congestion control of the one connection in a namespace that
 // the filter of ss(8) describes.
-func (l *lab) algorithm(name, filter string) string {
+func (l *lab) algorithm(n *unit.Netns, filter string) string {
 	l.t.Helper()
-	out, err := exec.Command("ip", "netns", "exec", name, "ss", "-Htni", "state", "established", filter).CombinedOutput()
-	require.NoError(l.t, err, "%s", out)
-	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	out := run(l.t, n, "", "ss", "-Htni", "state", "established", filter)
+	lines := strings.Split(strings.TrimSpace(out), "\n")
 	require.Len(l.t, lines, 2, "%s: %s", filter, out) // the second tells about the connection
 	for _, word := range strings.Fields(lines[1]) {
 		if word == "bbr" || word == "reno" || word == "cubic" {

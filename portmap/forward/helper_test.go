@@ -105,7 +105,7 @@ func (l *lab) supervise(noFile uint64, mappings ...conf.PortMapping) *supervisor
 	l.t.Helper()
 	sockets, err := l.listen(mappings...)
 	require.NoError(l.t, err)
-	j := job{Netns: "/run/netns/" + l.container, NoFile: noFile}
+	j := job{Netns: l.container.Path(), NoFile: noFile}
 	answers, write, err := os.Pipe()
 	require.NoError(l.t, err)
 	command := exec.Command("/proc/self/exe")

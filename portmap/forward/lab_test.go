@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -12,7 +11,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -30,7 +28,7 @@ import (
 // container's tap0 is in the client's namespace too, in place of slirp4netns.
 type lab struct {
 	t                       *testing.T
-	host, client, container string
+	host, client, container *unit.Netns
 	namespace               *namespace
 	forwarder               *forward.Forwarder
 }
@@ -50,8 +48,6 @@ var (
 	loopbackFour  = netip.MustParseAddr("127.0.0.1")
 	loopbackSix   = netip.IPv6Loopback()
 )
-
-var labs atomic.Int32
 
 // deadline only ends what hangs.
 const deadline = 3 * time.Minute
@@ -77,11 +73,10 @@ func newLabAlone(t *testing.T, change ...func(*forward.Config)) *lab {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, as it makes network namespaces")
 	}
-	prefix := fmt.Sprintf("fwd-%d-%d", os.Getpid(), labs.Add(1))
-	l := &lab{t: t, host: prefix + "h", client: prefix + "c", container: prefix + "b"}
-	l.makeNamespaces()
+	l := &lab{t: t, host: newNetns(t), client: newNetns(t), container: newNetns(t)}
+	l.furnish()
 	var err error
-	l.namespace, err = enterNamespace("/run/netns/"+l.container, containerFour, containerSix)
+	l.namespace, err = enterNamespace(l.container.Path(), containerFour, containerSix)
 	require.NoError(t, err)
 	t.Cleanup(l.namespace.close)
 	config := forward.Config{
@@ -105,20 +100,24 @@ func newLabAlone(t *testing.T, change ...func(*forward.Config)) *lab {
 	return l
 }
 
-func (l *lab) makeNamespaces() {
-	for _, name := range []string{l.host, l.client, l.container} {
-		ip(l.t, "netns add "+name)
-		l.t.Cleanup(func() { ip(l.t, "netns del "+name) })
-	}
+func newNetns(t *testing.T) *unit.Netns {
+	t.Helper()
+	n, err := unit.NewNetns()
+	require.NoError(t, err)
+	t.Cleanup(func() { n.Close() })
+	return n
+}
+
+func (l *lab) furnish() {
 	ipBatch(l.t, l.host, `link set lo up
-link add eth0 type veth peer name eth0 netns `+l.client+`
+link add eth0 type veth peer name eth0 netns `+l.client.Path()+`
 addr add 192.0.2.1/24 dev eth0
 addr add 192.0.2.3/24 dev eth0
 addr add 2001:db8:1::1/64 dev eth0 nodad
 link set eth0 up
 `)
 	ipBatch(l.t, l.container, `link set lo up
-link add tap0 type veth peer name tap0 netns `+l.client+`
+link add tap0 type veth peer name tap0 netns `+l.client.Path()+`
 addr add 10.0.2.100/24 dev tap0
 addr add fd00::100/64 dev tap0 nodad
 link set tap0 up
@@ -135,8 +134,8 @@ link set tap0 up
 route add ::/0 via fd00::2
 `)
 	// A neighbour that does not answer within three seconds is unreachable, by default.
-	for _, name := range []string{l.host, l.client, l.container} {
-		l.in(name, func() {
+	for _, n := range []*unit.Netns{l.host, l.client, l.container} {
+		l.in(n, func() {
 			limits, err := filepath.Glob("/proc/sys/net/ipv[46]/neigh/[et]*0/mcast_solicit")
 			require.NoError(l.t, err)
 			require.NotEmpty(l.t, limits)
@@ -147,52 +146,48 @@ route add ::/0 via fd00::2
 	}
 	// Until the kernel has said that a link is up, in its own time, what is sent is lost;
 	// and until it has made its own route to an IPv6 address, nobody is reached there.
-	for name, own := range map[string]netip.Addr{l.host: hostSix, l.client: clientSix, l.container: containerSix} {
+	for n, own := range map[*unit.Netns]netip.Addr{l.host: hostSix, l.client: clientSix, l.container: containerSix} {
 		l.eventually("the links are up", func() bool {
-			down, err := exec.Command("ip", "-n", name, "-brief", "link", "show", "type", "veth").Output()
-			require.NoError(l.t, err)
-			return !strings.Contains(string(down), "DOWN") && !strings.Contains(string(down), "UNKNOWN")
+			down := run(l.t, n, "", "ip", "-brief", "link", "show", "type", "veth")
+			return !strings.Contains(down, "DOWN") && !strings.Contains(down, "UNKNOWN")
 		})
 		l.eventually("IPv6 has begun", func() bool {
-			routes, err := exec.Command("ip", "-n", name, "-6", "route", "show", "table", "local").Output()
-			require.NoError(l.t, err)
-			return strings.Contains(string(routes), "local ::1 ") && strings.Contains(string(routes), "local "+own.String()+" ")
+			routes := run(l.t, n, "", "ip", "-6", "route", "show", "table", "local")
+			return strings.Contains(routes, "local ::1 ") && strings.Contains(routes, "local "+own.String()+" ")
 		})
 	}
 }
 
-func ip(t *testing.T, line string) {
+// run runs a program in a namespace, and returns what it printed.
+func run(t *testing.T, n *unit.Netns, stdin string, argv ...string) string {
 	t.Helper()
-	out, err := exec.Command("ip", strings.Fields(line)...).CombinedOutput()
-	require.NoError(t, err, "ip %s: %s", line, out)
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Stdin = strings.NewReader(stdin)
+	var (
+		out []byte
+		err error
+	)
+	require.NoError(t, n.Do(func() { out, err = cmd.CombinedOutput() }))
+	require.NoError(t, err, "%q: %s: %s", argv, stdin, out)
+	return string(out)
 }
 
-// ipBatch runs lines of ip in a namespace.
-func ipBatch(t *testing.T, name, lines string) {
+// ip runs one command of ip in a namespace, ipBatch several.
+func ip(t *testing.T, n *unit.Netns, line string) {
 	t.Helper()
-	cmd := exec.Command("ip", "-n", name, "-batch", "-")
-	cmd.Stdin = strings.NewReader(lines)
-	out, err := cmd.CombinedOutput()
-	require.NoError(t, err, "in %s: %s: %s", name, lines, out)
+	run(t, n, "", append([]string{"ip"}, strings.Fields(line)...)...)
+}
+
+func ipBatch(t *testing.T, n *unit.Netns, lines string) {
+	t.Helper()
+	run(t, n, lines, "ip", "-batch", "-")
 }
 
 // in runs f on a thread of its own inside a namespace; sockets that f makes belong
 // to it.
-func (l *lab) in(name string, f func()) {
+func (l *lab) in(n *unit.Netns, f func()) {
 	l.t.Helper()
-	var err error
-	unit.OnThread(func() {
-		file, opened := os.Open("/run/netns/" + name)
-		if err = opened; err != nil {
-			return
-		}
-		err = unix.Setns(int(file.Fd()), unix.CLONE_NEWNET)
-		file.Close()
-		if err == nil {
-			f()
-		}
-	})
-	require.NoError(l.t, err)
+	require.NoError(l.t, n.Do(f))
 }
 
 func (l *lab) listen(mappings ...conf.PortMapping) (sockets []forward.Socket, err error) {
@@ -213,7 +208,7 @@ func mapping(protocol conf.Protocol, hostPort, containerPort uint16) conf.PortMa
 }
 
 // listener is a TCP listener in a namespace until the test ends.
-func (l *lab) listener(name, at string) net.Listener {
+func (l *lab) listener(n *unit.Netns, at string) net.Listener {
 	l.t.Helper()
 	var (
 		listener net.Listener
@@ -221,7 +216,7 @@ func (l *lab) listener(name, at string) net.Listener {
 	)
 	config := net.ListenConfig{Control: reusePort}
 	config.SetMultipathTCP(false)
-	l.in(name, func() { listener, err = config.Listen(context.Background(), "tcp", at) })
+	l.in(n, func() { listener, err = config.Listen(context.Background(), "tcp", at) })
 	require.NoError(l.t, err)
 	l.t.Cleanup(func() { listener.Close() })
 	return listener
@@ -261,30 +256,30 @@ func (l *lab) serveUDP(at string, answer func(from netip.AddrPort, datagram []by
 }
 
 // packet is an unconnected UDP socket in a namespace.
-func (l *lab) packet(name, at string) *net.UDPConn {
+func (l *lab) packet(n *unit.Netns, at string) *net.UDPConn {
 	l.t.Helper()
 	var (
 		conn *net.UDPConn
 		err  error
 	)
-	l.in(name, func() { conn, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(at))) })
+	l.in(n, func() { conn, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(at))) })
 	require.NoError(l.t, err)
 	l.t.Cleanup(func() { conn.Close() })
 	return conn
 }
 
 // dial connects from a namespace, with a deadline on everything.
-func (l *lab) dial(name, network string, to netip.Addr, port uint16) net.Conn {
+func (l *lab) dial(n *unit.Netns, network string, to netip.Addr, port uint16) net.Conn {
 	l.t.Helper()
-	c, err := l.tryDial(name, network, to, port)
+	c, err := l.tryDial(n, network, to, port)
 	require.NoError(l.t, err)
 	return c
 }
 
-func (l *lab) tryDial(name, network string, to netip.Addr, port uint16) (c net.Conn, err error) {
+func (l *lab) tryDial(n *unit.Netns, network string, to netip.Addr, port uint16) (c net.Conn, err error) {
 	dialer := net.Dialer{Timeout: deadline}
 	dialer.SetMultipathTCP(false)
-	l.in(name, func() { c, err = dialer.Dial(network, netip.AddrPortFrom(to, port).String()) })
+	l.in(n, func() { c, err = dialer.Dial(network, netip.AddrPortFrom(to, port).String()) })
 	if err == nil {
 		l.t.Cleanup(func() { c.Close() })
 		err = c.SetDeadline(time.Now().Add(deadline))

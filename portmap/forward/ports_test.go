@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/e2e/lab/unit"
 	"github.com/ambi-cni/ambi/portmap/forward"
 )
 
@@ -133,8 +134,8 @@ func TestHostIPIsHonoured(t *testing.T) {
 func TestLinkLocalHostIPWithItsZone(t *testing.T) {
 	for _, protocol := range []conf.Protocol{conf.TCP, conf.UDP} {
 		l := newLab(t)
-		ip(t, "-n "+l.host+" addr add fe80::1234/64 dev eth0 nodad")
-		ip(t, "-n "+l.client+" addr add fe80::5678/64 dev eth0 nodad")
+		ip(t, l.host, "addr add fe80::1234/64 dev eth0 nodad")
+		ip(t, l.client, "addr add fe80::5678/64 dev eth0 nodad")
 		l.serveReport(protocol, "[::]:80")
 		l.publish(conf.PortMapping{HostIP: addr("fe80::1234%eth0"), HostPort: 8080, ContainerPort: 80, Protocol: protocol})
 		// By number: what package net knows of names is of any namespace.
@@ -143,10 +144,10 @@ func TestLinkLocalHostIPWithItsZone(t *testing.T) {
 }
 
 // indexOf is the number of an interface of a namespace.
-func (l *lab) indexOf(name, link string) string {
+func (l *lab) indexOf(n *unit.Netns, link string) string {
 	l.t.Helper()
 	var number int
-	l.in(name, func() {
+	l.in(n, func() {
 		i, err := net.InterfaceByName(link)
 		require.NoError(l.t, err)
 		number = i.Index

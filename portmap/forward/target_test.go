@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/e2e/lab/unit"
 	"github.com/ambi-cni/ambi/portmap/forward"
 )
 
@@ -28,8 +29,9 @@ func TestSourceAddress(t *testing.T) {
 				l.serveReport(protocol, "[::]:80")
 				l.publish(mapping(protocol, 8080, 80))
 				for _, c := range []struct {
-					name, from string
-					to, want   netip.Addr
+					name     string
+					from     *unit.Netns
+					to, want netip.Addr
 				}{
 					{"loopback v4", l.host, loopbackFour, gatewayFour},
 					{"loopback v6", l.host, loopbackSix, gatewaySix},
@@ -62,7 +64,7 @@ func (l *lab) serveReport(protocol conf.Protocol, at string) {
 }
 
 // seen is what the reporting service says about a client.
-func (l *lab) seen(protocol conf.Protocol, from string, to netip.Addr, port uint16) string {
+func (l *lab) seen(protocol conf.Protocol, from *unit.Netns, to netip.Addr, port uint16) string {
 	l.t.Helper()
 	c := l.dial(from, string(protocol), to, port)
 	defer c.Close()
@@ -188,8 +190,8 @@ func TestAddressesThatNobodyHasComeFromTheGateway(t *testing.T) {
 	for _, protocol := range []conf.Protocol{conf.TCP, conf.UDP} {
 		t.Run(string(protocol), func(t *testing.T) {
 			l := newLab(t)
-			ip(t, "-n "+l.container+" addr add 198.51.100.9/32 dev lo")
-			ip(t, "-n "+l.container+" addr add 2001:db8:9::9/128 dev lo nodad")
+			ip(t, l.container, "addr add 198.51.100.9/32 dev lo")
+			ip(t, l.container, "addr add 2001:db8:9::9/128 dev lo nodad")
 			l.serveReport(protocol, "[::]:80")
 			l.publish(mapping(protocol, 8080, 80))
 			for client, want := range map[netip.Addr]netip.Addr{
@@ -202,8 +204,8 @@ func TestAddressesThatNobodyHasComeFromTheGateway(t *testing.T) {
 					to, via, flags = hostSix, clientSix, " nodad"
 				}
 				prefix := netip.PrefixFrom(client, client.BitLen()).String()
-				ip(t, "-n "+l.client+" addr add "+prefix+" dev lo"+flags)
-				ip(t, "-n "+l.host+" route add "+prefix+" via "+via.String())
+				ip(t, l.client, "addr add "+prefix+" dev lo"+flags)
+				ip(t, l.host, "route add "+prefix+" via "+via.String())
 				require.Equal(t, want.String(), l.seenFrom(protocol, netip.AddrPortFrom(client, 0), netip.AddrPortFrom(to, 8080)), client.String())
 			}
 		})

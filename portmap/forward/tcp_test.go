@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/e2e/lab/unit"
 	"github.com/ambi-cni/ambi/portmap/forward"
 )
 
@@ -143,7 +144,7 @@ func TestServiceOnTheContainersLoopbackIsNotReached(t *testing.T) {
 }
 
 // requireReset connects and gets nothing but a reset, maybe at once.
-func (l *lab) requireReset(from string, to netip.Addr) {
+func (l *lab) requireReset(from *unit.Netns, to netip.Addr) {
 	l.t.Helper()
 	c, err := l.tryDial(from, "tcp", to, 8080)
 	if err == nil {
