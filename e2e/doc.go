@@ -10,7 +10,7 @@
 // run at once than there are processors: make test says how many. So
 // scripts run side by side, never touch the host, cannot leave anything behind
 // whatever happens in them, and can ask whether ambi did: "snapshot" before and
-// "unchanged" after compare the whole machine.
+// "unchanged" after compare the whole machine. Package lab makes them.
 //
 // # What scripts can say
 //
@@ -47,4 +47,17 @@
 // subordinate ids, the root of a container with busybox and peer in it (as the
 // folder /run/e2e/rootfs, as box.tar, as the image box-image.tar), and forgetdns
 // (what a container itself asked a name server is no leftover).
+//
+// # What else is here
+//
+//	lab          makes every machine; lab/unit the namespaces of the rooms' own tests
+//	snapshot     all that a machine has, and what differs from before
+//	peer         clients and servers for scripts
+//	fault        fails or kills verbs at every step (make fault)
+//	soak         random verbs and kills, for as long as you like (make soak)
+//	bench        ambi and others side by side (make bench)
+//	chart        draws for bench and soak
+//	conformance  tries any CNI plugin against the specification; a Go module of its own
+//
+// Nothing here imports a room of ambi. CONTRIBUTING.md says how to run one script.
 package e2e

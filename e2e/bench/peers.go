@@ -189,7 +189,7 @@ func pasta(hostPort int, undo *stopper) (*process, error) {
 	}
 	ports := fmt.Sprintf("%d:%d", hostPort, servicePort)
 	p, err := start(asUser(exec.Command("pasta", "--foreground", "--quiet", "--config-net", "--no-map-gw",
-		"-t", ports, "-u", ports, "-T", "none", "-U", "none", fmt.Sprint(c.holder.pid()))))
+		"-t", ports, "-u", ports, "-T", "none", "-U", "none", fmt.Sprint(c.PID))))
 	if err != nil {
 		return nil, err
 	}

@@ -3,12 +3,13 @@ package main
 import (
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/ambi-cni/ambi/e2e/lab"
 )
 
 // process is one that a measurement started.
@@ -50,8 +51,6 @@ func start(cmd *exec.Cmd) (*process, error) {
 	}()
 	return p, nil
 }
-
-func (p *process) pid() int { return p.cmd.Process.Pid }
 
 func (p *process) ended() bool {
 	select {
@@ -151,32 +150,15 @@ func until(what string, p *process, condition func() bool) error {
 	return nil
 }
 
-// container is a process of the user in user and network namespaces of its own.
-type container struct{ holder *process }
+// container is one of the user.
+type container struct{ *lab.Container }
 
 func newContainer() (*container, error) {
-	p, err := start(asUser(exec.Command("unshare", "-Urn", "sleep", "infinity")))
-	if err != nil {
-		return nil, err
-	}
-	own, err := os.Readlink("/proc/self/ns/net")
-	if err != nil {
-		p.kill()
-		return nil, err
-	}
-	err = until("the container's namespaces", p, func() bool {
-		name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", p.pid()))
-		theirs, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", p.pid()))
-		return err == nil && theirs != own && string(name) == "sleep\n" // made, mapped, and unshare has left
-	})
-	if err != nil {
-		p.kill()
-		return nil, err
-	}
-	return &container{p}, nil
+	c, err := lab.NewContainer("box", true)
+	return &container{c}, err
 }
 
-func (c *container) netns() string { return fmt.Sprintf("/proc/%d/ns/net", c.holder.pid()) }
+func (c *container) netns() string { return c.Netns }
 
 // inside is a command in both namespaces of the container, owner one in its user
 // namespace only: on the host, with rights over the container's network.
@@ -187,10 +169,10 @@ func (c *container) inside(argv ...string) *exec.Cmd {
 func (c *container) owner(argv ...string) *exec.Cmd { return c.enter(argv) }
 
 func (c *container) enter(argv []string) *exec.Cmd {
-	return asUser(exec.Command("nsenter", append([]string{"--user", "--preserve-credentials", "-t", fmt.Sprint(c.holder.pid())}, argv...)...))
+	return asUser(exec.Command("nsenter", append([]string{"--user", "--preserve-credentials", "-t", fmt.Sprint(c.PID)}, argv...)...))
 }
 
-func (c *container) stop() { c.holder.kill() }
+func (c *container) stop() { _ = c.End() }
 
 // serveInside starts the server in the container.
 func (c *container) serveInside() (*process, error) {

@@ -17,13 +17,13 @@ import (
 	"github.com/ambi-cni/ambi/e2e/lab"
 )
 
-// A world is new network, mount and process namespaces: a host of its own with a
-// neighbour host one veth away. Everything in it goes with its first process.
+// A world is a machine of package lab, with what a benchmark needs besides. Everything in
+// it goes with its first process.
 const (
 	worldVariable = "AMBI_BENCH_WORLD"
 	stage         = "/run/bench"
 	hostAddress   = "192.0.2.1"
-	neighbour     = "neighbour" // 192.0.2.2, and the gateway 192.0.2.254
+	neighbour     = "neighbour" // 192.0.2.2, and the gateway
 )
 
 // The user of the forwarders: any uid without rights.
@@ -68,37 +68,31 @@ func inWorld(work func() error) error {
 	return err
 }
 
-// furnish makes folders, programs, users and the neighbour.
+// furnish makes the machine, and gives it the programs and the user of the benchmark.
 func furnish() error {
-	self, err := os.Executable()
+	checkout, err := os.Getwd()
 	if err != nil {
 		return err
 	}
-	for _, f := range []func() error{
-		func() error { return steps(foldersOf(self)) },
-		addUser,
-		func() error { return steps(hostNetwork()) },
-	} {
-		if err := f(); err != nil {
-			return err
-		}
+	tools := checkout + "/.tools/bin"
+	if err := (lab.Machine{Checkout: checkout, Bin: checkout + "/bin", Tools: tools}).Furnish(); err != nil {
+		return err
 	}
-	return nil
-}
-
-func foldersOf(self string) [][]string {
-	user := fmt.Sprint(userID)
-	return [][]string{
-		{"mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", "/run"},
-		{"mkdir", "-p", stage + "/bin", stage + "/tools", stage + "/etc", "/run/user/" + user, "/var/lib/cni"},
-		{"install", "-m", "0755", self, stage + "/bench"},
+	list := [][]string{
+		{"mkdir", "-p", stage + "/bin", stage + "/etc"},
+		{"mkdir", "-m", "1777", stage + "/tmp"},
+		{"install", "-m", "0755", fmt.Sprintf("/proc/%d/exe", os.Getpid()), stage + "/bench"},
 		{"install", "-m", "0755", "-t", stage + "/bin", "bin/ambi"}, // this build, whatever happens to the file meanwhile
-		{"mount", "--bind", ".tools/bin", stage + "/tools"},
-		{"mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", "/var/lib/cni"},
-		{"mkdir", "-m", "1777", "/var/lib/cni/results", stage + "/tmp"},
-		{"chown", user + ":" + user, "/run/user/" + user},
-		{"chmod", "0700", "/run/user/" + user},
+		{"ln", "-s", lab.Stage + "/plugins", stage + "/tools"},
 	}
+	// Many short connections need many client ports, also while old ones wait.
+	for _, setting := range []string{"net.ipv4.ip_local_port_range=10000 65535", "net.ipv4.tcp_tw_reuse=1"} {
+		list = append(list, []string{"sysctl", "-qw", setting}, []string{"ip", "netns", "exec", neighbour, "sysctl", "-qw", setting})
+	}
+	if err := steps(list); err != nil {
+		return err
+	}
+	return addUser()
 }
 
 // addUser gives the user a name and subordinate ids, in this world only.
@@ -122,26 +116,6 @@ func addUser() error {
 		}
 	}
 	return nil
-}
-
-func hostNetwork() [][]string {
-	list := [][]string{
-		{"ip", "link", "set", "lo", "up"},
-		{"ip", "netns", "add", neighbour},
-		{"ip", "link", "add", "uplink", "type", "veth", "peer", "name", "eth0", "netns", neighbour},
-		{"ip", "addr", "add", hostAddress + "/24", "dev", "uplink"},
-		{"ip", "link", "set", "uplink", "up"},
-		{"ip", "-n", neighbour, "link", "set", "lo", "up"},
-		{"ip", "-n", neighbour, "addr", "add", "192.0.2.2/24", "dev", "eth0"},
-		{"ip", "-n", neighbour, "addr", "add", "192.0.2.254/24", "dev", "eth0"},
-		{"ip", "-n", neighbour, "link", "set", "eth0", "up"},
-		{"ip", "route", "add", "default", "via", "192.0.2.254"},
-	}
-	// Many short connections need many client ports, also while old ones wait.
-	for _, setting := range []string{"net.ipv4.ip_local_port_range=10000 65535", "net.ipv4.tcp_tw_reuse=1"} {
-		list = append(list, []string{"sysctl", "-qw", setting}, []string{"ip", "netns", "exec", neighbour, "sysctl", "-qw", setting})
-	}
-	return list
 }
 
 // steps runs commands one after the other until one fails.

@@ -17,6 +17,7 @@ type Container struct {
 	Netns string   // its path
 	Enter []string // the command that enters it, to which another is appended
 	UID   int      // who calls the plugin for it
+	PID   int      // of the user's process in it; 0 as root
 	end   func() error
 }
 
@@ -52,7 +53,7 @@ func NewContainer(name string, rootless bool) (*Container, error) {
 	}
 	proc := "/proc/" + pid + "/ns/"
 	return &Container{
-		Netns: proc + "net", Enter: []string{"nsenter", "--net=" + proc + "net", "--user=" + proc + "user"}, UID: UID,
+		Netns: proc + "net", Enter: []string{"nsenter", "--net=" + proc + "net", "--user=" + proc + "user"}, UID: UID, PID: sleep.Process.Pid,
 		end: func() error {
 			_ = sleep.Process.Kill()
 			_ = sleep.Wait() // it was killed
