@@ -38,6 +38,8 @@ const (
 	inetConf           = 1   // IFLA_INET_CONF
 	devconfARPNotify   = 22  // IPV4_DEVCONF_ARP_NOTIFY (linux/ip.h)
 	extFilterSkipStats = 8   // RTEXT_FILTER_SKIP_STATS
+	brMultiBoolopt     = 46  // IFLA_BR_MULTI_BOOLOPT: struct br_boolopt_multi (linux/if_bridge.h)
+	noLinkLocalLearn   = 1   // 1 << BR_BOOLOPT_NO_LL_LEARN (Linux 5.0)
 )
 
 func (b *batch) getLink(name string) {
@@ -154,6 +156,25 @@ func (b *batch) newBridge(name string, mtu int, mac net.HardwareAddr) {
 		}
 		e.Nested(unix.IFLA_LINKINFO, func(e *nlsock.Encoder) error {
 			e.Bytes(unix.IFLA_INFO_KIND, []byte("bridge"))
+			return nil
+		})
+	})
+}
+
+// learnFromPassed has a bridge learn MAC addresses only from what it passes on. What is
+// for bridges themselves, such as 01:80:c2:00:00:0e of LLDP, comes by no firewall
+// (net/bridge/br_input.c, br_handle_frame), and a container that sends it from another's
+// address would get that one's packets.
+func (b *batch) learnFromPassed(name string) {
+	b.Add("configuring bridge "+name, unix.RTM_NEWLINK, 0, nlsock.IfInfoMsg(unix.AF_UNSPEC, 0, 0, 0), func(e *nlsock.Encoder) {
+		e.String(unix.IFLA_IFNAME, name)
+		e.Nested(unix.IFLA_LINKINFO, func(e *nlsock.Encoder) error {
+			e.Bytes(unix.IFLA_INFO_KIND, []byte("bridge"))
+			e.Nested(unix.IFLA_INFO_DATA, func(e *nlsock.Encoder) error {
+				value, mask := uint32(noLinkLocalLearn), uint32(noLinkLocalLearn)
+				e.Bytes(brMultiBoolopt, binary.NativeEndian.AppendUint32(binary.NativeEndian.AppendUint32(nil, value), mask))
+				return nil
+			})
 			return nil
 		})
 	})

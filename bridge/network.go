@@ -230,6 +230,7 @@ func (n *Network) makeBridge(s *state) error {
 		b.newBridge(name, mtu, macOf(gatewayOf(s.subnets[0]).Addr()))
 	}
 	b.setAlias(name, bridgeAlias(n.Name))
+	b.learnFromPassed(name)
 	if _, err := b.Send(n.Host.Route); err != nil {
 		return n.cannotMake(err)
 	}

@@ -20,6 +20,9 @@
 //	                      (the same by a child, as of systemd.socket(5))
 //	peer frames INTERFACE PORT ADDR…  which addresses answer to frames made by hand and to
 //	                      sockets bound to the interface; the first one has to
+//	peer forge INTERFACE MAC ADDR…  claim another's MAC address and addresses, and the
+//	                      gateway's, with all kinds of frames made by hand, until SIGINT
+//	peer heard INTERFACE  which of these frames an interface receives
 //	peer control PATH OP  print what a supervisor's control socket answers to an
 //	                      operation, or to a whole request in JSON
 //	peer unlisten PID PORT  shut down a listening socket of another process
@@ -83,6 +86,7 @@ func run(args []string) error {
 		"unlisten": {2, func(a []string) error { return unlisten(a[0], a[1]) }},
 		"json":     {0, func([]string) error { return oneDocument() }},
 		"hold":     {2, func(a []string) error { return hold(a[0], a[1]) }},
+		"heard":    {1, heard},
 		"crowd":    {3, func(a []string) error { return crowd(a[0], a[1], a[2]) }},
 	}
 	variadic := map[string]command{
@@ -93,6 +97,7 @@ func run(args []string) error {
 		"ping":      {1, func(a []string) error { return ping(a[0]) }},
 		"askfrom":   {3, func(a []string) error { return ask(a[0], a[1], a[2:]) }},
 		"frames":    {3, frames},
+		"forge":     {2, forge},
 	}
 	if len(args) == 0 {
 		return errors.New("no command; see its source")
