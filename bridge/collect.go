@@ -72,12 +72,14 @@ func (n *Network) Collect(ctx context.Context) error {
 	return errors.Join(err, n.leave(ctx))
 }
 
-// collectUnmarked removes interfaces of an Add that was killed before it marked them.
+// collectUnmarked removes interfaces of an Add that was killed before it marked them. The
+// host may have put interfaces of its own on the bridge, and an ambi before this one has
+// left those of the plugin bridge on it, in which containers live.
 func (n *Network) collectUnmarked() error {
 	ports, err := n.ports()
 	errs := []error{err}
 	for _, l := range ports {
-		if l.alias != "" || l.kind != "veth" {
+		if l.alias != "" || !isPort(l) {
 			continue
 		}
 		var b batch

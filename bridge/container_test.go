@@ -134,13 +134,17 @@ func TestWhatIsLeft(t *testing.T) {
 	l.del(t, gone, nil)
 	l.del(t, lost, nil)
 	require.NoError(t, l.check(t, kept))
-	// An ADD that was killed before it marked its interface, and an interface that
-	// vanished with all but its elements.
-	l.run(t, "sh", "-ec", "ip link add veth0000000000 type veth peer name x; ip link set veth0000000000 master ambi-web")
+	// An ADD that was killed before it marked its interface, an interface that vanished
+	// with all but its elements, and one that the host put there, as a container of the
+	// plugin bridge has it.
+	l.run(t, "sh", "-ec", "ip link add veth0000000000 address 02:00:00:00:00:99 type veth peer name x; ip link set veth0000000000 master ambi-web")
+	l.run(t, "sh", "-ec", "ip link add veth00000000 address 02:00:00:00:00:99 type veth peer name y; ip link set veth00000000 master ambi-web")
 	l.run(t, "nft", `add element bridge ambi_bridge ports { "vethffffffffff" }; add element bridge ambi_bridge ips { "vethffffffffff" . 10.88.5.200 }`)
 	l.on(t, n, func() { require.NoError(t, n.Collect(patience(t))) })
 	require.NotContains(t, l.state(t), "veth0000000000")
 	require.NotContains(t, l.state(t), "vethffffffffff")
+	require.Contains(t, l.state(t), "veth00000000@y")
+	l.run(t, "ip", "link", "delete", "y")
 	require.NoError(t, l.check(t, kept))
 	l.del(t, kept, nil)
 	require.Equal(t, before, l.state(t))

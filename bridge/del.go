@@ -1,11 +1,13 @@
 package bridge
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"golang.org/x/sys/unix"
@@ -33,7 +35,7 @@ func (n *Network) removeLinks(k conf.Key) error {
 		if err != nil {
 			return fmt.Errorf("network %q: %w", n.Name, err)
 		}
-		if l == nil || !n.owns(k, l) {
+		if l == nil || !owns(k, l) {
 			continue
 		}
 		var b batch
@@ -45,18 +47,57 @@ func (n *Network) removeLinks(k conf.Key) error {
 	return nil
 }
 
-// owns says whether a link is the attachment's: it bears its mark, or none yet and
-// hangs on the network's bridge, because Add was killed before it wrote one. A name
+// owns says whether a link is the attachment's: it bears its mark, or none yet, because
+// Add was killed before it wrote one, and the MAC address that Add makes it with. A name
 // alone says nothing.
-func (n *Network) owns(k conf.Key, l *link) bool {
-	if l.alias == portAlias(k) {
-		return true
+func owns(k conf.Key, l *link) bool {
+	if l.alias != "" {
+		return l.alias == portAlias(k)
 	}
-	if l.alias != "" || l.kind != "veth" && l.kind != "ifb" {
-		return false
+	return l.kind == "veth" && bytes.Equal(l.mac, hostMAC(k)) || l.kind == "ifb" && bytes.Equal(l.mac, ifbMAC(k))
+}
+
+// DelUnmarked removes the container's interface if an ambi before this one had the plugin
+// bridge make it, which left no mark: the other end hangs on the network's bridge, and the
+// address is written down as this attachment's. Del, which comes next, lets that go.
+func (n *Network) DelUnmarked(ctx context.Context, c *Container, k conf.Key) error {
+	inner, err := findLink(c.Route, k.IfName)
+	if err != nil || inner == nil {
+		return err
 	}
-	bridge, err := findLink(n.Host.Route, n.bridgeName())
-	return err == nil && bridge != nil && l.master == bridge.index && n.mine(bridge) == nil
+	ports, err := n.ports()
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(ports, func(l *link) bool {
+		return l.kind == "veth" && l.alias == "" && l.index == inner.peer && l.peer == inner.index
+	})
+	if i < 0 {
+		return nil
+	}
+	if known, err := n.knowsAddressOf(ctx, c, inner, k); err != nil || !known {
+		return err
+	}
+	var b batch
+	b.deleteLink(ports[i].name, ports[i].index)
+	_, err = b.Send(n.Host.Route)
+	return err
+}
+
+// knowsAddressOf says whether an interface has an address that is written down as the
+// attachment's.
+func (n *Network) knowsAddressOf(ctx context.Context, c *Container, l *link, k conf.Key) (known bool, err error) {
+	store, err := openAddresses(ctx, n.Dir, n.Name)
+	if err != nil {
+		return false, err
+	}
+	defer store.Close()
+	for _, ip := range store.of(k) {
+		if known, err = hasAddress(c.Route, l.index, ip); known || err != nil {
+			return known, err
+		}
+	}
+	return false, nil
 }
 
 // dismiss takes back what admit has set.

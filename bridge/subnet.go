@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -176,10 +177,12 @@ func keyOf(l *link) (conf.Key, bool) {
 	return conf.Key{Network: words[1], ContainerID: words[2], IfName: words[3]}, true
 }
 
+const portPrefix = "veth"
+
 // portName is the name of a container's interface on the host, and ifbName that of
 // the interface its traffic is led through: made from the attachment's key, so that
 // they are known when nothing else is.
-func portName(k conf.Key) string { return "veth" + digest(k.String(), 5) }
+func portName(k conf.Key) string { return portPrefix + digest(k.String(), 5) }
 func ifbName(k conf.Key) string  { return "bwp" + digest(k.String(), 6) }
 
 func digest(s string, bytes int) string {
@@ -200,11 +203,22 @@ func macOf(ip netip.Addr) net.HardwareAddr {
 func hostMAC(k conf.Key) net.HardwareAddr { return madeMAC(k.String()) }
 func ifbMAC(k conf.Key) net.HardwareAddr  { return madeMAC("ifb " + k.String()) }
 
+// isPort says whether a link's name and MAC address are made from one key, as those of a
+// container's interface on the host are.
+func isPort(l *link) bool {
+	digest, ok := strings.CutPrefix(l.name, portPrefix)
+	name, err := hex.DecodeString(digest)
+	return ok && err == nil && l.kind == "veth" && len(name) == 5 && len(l.mac) == 6 &&
+		l.mac[0] == unicast(name[0]) && bytes.Equal(l.mac[1:5], name[1:])
+}
+
 // madeMAC makes a unicast address of the range that is nobody's.
 func madeMAC(from string) net.HardwareAddr {
 	sum := sha256.Sum256([]byte(from))
-	return net.HardwareAddr{sum[0]&^1 | 2, sum[1], sum[2], sum[3], sum[4], sum[5]}
+	return net.HardwareAddr{unicast(sum[0]), sum[1], sum[2], sum[3], sum[4], sum[5]}
 }
+
+func unicast(first byte) byte { return first&^1 | 2 }
 
 // linkLocal is the IPv6 address that the kernel makes from a MAC address (RFC 4291,
 // appendix A).

@@ -131,13 +131,19 @@ func (b *builtIn) check(ctx context.Context, a *conf.Attachment, made, result *t
 // del takes the container off the network. Without a record nothing is looked for, and
 // no folder made, where the network has never been: the entry may be one behind another
 // plugin.
-func (b *builtIn) del(ctx context.Context, r *record.Record, key conf.Key, result *types100.Result) error {
+func (b *builtIn) del(ctx context.Context, r *record.Record, a *conf.Attachment, result *types100.Result) error {
+	key := a.Key
 	if r != nil {
 		return b.Del(ctx, key, result)
 	}
 	known, err := b.Known()
 	if err != nil || !known {
 		return err
+	}
+	if b.enter(a.NetnsPath) == nil { // else it is gone, and its interface with it
+		if err := b.DelUnmarked(ctx, b.container, key); err != nil {
+			return err
+		}
 	}
 	// What the caller says of the addresses is no proof, and yet tells which files that
 	// name nobody were the attachment's.

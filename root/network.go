@@ -209,7 +209,7 @@ func (n *Network) Del(ctx context.Context, a *conf.Attachment) error {
 	}
 	if m.builtIn != nil {
 		defer m.close()
-		err := m.del(ctx, n.Record, a.Key, n.lastResult(a))
+		err := m.del(ctx, n.Record, a, n.lastResult(a))
 		n.Step("built-in network")
 		return err
 	}
