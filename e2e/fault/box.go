@@ -33,7 +33,14 @@ type box struct {
 	added   string        // what the last ADD printed when it succeeded
 }
 
-const ports = `"capabilities":{"portMappings":true},"runtimeConfig":{"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp"},{"hostPort":5353,"containerPort":53,"protocol":"udp"}]}`
+// limits, and IPv6 beside IPv4, are what the built-in network can leave beyond a pair of
+// interfaces and elements of the firewall's sets.
+const builtIn = `"capabilities":{"portMappings":true,"bandwidth":true},"bridge":{"subnet":"10.1.0.0/24","subnet6":"fd01::/64"},
+ "runtimeConfig":{"bandwidth":{"ingressRate":8000000,"ingressBurst":800000,"egressRate":8000000,"egressBurst":800000},` + mappings + `}`
+
+const ports = `"capabilities":{"portMappings":true},"runtimeConfig":{` + mappings + `}`
+
+const mappings = `"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp"},{"hostPort":5353,"containerPort":53,"protocol":"udp"}]`
 
 // chain is what delegates can leave: links, addresses, routes, rules of iptables,
 // sysctls, files of IPAM.
@@ -45,11 +52,14 @@ const chain = `,"delegates":[
 
 func newBox(mode string, patience time.Duration) (*box, error) {
 	b := &box{config: ports, settled: cmp.Or(patience, settled)}
-	if mode == "root" {
+	switch mode {
+	case "root":
 		b.config += chain
+	case "built-in":
+		b.config = builtIn
 	}
 	var err error
-	b.Container, err = lab.NewContainer("box", mode != "root")
+	b.Container, err = lab.NewContainer("box", mode == "rootless")
 	return b, err
 }
 

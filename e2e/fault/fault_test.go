@@ -48,10 +48,10 @@ func faults(t *testing.T, mode string) *options {
 	return &options{Mode: mode, Faults: few, Seed: 2, Checkout: root, Bin: root + "/bin", Tools: root + "/.tools/bin"}
 }
 
-// TestNothingLeft has some faults happen in both modes.
+// TestNothingLeft has some faults happen in every mode.
 func TestNothingLeft(t *testing.T) {
 	t.Parallel()
-	for _, mode := range []string{"root", "rootless"} {
+	for _, mode := range allModes {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
 			outcomes, err := faults(t, mode).run()

@@ -60,7 +60,7 @@ func inside() error {
 	}
 	// What is learnt about the host, and made once for all, is there from now on: also
 	// by iptables, which ambi turns to when nftables fails.
-	if usual := b.config; j.Mode == "root" {
+	if usual := b.config; j.Mode != "rootless" {
 		b.config += `,"portmap":{"backend":"iptables"}`
 		if err := errors.Join(b.must("ADD"), b.must("DEL")); err != nil {
 			return err

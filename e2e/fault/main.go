@@ -4,7 +4,7 @@
 // was before (e2e/snapshot). It drives the built binary in throw-away machines
 // (e2e/lab) and knows nothing of its inside but the names of its processes.
 //
-//	fault [-mode root|rootless|both] [-faults N] [-seed N] [-bin DIR] [-report FILE]
+//	fault [-mode root|built-in|rootless|all] [-faults N] [-seed N] [-bin DIR] [-report FILE]
 //
 // What has to hold, for every fault:
 //
@@ -31,6 +31,9 @@ import (
 	"github.com/ambi-cni/ambi/e2e/lab"
 )
 
+// allModes are the ways to get a network in which faults happen.
+var allModes = []string{"root", "built-in", "rootless"}
+
 func main() {
 	if err := run(os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "fault:", err)
@@ -49,7 +52,7 @@ func run(args []string) error {
 	}
 	o := options{}
 	flags := flag.NewFlagSet("fault", flag.ExitOnError)
-	mode := flags.String("mode", "both", "root, rootless or both")
+	mode := flags.String("mode", "all", "root (with delegates), built-in (the built-in network), rootless or all")
 	flags.IntVar(&o.Faults, "faults", 450, "how many faults in each mode")
 	flags.Uint64Var(&o.Seed, "seed", 1, "which of the possible faults")
 	flags.StringVar(&o.Checkout, "checkout", ".", "the repository")
@@ -69,8 +72,8 @@ func run(args []string) error {
 		return fmt.Errorf("needs root, to make machines out of namespaces")
 	}
 	modes := []string{*mode}
-	if *mode == "both" {
-		modes = []string{"root", "rootless"}
+	if *mode == "all" {
+		modes = allModes
 	}
 	var all []*outcome
 	for _, m := range modes {

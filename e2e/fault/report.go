@@ -22,7 +22,7 @@ func hitAt(o *outcome) string {
 // verdict prints what was found, and is an error when that is a problem.
 func verdict(all []*outcome, w io.Writer) error {
 	found := 0
-	for _, mode := range []string{"root", "rootless"} {
+	for _, mode := range allModes {
 		injected, distinct, bad := 0, map[string]bool{}, 0
 		for _, o := range all {
 			if o.Mode != mode {
@@ -54,7 +54,7 @@ func markdown(all []*outcome) string {
 		"a second ADD and DEL; then the machine was compared with how it was before. See `docs/reliability.md`.\n\n```\n")
 	_ = verdict(all, &b)
 	b.WriteString("```\n")
-	for _, mode := range []string{"root", "rootless"} {
+	for _, mode := range allModes {
 		var of []*outcome
 		for _, o := range all {
 			if o.Mode == mode {
