@@ -137,28 +137,38 @@ func (s *addresses) refused(k conf.Key, subnet netip.Prefix, asked netip.Addr) e
 
 // owner says who has an address, and whether anybody has it.
 func (s *addresses) owner(ip netip.Addr) (owner types.GCAttachment, taken bool) {
+	owner, taken, _ = s.read(ip)
+	return owner, taken
+}
+
+// read is owner, with the error that the file cannot be read.
+func (s *addresses) read(ip netip.Addr) (owner types.GCAttachment, taken bool, err error) {
 	content, err := os.ReadFile(filepath.Join(s.dir, ip.String()))
+	if errors.Is(err, fs.ErrNotExist) {
+		return owner, false, nil
+	}
 	if err != nil {
-		return owner, false
+		return owner, false, err
 	}
 	containerID, ifName, _ := strings.Cut(strings.TrimSpace(string(content)), "\n")
 	owner = types.GCAttachment{ContainerID: strings.TrimSpace(containerID), IfName: strings.TrimSpace(ifName)}
 	// A process killed while it wrote, or a host that lost power, leaves an empty file or
 	// one of zeros.
-	return owner, utils.ValidateContainerID(owner.ContainerID) == nil
+	return owner, utils.ValidateContainerID(owner.ContainerID) == nil, nil
 }
 
 func (s *addresses) owns(k conf.Key, ip netip.Addr) bool {
 	o, taken := s.owner(ip)
-	return taken && o.ContainerID == k.ContainerID && (o.IfName == "" || o.IfName == k.IfName)
+	return taken && isOf(o, k)
+}
+
+func isOf(o types.GCAttachment, k conf.Key) bool {
+	return o.ContainerID == k.ContainerID && (o.IfName == "" || o.IfName == k.IfName)
 }
 
 // all are the addresses that are given out.
-func (s *addresses) all() []netip.Addr {
+func (s *addresses) all() ([]netip.Addr, error) {
 	entries, err := os.ReadDir(s.dir)
-	if err != nil {
-		return nil
-	}
 	var all []netip.Addr
 	for _, e := range entries {
 		// Other names are its lock, and the addresses it gave out last.
@@ -166,12 +176,13 @@ func (s *addresses) all() []netip.Addr {
 			all = append(all, ip)
 		}
 	}
-	return all
+	return all, err
 }
 
 func (s *addresses) count(subnet netip.Prefix) int {
 	n := 0
-	for _, ip := range s.all() {
+	all, _ := s.all() // for an error that is about something else
+	for _, ip := range all {
 		if subnet.Contains(ip) {
 			n++
 		}
@@ -179,22 +190,42 @@ func (s *addresses) count(subnet netip.Prefix) int {
 	return n
 }
 
-// of are the addresses of an attachment. It reads every file.
-func (s *addresses) of(k conf.Key) []netip.Addr {
-	return slices.DeleteFunc(s.all(), func(ip netip.Addr) bool { return !s.owns(k, ip) })
+// of are the addresses of an attachment. It reads every file, and goes on after an
+// error.
+func (s *addresses) of(k conf.Key) ([]netip.Addr, error) {
+	var of []netip.Addr
+	err := s.each(func(ip netip.Addr, o types.GCAttachment) {
+		if isOf(o, k) {
+			of = append(of, ip)
+		}
+	})
+	return of, err
 }
 
 // holders are the attachments that have an address of the network.
-func (s *addresses) holders(network string) []conf.Key {
+func (s *addresses) holders(network string) ([]conf.Key, error) {
 	var holders []conf.Key
-	for _, ip := range s.all() {
-		o, taken := s.owner(ip)
+	err := s.each(func(_ netip.Addr, o types.GCAttachment) {
 		k := conf.Key{Network: network, ContainerID: o.ContainerID, IfName: o.IfName}
-		if taken && o.IfName != "" && !slices.Contains(holders, k) {
+		if o.IfName != "" && !slices.Contains(holders, k) {
 			holders = append(holders, k)
 		}
+	})
+	return holders, err
+}
+
+// each calls f with every address that somebody has, and goes on after an error.
+func (s *addresses) each(f func(netip.Addr, types.GCAttachment)) error {
+	all, err := s.all()
+	errs := []error{err}
+	for _, ip := range all {
+		owner, taken, err := s.read(ip)
+		errs = append(errs, err)
+		if taken {
+			f(ip, owner)
+		}
 	}
-	return holders
+	return errors.Join(errs...)
 }
 
 // release lets addresses go, those of them that are the attachment's, or that say of
@@ -210,7 +241,11 @@ func (s *addresses) release(k conf.Key, ips []netip.Addr) error {
 	defer s.lock.Close()
 	var errs []error
 	for _, ip := range ips {
-		if _, taken := s.owner(ip); taken && !s.owns(k, ip) {
+		owner, taken, err := s.read(ip)
+		if err != nil {
+			errs = append(errs, err)
+		}
+		if err != nil || taken && !isOf(owner, k) {
 			continue
 		}
 		if err := os.Remove(filepath.Join(s.dir, ip.String())); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -37,17 +37,14 @@ func (n *Network) Holders(ctx context.Context) ([]conf.Key, error) {
 		return nil, err
 	}
 	defer store.Close()
-	holders := store.holders(n.Name)
-	ports, err := n.ports()
-	if err != nil {
-		return holders, err
-	}
+	holders, err := store.holders(n.Name)
+	ports, err2 := n.ports()
 	for _, l := range ports {
 		if k, ok := keyOf(l); ok && k.Network == n.Name && !slices.Contains(holders, k) {
 			holders = append(holders, k)
 		}
 	}
-	return holders, nil
+	return holders, errors.Join(err, err2)
 }
 
 // ports are the interfaces on the network's bridge.

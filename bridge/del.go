@@ -92,12 +92,13 @@ func (n *Network) knowsAddressOf(ctx context.Context, c *Container, l *link, k c
 		return false, err
 	}
 	defer store.Close()
-	for _, ip := range store.of(k) {
+	ips, err := store.of(k)
+	for _, ip := range ips {
 		if known, err = hasAddress(c.Route, l.index, ip); known || err != nil {
 			return known, err
 		}
 	}
-	return false, nil
+	return false, err
 }
 
 // dismiss takes back what admit has set.
@@ -144,7 +145,7 @@ func (n *Network) releaseAddresses(ctx context.Context, k conf.Key, result *type
 	defer store.Close()
 	_, ips := placeIn(result, k.IfName)
 	if len(ips) == 0 {
-		ips = store.of(k)
+		ips, err = store.of(k)
 	}
-	return store.release(k, ips)
+	return errors.Join(err, store.release(k, ips))
 }
