@@ -72,6 +72,12 @@ var onceFound = map[string][]*planned{
 		// failed: no hairpin, and CHECK said so after an ADD that had succeeded.
 		{Verb: "ADD", After: "ADD", Fault: &inject.Fault{Role: "ambi", Call: "bind", N: 14, Errno: "EPERM"}},
 	},
+	"built-in": {
+		// The file of an address that could not be read was taken for somebody else's, and
+		// DEL said nothing of it.
+		{Verb: "DEL", After: "DEL", Fault: &inject.Fault{Role: "ambi", Call: "openat", N: 20, Errno: "EIO"}},
+		{Verb: "DEL", After: "DEL", Fault: &inject.Fault{Role: "ambi", Call: "read", N: 25, Errno: "EIO"}},
+	},
 	"rootless": {
 		// A supervisor that could not take its routes out of the namespace, or was killed
 		// in the middle of it, looked like one that had.
