@@ -30,6 +30,7 @@ help:
 	@echo '                CNIDIR=/opt/cni/bin (Debian: /usr/lib/cni); make uninstall takes them away'
 	@echo 'make dist       binaries for six architectures, deb, rpm, SBOM, checksums into dist'
 	@echo 'make dist-test  build dist twice and compare; install, use and remove the deb (root)'
+	@echo 'make image      the container image for Kubernetes (deploy), bin/ambi-image.tar'
 	@echo 'make clean      remove what make made'
 
 build:
@@ -65,7 +66,7 @@ test-race: setup
 	CGO_ENABLED=1 AMBI_TEST_PLUGINS=$(TOOLS) $(GO) test -race -short -count=1 -timeout 60m ./portmap/forward/... ./rootless/...
 
 # What an engine needs and cannot be installed is skipped, with the reason.
-e2e-callers: build setup
+e2e-callers: build setup image
 	@hack/setup-callers
 	AMBI_TEST_CALLERS=1 $(GO) test -count=1 -v -parallel 2 -timeout 60m -run '^TestCallers' ./e2e
 
@@ -114,6 +115,12 @@ uninstall:
 # Only when there is none: "sudo make install" installs what the user has built.
 bin/ambi:
 	@$(MAKE) build
+
+# IMAGE_ARCHES='amd64 arm64 arm riscv64 ppc64le s390x' for all of them.
+IMAGE_ARCHES ?= amd64 arm64
+.PHONY: image
+image:
+	@VERSION="$(VERSION)" hack/make-image $(IMAGE_ARCHES)
 
 dist:
 	@VERSION="$(VERSION)" hack/dist

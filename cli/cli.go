@@ -144,7 +144,7 @@ work on the attachments of the user who calls them.`,
 	}{
 		{groupLook, []*cobra.Command{a.listCommand(), a.inspectCommand(), a.statsCommand(), a.logsCommand()}},
 		{groupChange, []*cobra.Command{a.portCommand(), a.restoreCommand(), a.gcCommand()}},
-		{groupSetUp, []*cobra.Command{a.doctorCommand(), a.wrapCommand(), completionCommand(), a.versionCommand()}},
+		{groupSetUp, []*cobra.Command{a.doctorCommand(), a.wrapCommand(), a.installCommand(), a.uninstallCommand(), completionCommand(), a.versionCommand()}},
 	} {
 		for _, c := range group.commands {
 			c.GroupID = group.id
