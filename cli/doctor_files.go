@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/root"
 	"github.com/ambi-cni/ambi/rootless/supervisor"
 )
 
@@ -84,7 +85,7 @@ func survives(dir, seen string) check {
 // conflistFolders are where runtimes read conflists: the system's, and the user's
 // of Podman and nerdctl; and that of cnitool.
 func conflistFolders() []string {
-	folders := []string{"/etc/cni/net.d"}
+	folders := []string{root.ConflistDir}
 	if home, err := os.UserConfigDir(); err == nil && os.Geteuid() != 0 {
 		folders = append(folders, filepath.Join(home, "cni", "net.d"))
 	}

@@ -86,7 +86,7 @@ func (n *Network) wantedHub(a *conf.Attachment) (*hub.State, error) {
 	if p.IPv6.Enabled() {
 		// The network is left to the members: the driver answers on its link-local address.
 		p.IPv6.Addresses = []netip.Prefix{netip.PrefixFrom(p.IPv6.First(), 128)}
-		p.IPv6.Gateway = linkLocalRouter
+		p.IPv6.Gateway = driver.LinkLocalGateway
 	}
 	subnet := a.NetConf.Bridge.Subnet
 	if p.IPv4.Movable && p.IPv4.Move(func(network netip.Prefix) bool { return subnet.IsValid() && subnet.Overlaps(network) }) {
@@ -94,9 +94,6 @@ func (n *Network) wantedHub(a *conf.Attachment) (*hub.State, error) {
 	}
 	return &hub.State{Network: a.Network, Bridge: bridge.BridgeName(a.NetConf.Bridge, a.Network), Driver: *command, Plan: *p}, nil
 }
-
-// linkLocalRouter is the driver's address on every link (libslirp).
-var linkLocalRouter = netip.MustParseAddr("fe80::2")
 
 func unsupportedShared(a *conf.Attachment) error {
 	if r := a.NetConf.Rootless; driver.Of(r.Driver).Publishes(r.PortHandler) {

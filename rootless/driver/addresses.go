@@ -19,6 +19,10 @@ const (
 
 var ipv6Network = netip.MustParsePrefix("fd00::/64")
 
+// LinkLocalGateway is the gateway's address on the link itself (LINKLOCAL_ADDR in
+// libslirp's ip6.h), for who has no address of the IPv6 network.
+var LinkLocalGateway = netip.MustParseAddr("fe80::2")
+
 func (p *program) Plan(a *conf.Attachment) (*plan.Interface, error) {
 	r := &a.NetConf.Rootless
 	ipv6, err := p.ipv6Usable(r)
