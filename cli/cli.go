@@ -242,50 +242,43 @@ func (a *app) complain(who string, err error) {
 // which comes as hints.
 func withoutHints(err error) string {
 	text := err.Error()
-	for _, e := range cniErrors(err) {
-		text = strings.Replace(text, e.Error(), e.Msg, 1)
-	}
+	eachIn(err, func(inner error) {
+		if e, ok := inner.(*types.Error); ok { //nolint:errorlint // one level at a time
+			text = strings.Replace(text, e.Error(), e.Msg, 1)
+		}
+	})
 	return text
 }
 
-// cniErrors walks through wrapped and joined errors.
-func cniErrors(err error) []*types.Error {
-	switch e := err.(type) { //nolint:errorlint // one level at a time
-	case *types.Error:
-		return []*types.Error{e}
-	case interface{ Unwrap() error }:
-		return cniErrors(e.Unwrap())
-	case interface{ Unwrap() []error }:
-		var all []*types.Error
-		for _, inner := range e.Unwrap() {
-			all = append(all, cniErrors(inner)...)
+// hintsOf is what the errors in an error say to do.
+func hintsOf(err error) (texts []string) {
+	eachIn(err, func(inner error) {
+		switch e := inner.(type) { //nolint:errorlint // one level at a time
+		case hint:
+			texts = append(texts, e.text)
+		case *types.Error:
+			if e.Details != "" {
+				texts = append(texts, e.Details)
+			}
 		}
-		return all
-	}
-	return nil
+	})
+	return texts
 }
 
-// hintsOf walks through wrapped and joined errors.
-func hintsOf(err error) []string {
-	switch e := err.(type) { //nolint:errorlint // one level at a time
-	case hint:
-		return append([]string{e.text}, hintsOf(e.error)...)
-	case *types.Error:
-		if e.Details != "" {
-			return []string{e.Details}
-		}
-	case interface{ Unwrap() error }:
-		if inner := e.Unwrap(); inner != nil {
-			return hintsOf(inner)
-		}
-	case interface{ Unwrap() []error }:
-		var texts []string
-		for _, inner := range e.Unwrap() {
-			texts = append(texts, hintsOf(inner)...)
-		}
-		return texts
+// eachIn visits an error and all that it wraps or joins.
+func eachIn(err error, visit func(error)) {
+	if err == nil {
+		return
 	}
-	return nil
+	visit(err)
+	switch e := err.(type) { //nolint:errorlint // one level at a time
+	case interface{ Unwrap() error }:
+		eachIn(e.Unwrap(), visit)
+	case interface{ Unwrap() []error }:
+		for _, inner := range e.Unwrap() {
+			eachIn(inner, visit)
+		}
+	}
 }
 
 func hintByCode(err error) string {
