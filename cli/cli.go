@@ -86,8 +86,7 @@ func (a *app) run(ctx context.Context, args []string) int {
 	if err == nil {
 		return ok
 	}
-	var silent silentError
-	if errors.As(err, &silent) {
+	if _, ok := errors.AsType[silentError](err); ok {
 		return failed
 	}
 	a.complain(command.CommandPath(), err)
@@ -282,8 +281,7 @@ func eachIn(err error, visit func(error)) {
 }
 
 func hintByCode(err error) string {
-	var e *types.Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*types.Error](err); ok {
 		switch e.Code {
 		case conf.ErrPortInUse:
 			return "stop what has the port, or choose another host port"

@@ -138,8 +138,7 @@ func (d *doctor) lookAtUserNamespaces(context.Context) {
 }
 
 func reasonOf(err error) string {
-	var errno syscall.Errno
-	if errors.As(err, &errno) {
+	if errno, ok := errors.AsType[syscall.Errno](err); ok {
 		return errno.Error()
 	}
 	return err.Error()

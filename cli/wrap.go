@@ -295,8 +295,7 @@ func understood(list *wrapped) error {
 
 // jsonError says in which line a text stops being JSON.
 func jsonError(raw []byte, err error) string {
-	var syntax *json.SyntaxError
-	if errors.As(err, &syntax) {
+	if syntax, ok := errors.AsType[*json.SyntaxError](err); ok {
 		before := string(raw[:min(int(syntax.Offset), len(raw))])
 		return fmt.Sprintf("line %d: %v", 1+strings.Count(before, "\n"), err)
 	}

@@ -41,8 +41,7 @@ func joined(a, b string) string {
 
 // Remedy is what to do about an error; empty when nobody says.
 func Remedy(err error) string {
-	var e *types.Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*types.Error](err); ok {
 		return e.Details
 	}
 	return ""
@@ -50,8 +49,7 @@ func Remedy(err error) string {
 
 // Message is the text of an error without its CNI code and what to do about it.
 func Message(err error) string {
-	var e *types.Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*types.Error](err); ok {
 		return e.Msg
 	}
 	return err.Error()

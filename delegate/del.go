@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"os"
+	"slices"
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -33,8 +34,7 @@ func (c *Chain) Del(ctx context.Context, result *types100.Result) error {
 	place, errs := c.place(result)
 	defer place.Close()
 	failed := len(errs) > 0
-	for i := len(c.Delegates) - 1; i >= 0; i-- {
-		d := c.Delegates[i]
+	for i, d := range slices.Backward(c.Delegates) {
 		if i == 0 && failed {
 			errs = append(errs, conf.Mendf(conf.Errorf(conf.ErrNetwork, "%s: not called, and the address not released, because of these errors", d.Type), "repeat DEL when they are mended"))
 			break

@@ -39,8 +39,7 @@ func Link(path, name string) (netlink.Link, error) {
 	}
 	defer handle.Close()
 	link, err := handle.LinkByName(name)
-	var missing netlink.LinkNotFoundError
-	if errors.As(err, &missing) {
+	if _, ok := errors.AsType[netlink.LinkNotFoundError](err); ok {
 		return nil, nil
 	}
 	return link, err

@@ -81,8 +81,7 @@ func (l *verbLog) outcome(err error) {
 		return
 	}
 	args = append(args, "outcome", "failed")
-	var e *types.Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*types.Error](err); ok {
 		args = append(args, "code", e.Code)
 	}
 	l.Error(l.verb, append(args, "error", err)...)

@@ -162,8 +162,7 @@ func (v *verbs) quiet(err error) error {
 		return err
 	}
 	code := types.ErrInvalidNetworkConfig
-	var e *types.Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*types.Error](err); ok {
 		code = e.Code
 	}
 	return conf.Errorf(code, "the configuration or CNI_ARGS is not valid; the runtime was told what is wrong with it")

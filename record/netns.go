@@ -144,8 +144,7 @@ func isClosed(path string) bool {
 // reason is the last cause of an error, without the operation and path that the
 // message around it already has.
 func reason(err error) string {
-	var pathErr *fs.PathError
-	if errors.As(err, &pathErr) {
+	if pathErr, ok := errors.AsType[*fs.PathError](err); ok {
 		return pathErr.Err.Error()
 	}
 	return err.Error()

@@ -87,8 +87,8 @@ func (p *poller) watch(fd int32, t ticket, tag int, events uint32) unix.Errno {
 }
 
 // rewatch changes the events of a watched descriptor.
-func (p *poller) rewatch(fd int32, t ticket, tag int, events uint32) unix.Errno {
-	return p.control(unix.EPOLL_CTL_MOD, fd, t, tag, events)
+func (p *poller) rewatch(fd int32, t ticket, tag int, events uint32) {
+	p.control(unix.EPOLL_CTL_MOD, fd, t, tag, events)
 }
 
 func (p *poller) control(op int, fd int32, t ticket, tag int, events uint32) unix.Errno {

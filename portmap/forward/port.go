@@ -41,7 +41,7 @@ func (p *port) open(f *Forwarder) error {
 			p.closeUnwatched()
 			return err
 		}
-		p.entrances = append(p.entrances, p.newEntrance(f, s.Family, fd))
+		p.entrances = append(p.entrances, p.newEntrance(s.Family, fd))
 	}
 	p.sockets = nil
 	p.users.Store(1)
@@ -57,7 +57,7 @@ func (p *port) end() containerPort {
 	return containerPort{p.mapping.Protocol, p.mapping.ContainerPort, p.target}
 }
 
-func (p *port) newEntrance(f *Forwarder, family int, fd int32) entrance {
+func (p *port) newEntrance(family int, fd int32) entrance {
 	target := p.target.targetFor(family)
 	if p.mapping.Protocol == conf.UDP {
 		return newUDPPort(p, target, family, fd)
