@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"slices"
@@ -20,29 +21,71 @@ import (
 // the attachment's is known by its key. It does nothing where nothing is, and goes on
 // after an error.
 func (n *Network) Del(ctx context.Context, k conf.Key, result *types100.Result) error {
-	// The interface first: nothing may come through once its address can be another's.
-	if err := n.removeLinks(k); err != nil {
+	links, err := n.linksOf(k)
+	if err != nil {
+		return fmt.Errorf("network %q: %w", n.Name, err)
+	}
+	if last, err := n.delLast(ctx, k, result, links); last {
 		return err
 	}
-	return errors.Join(n.dismiss(k, result), n.releaseAddresses(ctx, k, result), n.leave(ctx))
+	// The interface first: nothing may come through once its address can be another's.
+	if err := n.removeLinks(links); err != nil {
+		return err
+	}
+	return errors.Join(n.dismiss(k, result, nil), n.releaseAddresses(ctx, k, result), n.leave(ctx))
 }
 
-// removeLinks removes the attachment's interfaces on the host. The container's end
-// goes with them.
-func (n *Network) removeLinks(k conf.Key) error {
+// delLast is Del of a container that has the bridge for itself; last is false, and
+// nothing done, where it has not. What is sure to go is removed together: the kernel
+// waits for as long for each message that removes interfaces.
+func (n *Network) delLast(ctx context.Context, k conf.Key, result *types100.Result, links []*link) (last bool, err error) {
+	if len(links) == 0 {
+		return false, nil
+	}
+	err = n.withoutPorts(ctx, links, func(bridge *link) error {
+		if bridge == nil {
+			return nil
+		}
+		last = true
+		return n.removeBridge(ctx, bridge, append(links, bridge), func(ofNetwork []element) error {
+			return errors.Join(n.dismiss(k, result, ofNetwork), n.releaseAddresses(ctx, k, result))
+		})
+	})
+	return last, err
+}
+
+// linksOf are the attachment's interfaces on the host. The container's end goes with
+// them.
+func (n *Network) linksOf(k conf.Key) (links []*link, err error) {
 	for _, name := range []string{portName(k), ifbName(k)} {
 		l, err := findLink(n.Host.Route, name)
 		if err != nil {
-			return fmt.Errorf("network %q: %w", n.Name, err)
+			return nil, err
 		}
-		if l == nil || !owns(k, l) {
-			continue
+		if l != nil && owns(k, l) {
+			links = append(links, l)
 		}
-		var b batch
-		b.deleteLink(name, l.index)
-		if _, err := b.Send(n.Host.Route); err != nil && !errors.Is(err, unix.ENODEV) {
-			return fmt.Errorf("network %q: %w", n.Name, err)
+	}
+	return links, nil
+}
+
+// removeLinks removes interfaces, several of them by one message: of a group that they
+// are put in for it. It has a number that nobody else chooses.
+func (n *Network) removeLinks(links []*link) error {
+	var b batch
+	switch len(links) {
+	case 0:
+	case 1:
+		b.deleteLink(links[0].name, links[0].index)
+	default:
+		group := rand.Uint32() | 1<<31
+		for _, l := range links {
+			b.setGroup(l.name, l.index, group)
 		}
+		b.deleteGroup(links[0].name, group)
+	}
+	if _, err := b.Send(n.Host.Route); err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("network %q: %w", n.Name, err)
 	}
 	return nil
 }
@@ -101,13 +144,13 @@ func (n *Network) knowsAddressOf(ctx context.Context, c *Container, l *link, k c
 	return false, err
 }
 
-// dismiss takes back what admit has set.
-func (n *Network) dismiss(k conf.Key, result *types100.Result) error {
+// dismiss takes back what admit has set, and more elements, which are there.
+func (n *Network) dismiss(k conf.Key, result *types100.Result, more []element) error {
 	t := newTables()
 	name := portName(k)
 	if mac, ips := placeIn(result, k.IfName); mac != nil {
 		var x transaction
-		x.remove(t.ofPort(port{name, mac, ips}))
+		x.remove(append(t.ofPort(port{name, mac, ips}), more...))
 		if err := x.commit(n.Host.Filter); !errors.Is(err, unix.ENOENT) {
 			return firewallError("removing rules of the built-in network", err)
 		}
@@ -116,7 +159,7 @@ func (n *Network) dismiss(k conf.Key, result *types100.Result) error {
 	if err != nil {
 		return err
 	}
-	return n.Host.removeElements(found)
+	return n.Host.removeElements(append(found, more...))
 }
 
 // placeIn is the MAC address of the container's interface in a result, and its

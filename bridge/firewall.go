@@ -299,10 +299,17 @@ func (h Host) removeTables(t tables) error {
 		}
 	}
 	var errs []error
-	for _, table := range []*nftables.Table{t.inet, t.bridge} {
+	// Together, or each by itself where the other is gone.
+	for _, some := range [][]*nftables.Table{{t.inet, t.bridge}, {t.inet}, {t.bridge}} {
 		var x transaction
-		x.deleteTable(table)
-		if err := x.commit(h.Filter); !errors.Is(err, unix.ENOENT) {
+		for _, table := range some {
+			x.deleteTable(table)
+		}
+		err := x.commit(h.Filter)
+		if err == nil && len(some) > 1 {
+			return nil
+		}
+		if !errors.Is(err, unix.ENOENT) {
 			errs = append(errs, firewallError("removing the tables of the built-in network", err))
 		}
 	}

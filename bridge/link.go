@@ -294,6 +294,20 @@ func (b *batch) deleteLink(name string, index int) {
 	b.Add("removing interface "+name, unix.RTM_DELLINK, 0, nlsock.IfInfoMsg(unix.AF_UNSPEC, index, 0, 0), nil)
 }
 
+// setGroup puts an interface into a group, and deleteGroup removes all interfaces of one
+// (rtnl_group_dellink, Linux 4.1).
+func (b *batch) setGroup(name string, index int, group uint32) {
+	b.Add("choosing interface "+name+" for removal", unix.RTM_SETLINK, 0, nlsock.IfInfoMsg(unix.AF_UNSPEC, index, 0, 0), func(e *nlsock.Encoder) {
+		e.Uint32(unix.IFLA_GROUP, group)
+	})
+}
+
+func (b *batch) deleteGroup(about string, group uint32) {
+	b.Add("removing interface "+about, unix.RTM_DELLINK, 0, nlsock.IfInfoMsg(unix.AF_UNSPEC, 0, 0, 0), func(e *nlsock.Encoder) {
+		e.Uint32(unix.IFLA_GROUP, group)
+	})
+}
+
 // linkAddress is an address of an interface.
 type linkAddress struct {
 	index  int

@@ -338,11 +338,23 @@ func forwardingSysctls(s state) []string {
 // leave removes the bridge, and what of the host's firewall was opened for it, when no
 // container is left on it.
 func (n *Network) leave(ctx context.Context) error {
+	return n.withoutPorts(ctx, nil, func(bridge *link) error {
+		var links []*link
+		if bridge != nil {
+			links = []*link{bridge}
+		}
+		return n.removeBridge(ctx, bridge, links, n.Host.removeElements)
+	})
+}
+
+// withoutPorts calls remove, while no container can be added, if the bridge is to go and
+// has no ports but these. One that is gone already has none, and is nil.
+func (n *Network) withoutPorts(ctx context.Context, but []*link, remove func(*link) error) error {
 	if n.Config.Keep {
 		return nil
 	}
 	// Most often others are there; to see that takes no lock.
-	if _, empty, err := n.empty(); err != nil || !empty {
+	if _, empty, err := n.empty(but); err != nil || !empty {
 		return err
 	}
 	lock, err := n.lock(ctx, flock.Exclusive)
@@ -350,25 +362,53 @@ func (n *Network) leave(ctx context.Context) error {
 		return err
 	}
 	defer lock.Close()
-	bridge, empty, err := n.empty()
+	bridge, empty, err := n.empty(but)
 	if err != nil || !empty {
 		return err
 	}
-	return n.removeBridge(ctx, bridge)
+	return remove(bridge)
 }
 
-// empty is the network's own bridge, if it has no port. One that is not marked as ours
-// is let be.
-func (n *Network) empty() (*link, bool, error) {
+// empty is the network's own bridge, if it has no ports but these. One that is not
+// marked as ours is let be.
+func (n *Network) empty(but []*link) (*link, bool, error) {
 	bridge, err := findLink(n.Host.Route, n.bridgeName())
 	if err != nil || bridge == nil || n.mine(bridge) != nil {
 		return nil, err == nil && bridge == nil, err
 	}
+	another := func(p *link) bool {
+		return p != nil && p.master == bridge.index && !slices.ContainsFunc(but, func(l *link) bool { return l.index == p.index })
+	}
+	if n.anyHolder(another) {
+		return bridge, false, nil
+	}
 	ports, err := portsOf(n.Host.Route, bridge)
-	return bridge, err == nil && len(ports) == 0, err
+	return bridge, err == nil && !slices.ContainsFunc(ports, another), err
 }
 
-func (n *Network) removeBridge(ctx context.Context, bridge *link) error {
+// anyHolder says whether the interface of somebody who has an address is as is says.
+// It asks for a few, and so tells of a crowd without a list of it, which costs the kernel
+// 10 ms for a thousand.
+func (n *Network) anyHolder(is func(*link) bool) bool {
+	const few = 8
+	store := &addresses{dir: filepath.Join(n.Dir, n.Name)}
+	ips, _ := store.all() // without them the list of ports says it
+	for _, ip := range ips[:min(few, len(ips))] {
+		owner, taken := store.owner(ip)
+		if !taken {
+			continue
+		}
+		l, err := findLink(n.Host.Route, portName(conf.Key{Network: n.Name, ContainerID: owner.ContainerID, IfName: owner.IfName}))
+		if err == nil && is(l) {
+			return true
+		}
+	}
+	return false
+}
+
+// removeBridge removes the bridge with the links, and has forget do the same with the
+// network's elements of the firewall's sets.
+func (n *Network) removeBridge(ctx context.Context, bridge *link, links []*link, forget func([]element) error) error {
 	all, err := lockFile(ctx, filepath.Join(n.Dir, ".networks.lock"), flock.Exclusive)
 	if err != nil {
 		return fmt.Errorf("network %q: %w", n.Name, err)
@@ -377,13 +417,12 @@ func (n *Network) removeBridge(ctx context.Context, bridge *link) error {
 	name := n.bridgeName()
 	t := newTables()
 	errs := []error{n.closeForward(ctx, name), n.closeFirewalld(bridge)}
-	if bridge != nil {
-		var b batch
-		b.deleteLink(name, bridge.index)
-		if _, err := b.Send(n.Host.Route); err != nil && !errors.Is(err, unix.ENODEV) {
-			errs = append(errs, fmt.Errorf("network %q: %w", n.Name, err))
-		}
+	if err := n.removeLinks(links); err != nil {
+		return errors.Join(append(errs, err)...)
 	}
-	errs = append(errs, n.Host.removeElements(t.ofNetwork(name, false)), n.Host.removeTables(t))
+	// What is not there must not be asked for: taking back a transaction costs the kernel
+	// as much waiting as an interface.
+	elements, err := n.Host.present(t.ofNetwork(name, false))
+	errs = append(errs, err, forget(elements), n.Host.removeTables(t))
 	return errors.Join(errs...)
 }
