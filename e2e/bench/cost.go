@@ -36,16 +36,26 @@ type comparison struct {
 	Section string  `json:"section"`
 	A       cell    `json:"subjectCell"`
 	B       cell    `json:"otherCell"`
+	Use     *use    `json:"use,omitempty"` // nil: not measured
+}
+
+// use is what the two sides need besides time.
+type use struct {
+	ProcessorA cell `json:"subjectProcessor"` // ms
+	ProcessorB cell `json:"otherProcessor"`
+	ProgramsA  int  `json:"subjectPrograms"`
+	ProgramsB  int  `json:"otherPrograms"`
 }
 
 // The sections of the report; each is a table.
 const (
-	everyCall   = "Every call"
-	withoutRoot = "Without root"
-	asRoot      = "As root, by cnitool"
-	onFullHost  = "As root, on a full host"
-	onProcesses = "As root, processes"
-	byPodman    = "As root, by Podman"
+	everyCall      = "Every call"
+	withoutRoot    = "Without root"
+	builtInNetwork = "As root, the built-in network"
+	asRoot         = "As root, by cnitool"
+	onFullHost     = "As root, on a full host"
+	onProcesses    = "As root, processes"
+	byPodman       = "As root, by Podman"
 )
 
 func runCost(args []string) error {
@@ -70,7 +80,7 @@ func (p *costPlan) run() error {
 		name string
 		run  func() error
 	}{
-		{"start-up", p.startUp}, {"command line", p.commandLine}, {"rootless", p.rootless}, {"delegation", p.delegation}, {"ports", p.ports},
+		{"start-up", p.startUp}, {"command line", p.commandLine}, {"rootless", p.rootless}, {"built-in", p.builtIn}, {"delegation", p.delegation}, {"ports", p.ports},
 		{"processes", p.processes}, {"full host", p.fullHost}, {"podman", p.engine},
 	} {
 		if p.only != "" && part.name != p.only {

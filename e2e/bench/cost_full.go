@@ -190,21 +190,37 @@ func (p *costPlan) processes() error {
 func (h host) countPrograms(program, kind string, ports int) (float64, error) {
 	count := 0
 	for _, command := range []string{"ADD", "DEL"} {
-		trace := stage + "/trace"
-		argv := []string{"strace", "-f", "-qq", "-e", "trace=execve", "-o", trace, program}
-		if err := call(h.plugin(command, argv, kind, "counted", "10.88.0.2", mappings(10000, ports))); err != nil {
-			return 0, err
-		}
-		text, err := os.ReadFile(trace)
+		n, err := programs(h.plugin(command, []string{program}, kind, "counted", "10.88.0.2", mappings(10000, ports)))
 		if err != nil {
 			return 0, err
 		}
-		for l := range strings.Lines(string(text)) {
-			if strings.Contains(l, "execve(") && strings.HasSuffix(l, "= 0\n") {
-				count++
-			}
-		}
-		count-- // the plugin itself
+		count += n - 2 // ip and the plugin itself
 	}
 	return float64(count), nil
+}
+
+// programs is how many programs run in a call, itself among them.
+func programs(cmd *exec.Cmd) (int, error) {
+	strace, err := exec.LookPath("strace")
+	if err != nil {
+		return 0, err
+	}
+	trace := stage + "/trace"
+	cmd.Args = append([]string{"strace", "-f", "-qq", "-e", "trace=execve", "-o", trace, cmd.Path}, cmd.Args[1:]...)
+	cmd.Path = strace
+	if err := call(cmd); err != nil {
+		return 0, err
+	}
+	text, err := os.ReadFile(trace)
+	if err != nil {
+		return 0, err
+	}
+	count := 0
+	for l := range strings.Lines(string(text)) {
+		// What another thread's line cut in two is resumed.
+		if (strings.Contains(l, "execve(") || strings.Contains(l, "execve resumed")) && strings.HasSuffix(l, "= 0\n") {
+			count++
+		}
+	}
+	return count, nil
 }

@@ -19,14 +19,31 @@ func (p *costPlan) publication() *publication {
 	for _, c := range p.comparisons {
 		if t.title != c.Section {
 			t = &table{title: c.Section}
-			t.add("", "of", "median", "over", "median", "unit", "ratio", "target")
+			t.add(append([]string{"", "of", "median", "over", "median", "unit", "ratio", "target"}, c.Use.head()...)...)
 			pub.tables = append(pub.tables, t)
 		}
-		t.add(c.Title, c.Subject, figure(&c.A), c.Other, figure(&c.B), c.Unit, c.ratioText(), c.target())
+		t.add(append([]string{c.Title, c.Subject, figure(&c.A), c.Other, figure(&c.B), c.Unit, c.ratioText(), c.target()}, c.Use.cells()...)...)
 		pub.show(c.chapter(), c.panel())
 	}
 	pub.outro = []string{"### Versions", "", "- " + known["ambi"], "- " + known["slirp4netns"], "- standard plugins 1.9.1, cnitool 1.3.0", "- podman " + packaged("podman")}
 	return pub
+}
+
+func (u *use) head() []string {
+	if u == nil {
+		return nil
+	}
+	return []string{"processor time, ms", "programs"}
+}
+
+func (u *use) cells() []string {
+	if u == nil {
+		return nil
+	}
+	return []string{
+		fmt.Sprintf("%s to %s", figure(&u.ProcessorA), figure(&u.ProcessorB)),
+		fmt.Sprintf("%d to %d", u.ProgramsA, u.ProgramsB),
+	}
 }
 
 func (c *comparison) ratioText() string {
