@@ -1,12 +1,14 @@
 package bridge
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -43,7 +45,7 @@ func (n *Network) Add(ctx context.Context, c *Container, a *conf.Attachment) (*t
 	for _, prefix := range p.addresses {
 		p.ips = append(p.ips, prefix.Addr())
 	}
-	if p.mac, err = macFor(a, p.addresses[0].Addr()); err != nil {
+	if p.mac, err = n.macFor(a, s, p.addresses[0].Addr()); err != nil {
 		return nil, err
 	}
 	if err := n.makePair(c, p, s); err != nil {
@@ -121,7 +123,9 @@ func addrsOf(prefixes []netip.Prefix) []netip.Addr {
 	return all
 }
 
-func macFor(a *conf.Attachment, ip netip.Addr) (net.HardwareAddr, error) {
+// macFor is the one that was asked for, else made from the address. Two of one MAC address
+// on a bridge would get each other's packets.
+func (n *Network) macFor(a *conf.Attachment, s state, ip netip.Addr) (net.HardwareAddr, error) {
 	if a.MAC == "" {
 		return macOf(ip), nil
 	}
@@ -129,7 +133,34 @@ func macFor(a *conf.Attachment, ip netip.Addr) (net.HardwareAddr, error) {
 	if err != nil || len(mac) != 6 || mac[0]&1 != 0 {
 		return nil, conf.Invalid("mac", a.MAC, "it is a MAC address of one interface, such as 02:00:00:00:00:01")
 	}
-	return mac, nil
+	owner, err := n.ownerOfMAC(a.Key, s, mac, ip)
+	if err == nil && owner != "" {
+		err = conf.Mendf(conf.Errorf(conf.ErrNetwork, "network %q: MAC address %s was asked for and belongs to %s", n.Name, mac, owner), "ask for another one, or for none")
+	}
+	return mac, err
+}
+
+// ownerOfMAC is who on the bridge has a MAC address, or will have it with his address;
+// empty when it is nobody but who has this address.
+func (n *Network) ownerOfMAC(k conf.Key, s state, mac net.HardwareAddr, ip netip.Addr) (string, error) {
+	if bytes.Equal(mac, s.bridge.mac) {
+		return "bridge " + s.bridge.name, nil
+	}
+	if of := netip.AddrFrom4([4]byte(mac[2:])); of != ip && s.subnets[0].Contains(of) && bytes.Equal(mac, macOf(of)) {
+		return "whoever has address " + of.String(), nil
+	}
+	keys, err := n.Host.keys(newTables().macs)
+	for _, key := range keys {
+		name := strings.TrimRight(string(key[:unix.IFNAMSIZ]), "\x00")
+		if name == portName(k) || !bytes.HasPrefix(key[unix.IFNAMSIZ:], mac) {
+			continue
+		}
+		l, err := findLink(n.Host.Route, name)
+		if err != nil || l != nil && l.master == s.bridge.index {
+			return "the container of interface " + name, err
+		}
+	}
+	return "", err
 }
 
 // makePair makes the two ends, the one on the host marked, on the bridge, and down.

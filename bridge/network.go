@@ -140,7 +140,7 @@ func subnetsOf(addrs []linkAddress, is func(netip.Addr) bool) []netip.Prefix {
 func (n *Network) mine(l *link) error {
 	const remedy = "give the network another bridge with the key bridge.name"
 	if l.kind != "bridge" {
-		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "network %q: interface %s is there and is no bridge but of type %q", n.Name, l.name, l.kind), "%s, or remove it: ip link delete %s", remedy, l.name)
+		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "network %q: interface %s is there and is no bridge but of type %q", n.Name, l.name, l.kind), remedy)
 	}
 	switch other, ok := networkOf(l); {
 	case l.alias == bridgeAlias(n.Name):

@@ -413,7 +413,7 @@ func subnet(target *netip.Prefix, family func(netip.Addr) bool, longest int, exp
 			return nil
 		}
 		p, perr := netip.ParsePrefix(s)
-		if err != nil || perr != nil || !family(p.Addr()) || p.Addr().Is4In6() || p != p.Masked() || p.Bits() > longest || !forContainers(p) {
+		if err != nil || perr != nil || !family(p.Addr()) || p.Addr().Is4In6() || p != p.Masked() || p.Bits() > longest || !forContainers(p) || p.Addr().IsLinkLocalUnicast() {
 			return Invalid(path, raw, "it is "+expected)
 		}
 		*target = p
