@@ -17,6 +17,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/ambi-cni/ambi/e2e/lab"
 	"github.com/ambi-cni/ambi/e2e/snapshot"
 )
 
@@ -67,61 +68,30 @@ func TestEnduranceInside(t *testing.T) {
 
 // box is a container of the user, and how ambi is called for it.
 type box struct {
+	*lab.Container
 	t      *testing.T
 	id     string
-	pid    int
 	config string // members beside cniVersion, name and type
 }
 
-// user is who calls ambi; no shell is between, so that the pid is the plugin's.
-var user = &syscall.Credential{Uid: 40001, Gid: 40001}
-
-// startBox does not wait for its namespaces (await).
-func startBox(t *testing.T, id, config string) *box {
-	cmd := exec.Command("unshare", "-Urn", "sh", "-c", "ip link set lo up; exec sleep infinity")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: user}
-	require.NoError(t, cmd.Start())
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	return &box{t: t, id: id, pid: cmd.Process.Pid, config: config}
-}
-
-// newBox is a box that is there.
 func newBox(t *testing.T, id, config string) *box {
-	b := startBox(t, id, config)
-	b.await()
-	return b
+	c, err := lab.NewContainer(id, true)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = c.End() })
+	return &box{Container: c, t: t, id: id, config: config}
 }
 
-// await returns when the namespaces are made and mapped and lo is up.
-func (b *box) await() {
-	require.True(b.t, waitUntil(patience, func() bool {
-		name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", b.pid))
-		return string(name) == "sleep\n"
-	}), "the namespace of %s", b.id)
-}
-
-func (b *box) netns() string { return fmt.Sprintf("/proc/%d/ns/net", b.pid) }
-
-// command is a verb, not started.
+// command is a verb, not started. No shell is between, so that the pid is the plugin's.
 func (b *box) command(verb, members string) (cmd *exec.Cmd, output *bytes.Buffer) {
-	cmd = exec.Command(stage + "/bin/ambi")
-	cmd.Env = []string{
-		"CNI_COMMAND=" + verb, "CNI_CONTAINERID=" + b.id, "CNI_IFNAME=eth0", "CNI_NETNS=" + b.netns(),
-		"CNI_PATH=" + stage + "/plugins", "XDG_RUNTIME_DIR=/run/user/" + uid, "PATH=" + os.Getenv("PATH"),
-	}
 	config := `{"cniVersion":"1.1.0","name":"web","type":"ambi"`
 	for _, m := range []string{b.config, members} {
 		if m != "" {
 			config += "," + m
 		}
 	}
+	cmd = lab.Verb{Name: verb, ContainerID: b.id, IfName: "eth0", Netns: b.Netns, Config: config + "}", UID: b.UID}.Command()
 	output = &bytes.Buffer{}
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(config+"}"), output, output
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: user, Setpgid: true}
-	cmd.Dir = "/"
+	cmd.Stdout, cmd.Stderr = output, output
 	return cmd, output
 }
 
@@ -146,13 +116,14 @@ func (b *box) healthy() bool {
 
 // inside runs a program in the container's namespace.
 func (b *box) inside(args ...string) (string, error) {
-	out, err := exec.Command("nsenter", append([]string{"--net=" + b.netns(), fmt.Sprintf("--user=/proc/%d/ns/user", b.pid)}, args...)...).CombinedOutput()
+	args = append(slices.Clone(b.Enter), args...)
+	out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
 	return string(out), err
 }
 
 // state is the machine and the inside of the container.
 func (b *box) state() snapshot.Snapshot {
-	return machine.Take() + snapshot.Network("nsenter", "--net="+b.netns(), fmt.Sprintf("--user=/proc/%d/ns/user", b.pid))
+	return machine.Take() + snapshot.Network(b.Enter...)
 }
 
 // requireSame compares at once: a verb that has returned has nothing left to do.
@@ -263,7 +234,7 @@ func kill(t *testing.T, name string) {
 func helpersKilled(t *testing.T) {
 	const times = 10
 	b := newBox(t, "box", onePort)
-	server := exec.Command("nsenter", "--net="+b.netns(), stage+"/plugins/peer", "tcp", ":80")
+	server := exec.Command("nsenter", "--net="+b.Netns, stage+"/plugins/peer", "tcp", ":80")
 	require.NoError(t, server.Start())
 	outside := exec.Command(stage+"/plugins/peer", "tcp", "192.0.2.1:7001")
 	require.NoError(t, outside.Start())
@@ -319,10 +290,7 @@ func hundred(t *testing.T) {
 	const many = 100
 	boxes := make([]*box, many)
 	for i := range boxes {
-		boxes[i] = startBox(t, fmt.Sprintf("box%d", i), fmt.Sprintf(`"runtimeConfig":{"portMappings":[{"hostPort":%d,"containerPort":80,"protocol":"tcp"}]}`, 20000+i))
-	}
-	for _, b := range boxes {
-		b.await()
+		boxes[i] = newBox(t, fmt.Sprintf("box%d", i), fmt.Sprintf(`"runtimeConfig":{"portMappings":[{"hostPort":%d,"containerPort":80,"protocol":"tcp"}]}`, 20000+i))
 	}
 	warm := newBox(t, "warm", "")
 	warm.must("ADD", "")
