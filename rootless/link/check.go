@@ -1,13 +1,17 @@
 package link
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/nlsock"
 )
 
 // Check compares a place with what was carried to it, and names every difference. What
@@ -84,13 +88,14 @@ func flags(f uint32) string {
 	return strings.Join(append([]string{state}, words...), ", ")
 }
 
-// checkHung asks for a list of each sort of what hangs there, and strikes off what it
-// finds.
+// checkHung looks up routes, which costs the same however many there are, and asks for
+// a list of each sort of what is left, and strikes off what it finds.
 func (c *Carried) checkHung(p *Place, of names) (errs []error) {
 	wanted := map[question][]*message{}
 	var order []question
-	for i := range c.Hung {
-		m := &c.Hung[i]
+	missing, err := p.lookUp(c.Hung, of)
+	errs = append(errs, err)
+	for _, m := range missing {
 		q := m.question()
 		if wanted[q] == nil {
 			order = append(order, q)
@@ -109,6 +114,55 @@ func (c *Carried) checkHung(p *Place, of names) (errs []error) {
 	return errs
 }
 
+// lookUp returns what is not a route of the main table that the kernel finds when it is
+// asked for the way to its destination.
+func (p *Place) lookUp(list []message, of names) (missing []*message, err error) {
+	var lookups []nlsock.Request
+	for i := range list {
+		m := &list[i]
+		missing = append(missing, m)
+		if m.Kind == unix.RTM_NEWROUTE && m.table() == unix.RT_TABLE_MAIN && m.Data[atRouteType] == unix.RTN_UNICAST {
+			lookups = append(lookups, m.lookup())
+		}
+	}
+	answers, err := p.Route.Do(lookups)
+	for _, a := range answers {
+		found := message{Kind: unix.RTM_NEWROUTE, Data: a.Data}
+		if _, err := found.attributes(); err == nil && found.clean(of) {
+			missing = slices.DeleteFunc(missing, found.same)
+		}
+	}
+	return missing, err
+}
+
+const rtmFibMatch = 0x2000 // RTM_F_FIB_MATCH: the route itself and not what became of it (Linux 4.13)
+
+// lookup asks for the way to the first address of a route's destination; of a default
+// route to one that nobody has (RFC 5737, RFC 3849).
+func (m *message) lookup() nlsock.Request {
+	to := m.get(unix.RTA_DST)
+	if to == nil && m.Data[0] == unix.AF_INET {
+		to = netip.MustParseAddr("192.0.2.1").AsSlice()
+	} else if to == nil {
+		to = netip.MustParseAddr("2001:db8::1").AsSlice()
+	}
+	header := routeHeader(m.Data[0])
+	header[1] = uint8(len(to) * 8)
+	put(header[atFlags:], rtmFibMatch)
+	return nlsock.Request{
+		About: "looking for " + m.What, Kind: unix.RTM_GETROUTE, Flags: unix.NLM_F_REQUEST | unix.NLM_F_ACK, MayFail: true,
+		Data: appendAttribute(header, attribute{unix.RTA_DST, to}),
+	}
+}
+
+// mayBe is a quick look at whether two are the same: a list may be long.
+func (m *message) mayBe(o *message) bool {
+	if m.Data[0] != o.Data[0] || m.Data[1] != o.Data[1] {
+		return false
+	}
+	return m.Kind != unix.RTM_NEWROUTE || bytes.Equal(m.get(unix.RTA_DST), o.get(unix.RTA_DST))
+}
+
 // strikeOff returns what is not in a list. One that changed while it was read is read
 // again, but not for ever: the container's root may change it all the time.
 func (p *Place) strikeOff(q question, missing []*message, of names) ([]*message, error) {
@@ -116,8 +170,8 @@ func (p *Place) strikeOff(q question, missing []*message, of names) ([]*message,
 	const tries = 3
 	for range tries {
 		whole, err := p.each(q, func(m *message) {
-			if len(missing) > 0 && m.clean(of) {
-				missing = slices.DeleteFunc(missing, func(w *message) bool { return w.same(m) })
+			if slices.ContainsFunc(missing, m.mayBe) && m.clean(of) {
+				missing = slices.DeleteFunc(missing, m.same)
 			}
 		})
 		switch {

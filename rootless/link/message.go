@@ -101,22 +101,27 @@ func (m *message) set(kind uint16, value []byte) {
 
 // get is the value of an attribute; nil when there is none of that type.
 func (m *message) get(kind uint16) []byte {
-	list, _ := m.attributes()
-	return find(list, kind)
-}
-
-func find(list []attribute, kind uint16) []byte {
-	for _, a := range list {
-		if a.is(kind) {
+	for b := m.Data[headers[m.Kind]:]; len(b) >= unix.SizeofNlAttr; {
+		size := int(binary.NativeEndian.Uint16(b))
+		if size < unix.SizeofNlAttr || size > len(b) {
+			return nil
+		}
+		if a := (attribute{binary.NativeEndian.Uint16(b[2:]), b[unix.SizeofNlAttr:size]}); a.is(kind) {
 			return a.value
 		}
+		b = b[min(len(b), align(size)):]
 	}
 	return nil
 }
 
 func nested(b []byte, kind uint16) []byte {
 	list, _ := parseAttributes(b)
-	return find(list, kind)
+	for _, a := range list {
+		if a.is(kind) {
+			return a.value
+		}
+	}
+	return nil
 }
 
 func (m *message) number(kind uint16) uint32 { return number(m.get(kind)) }
@@ -145,7 +150,7 @@ func (m *message) send(p *Place, about string, kind, flags uint16) error {
 
 // most is how many entries of a container's list are looked at: its root may have filled
 // it.
-const most = 1 << 16
+const most = 1 << 15
 
 var errTooMany = fmt.Errorf("the list has more than %d entries, no more of them were looked at", most)
 
@@ -169,7 +174,9 @@ func (p *Place) each(q question, f func(*message)) (whole bool, err error) {
 	var stop error
 	whole, err = p.Route.Each(q.about, q.kind+2, []byte(q.body), nil, func(entry []byte) bool { // RTM_GET…
 		m := message{Kind: q.kind, Data: entry}
-		if _, stop = m.attributes(); stop == nil {
+		if len(entry) < headers[q.kind] {
+			stop = errCutOff
+		} else {
 			f(&m)
 		}
 		if n++; n > most {
