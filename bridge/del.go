@@ -90,6 +90,25 @@ func (n *Network) removeLinks(links []*link) error {
 	return nil
 }
 
+// Abandon removes the container's end of the pair where the side of the bridge has gone as
+// a whole, and took the other end along or is about to. It is known by what Add has said.
+func Abandon(c *Container, k conf.Key, result *types100.Result) error {
+	mac, _ := placeIn(result, k.IfName)
+	if mac == nil {
+		return nil
+	}
+	l, err := findLink(c.Route, k.IfName)
+	if err != nil || l == nil || l.kind != "veth" || l.mac.String() != mac.String() {
+		return err
+	}
+	var b batch
+	b.deleteLink(k.IfName, l.index)
+	if _, err := b.Send(c.Route); err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("the container's namespace %s: %w", c.Path, err)
+	}
+	return nil
+}
+
 // owns says whether a link is the attachment's: it bears its mark, or none yet, because
 // Add was killed before it wrote one, and the MAC address that Add makes it with. A name
 // alone says nothing.

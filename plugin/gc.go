@@ -10,6 +10,7 @@ import (
 
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/record"
+	"github.com/ambi-cni/ambi/rootless"
 )
 
 // gc is GC: it takes down every attachment of this network that is not in the
@@ -94,7 +95,7 @@ func (v *verbs) collect(ctx context.Context, store *record.Store) error {
 			errs = append(errs, annotated(key, v.collectOne(ctx, store, key, nil)))
 		}
 	}
-	return errors.Join(append(errs, store.Sweep(v.netConf.Name))...)
+	return errors.Join(append(errs, rootless.EndHubs(ctx, store, v.netConf.Name), store.Sweep(v.netConf.Name))...)
 }
 
 func annotated(key conf.Key, err error) error {

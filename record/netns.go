@@ -69,7 +69,24 @@ func (n Netns) Gone() bool {
 			return true
 		}
 	}
+	if errors.Is(err, unix.EACCES) {
+		return n.ofZombie()
+	}
 	return err == nil && (st.Ino != n.Inode || st.Dev != n.Dev)
+}
+
+// ofZombie says that the path is one of a process that has ended and that nobody has
+// waited for yet. It has no namespaces any more, but whoever may not trace it
+// (ptrace(2)) is not told so.
+func (n Netns) ofZombie() bool {
+	rest, ok := strings.CutPrefix(n.Path, "/proc/")
+	name, _, _ := strings.Cut(rest, "/")
+	pid, err := strconv.Atoi(name)
+	if !ok || err != nil {
+		return false
+	}
+	state, _, err := procStat(pid)
+	return err == nil && ended(state)
 }
 
 // Inhabited says that processes are in the namespace, so that it lives, whatever its path

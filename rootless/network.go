@@ -39,6 +39,14 @@ func (n *Network) controlOf(key conf.Key) supervisor.Control {
 	return supervisor.Control(n.Store.Path(key, "sock"))
 }
 
+// LogFile is the log of an attachment's supervisor.
+func (n *Network) LogFile(key conf.Key) string {
+	if n.Record != nil && n.Record.Hub != "" {
+		return hub.Hub{Store: n.Store, Name: n.Record.Hub}.Path("log")
+	}
+	return n.Store.Path(key, "log")
+}
+
 func (n *Network) step(name string) {
 	if n.Step != nil {
 		n.Step(name)

@@ -17,7 +17,11 @@ import (
 // Status asks the supervisor how it is.
 func (n *Network) Status() (status *supervisor.Status, err error) {
 	err = n.ask(func(c supervisor.Control) error {
-		status, err = c.Status()
+		if n.Record.Hub != "" {
+			status, err = c.StatusOf(n.Record.Key, n.hostEnd())
+		} else {
+			status, err = c.Status()
+		}
 		return err
 	})
 	return status, err
@@ -61,14 +65,34 @@ func (n *Network) AddPort(m conf.PortMapping) error {
 		return err
 	}
 	defer forward.CloseSockets(sockets) // the supervisor has descriptors of its own by then
-	if err := n.ask(func(c supervisor.Control) error { return c.AddPort(m, sockets) }); err != nil {
+	if err := n.ask(func(c supervisor.Control) error { return n.publish(c, a, m, sockets) }); err != nil {
 		return fmt.Errorf("publishing port %s of %s: %w", m, n.Record.Key, err)
 	}
 	n.Record.Ports = append(n.Record.Ports, m)
 	if err := n.Store.Save(n.Record); err != nil {
-		return errors.Join(err, n.ask(func(c supervisor.Control) error { return c.RemovePort(m) }))
+		return errors.Join(err, n.ask(func(c supervisor.Control) error { return n.withdraw(c, m) }))
 	}
 	return nil
+}
+
+// publish has the supervisor publish a port.
+func (n *Network) publish(c supervisor.Control, a *conf.Attachment, m conf.PortMapping, sockets []forward.Socket) error {
+	if n.Record.Hub == "" {
+		return c.AddPort(m, sockets)
+	}
+	result := n.recorded()
+	if result == nil {
+		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "the record of %s does not say which addresses it has", n.Record.Key), "call DEL and ADD again")
+	}
+	return c.Publish(n.Record.Key, targetOf(a, result), sockets)
+}
+
+// withdraw has it take one back.
+func (n *Network) withdraw(c supervisor.Control, m conf.PortMapping) error {
+	if n.Record.Hub == "" {
+		return c.RemovePort(m)
+	}
+	return c.Withdraw(n.Record.Key, m)
 }
 
 // bindFor binds the host's port. A driver that publishes binds it itself, and cannot say
@@ -97,7 +121,7 @@ func (n *Network) RemovePort(m conf.PortMapping) error {
 	}
 	live := slices.ContainsFunc(status.Ports, func(p forward.PortStats) bool { return p.Mapping == m })
 	if live {
-		if err := n.ask(func(c supervisor.Control) error { return c.RemovePort(m) }); err != nil {
+		if err := n.ask(func(c supervisor.Control) error { return n.withdraw(c, m) }); err != nil {
 			return fmt.Errorf("taking back port %s of %s: %w", m, n.Record.Key, err)
 		}
 	}

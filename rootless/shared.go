@@ -13,7 +13,6 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/version"
-	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/bridge"
 	"github.com/ambi-cni/ambi/conf"
@@ -171,6 +170,14 @@ func (n *Network) startHub(ctx context.Context, h hub.Hub, a *conf.Attachment, w
 
 func controlOfHub(h hub.Hub) supervisor.Control { return supervisor.Control(h.Path("sock")) }
 
+// mute is the error of a hub that does not answer.
+func mute(err error) error {
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		return err
+	}
+	return conf.Mendf(conf.Errorf(types.ErrTryAgainLater, "its supervisor is there and does not answer in time"), "try again; if it stays so, end that process: the containers of the network lose it then")
+}
+
 // endSupervisor ends the processes of a hub.
 func endSupervisor(ctx context.Context, h hub.Hub) error {
 	p, err := controlOfHub(h).Process()
@@ -206,12 +213,12 @@ func (n *Network) join(ctx context.Context, h hub.Hub, state *hub.State, c *insi
 	n.step("built-in network")
 	if len(sockets) > 0 {
 		if err := controlOfHub(h).Publish(a.Key, targetOf(a, result), sockets); err != nil {
-			return nil, fmt.Errorf("publishing the ports of %s: %w", a.Key, err)
+			return nil, fmt.Errorf("publishing the ports of %s: %w", a.Key, mute(err))
 		}
 		n.step("publish the ports")
 	}
 	if err := controlOfHub(h).Await(); err != nil {
-		return nil, fmt.Errorf("the way out of network %q: %w", a.Network, err)
+		return nil, fmt.Errorf("the way out of network %q: %w", a.Network, mute(err))
 	}
 	n.step("wait for the driver")
 	result.DNS = dns(a, nameServers(&state.Plan, result))
@@ -262,7 +269,7 @@ type insideHub struct {
 func openHub(h hub.Hub) (*insideHub, error) {
 	files, err := controlOfHub(h).Open()
 	if err != nil {
-		return nil, fmt.Errorf("the hub: %w", err)
+		return nil, fmt.Errorf("the hub: %w", mute(err))
 	}
 	place, err := link.FromFiles(files[1:])
 	if err != nil {
@@ -322,20 +329,44 @@ func (n *Network) delShared(ctx context.Context, h hub.Hub, a *conf.Attachment) 
 			return err
 		}
 	}
-	if state := h.Running(); state != nil {
-		if err := n.leaveHub(ctx, h, state, a); err != nil {
-			return fmt.Errorf("taking %s out of the hub: %w", a.Key, err)
-		}
+	state := h.Running()
+	var err error
+	if state != nil {
+		err = n.leaveHub(ctx, h, state, a)
 	}
 	n.step("leave the hub")
-	err := endHub(ctx, h)
+	ended, endErr := endHub(ctx, h)
 	n.step("end the hub")
-	return err
+	switch {
+	case endErr == nil && (ended && err != nil || state == nil):
+		// The hub has gone with all that was in it. The kernel is in no hurry to take the
+		// container's end of a link with it.
+		return n.abandon(a)
+	case err != nil:
+		err = fmt.Errorf("taking %s out of the hub: %w", a.Key, err)
+	}
+	return errors.Join(err, endErr)
+}
+
+// abandon takes the interface out of the container, if that is there.
+func (n *Network) abandon(a *conf.Attachment) error {
+	if n.Record == nil || n.Record.Netns.Gone() {
+		return nil
+	}
+	c, err := enterContainer(n.Record.Netns.Path)
+	if err != nil {
+		return nil // we may not, or it has gone meanwhile
+	}
+	defer c.close()
+	if !c.namespace.Same(n.Record.Netns) {
+		return nil
+	}
+	return bridge.Abandon(&c.Container, a.Key, n.recorded())
 }
 
 func (n *Network) leaveHub(ctx context.Context, h hub.Hub, state *hub.State, a *conf.Attachment) error {
 	if err := controlOfHub(h).Leave(a.Key); err != nil {
-		return err
+		return mute(err)
 	}
 	inside, err := openHub(h)
 	if err != nil {
@@ -358,30 +389,55 @@ func (n *Network) recorded() *types100.Result {
 }
 
 // endHub ends the hub when nobody is in it, and nobody is coming.
-func endHub(ctx context.Context, h hub.Hub) error {
+func endHub(ctx context.Context, h hub.Hub) (ended bool, err error) {
 	if members, err := h.Members(); err != nil || len(members) > 0 {
-		return err // most often, and then it takes no lock
-	}
-	if _, err := os.Lstat(h.Dir()); errors.Is(err, unix.ENOENT) {
-		return nil
+		return false, err // most often, and then it takes no lock
 	}
 	lockCtx, cancel := record.LockContext(ctx)
 	defer cancel()
 	lock, err := h.Lock(lockCtx, flock.Exclusive)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer lock.Close()
 	if members, err := h.Members(); err != nil || len(members) > 0 {
-		return err
+		return false, err
 	}
 	if err := endSupervisor(ctx, h); err != nil {
-		return err
+		return false, err
 	}
 	if err := h.Remove(); err != nil {
-		return fmt.Errorf("folder of the hub: %w", err)
+		return true, fmt.Errorf("folder of the hub: %w", err)
 	}
-	return nil
+	return true, nil
+}
+
+// hostEnd is the hub's end of the link to the container, in what ADD returned.
+func (n *Network) hostEnd() string {
+	result := n.recorded()
+	if result == nil {
+		return ""
+	}
+	for _, i := range result.Interfaces {
+		if i != nil && i.Sandbox == "" && i.Name != n.Record.Bridge {
+			return i.Name
+		}
+	}
+	return ""
+}
+
+// EndHubs ends the hubs of a network that nobody is in. Nobody else may be at work in the
+// folder.
+func EndHubs(ctx context.Context, store *record.Store, network string) error {
+	hubs, err := hub.List(store)
+	errs := []error{err}
+	for _, h := range hubs {
+		if s := h.State(); s != nil && s.Network == network {
+			_, err := endHub(ctx, h)
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // checkShared compares hub and container with what ADD has made.

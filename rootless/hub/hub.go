@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -49,6 +50,29 @@ func Of(store *record.Store, network string) (Hub, error) {
 		network = network[:100] + "@@" + hex.EncodeToString(sum[:12])
 	}
 	return Hub{store, fmt.Sprintf("%s.%d", network, st.Ino)}, nil
+}
+
+// List is every hub that has a folder in the state folder.
+func List(store *record.Store) (hubs []Hub, err error) {
+	entries, err := os.ReadDir(store.Dir())
+	if err != nil {
+		return nil, fmt.Errorf("hubs in state folder %s: %w", store.Dir(), err)
+	}
+	for _, e := range entries {
+		if name, ok := strings.CutSuffix(e.Name(), suffix); ok && e.IsDir() {
+			hubs = append(hubs, Hub{store, name})
+		}
+	}
+	return hubs, nil
+}
+
+// State is what was started; nil where that cannot be read.
+func (h Hub) State() *State {
+	s, err := h.Load()
+	if err != nil {
+		return nil
+	}
+	return s
 }
 
 // Dir is the folder of the hub.

@@ -247,8 +247,11 @@ func (n *Namespace) nameOf(a netlink.Addr) string {
 	return link.Attrs().Name
 }
 
-// Link is the container's interface as it is now.
+// Link is the driver's interface as it is now.
 func (n *Namespace) Link() (netlink.Link, error) { return n.link.LinkByName(n.plan.IfName) }
+
+// LinkByName is any other interface inside.
+func (n *Namespace) LinkByName(name string) (netlink.Link, error) { return n.link.LinkByName(name) }
 
 // Deleted says that the interface that was configured last is there no more, under any
 // name.

@@ -142,9 +142,9 @@ func (c Control) Withdraw(member conf.Key, m conf.PortMapping) error {
 	return err
 }
 
-// StatusOf is Status of a member of the hub.
-func (c Control) StatusOf(member conf.Key) (*Status, error) {
-	return c.call(request{Op: opStatus, Member: &member})
+// StatusOf is Status of a member of the hub. link is the hub's end of the link to it.
+func (c Control) StatusOf(member conf.Key, link string) (*Status, error) {
+	return c.call(request{Op: opStatus, Member: &member, Link: link})
 }
 
 // CheckOf is Check of a member of the hub.

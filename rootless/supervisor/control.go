@@ -42,6 +42,8 @@ type request struct {
 	// Member of a hub that the request is about, and where its ports lead.
 	Member *conf.Key       `json:"member,omitempty"`
 	Target *forward.Target `json:"target,omitempty"`
+	// Link is the hub's end of the link to the member.
+	Link string `json:"link,omitempty"`
 	// Sockets describe those that come along for the ports of a member.
 	Sockets []Socket `json:"sockets,omitempty"`
 	// MAC is the address that CHECK expects; empty for the supervisor's own.
@@ -97,6 +99,17 @@ func StatsOf(link netlink.Link) *InterfaceStats {
 	return &InterfaceStats{
 		RxBytes: s.RxBytes, RxPackets: s.RxPackets, RxErrors: s.RxErrors, RxDropped: s.RxDropped,
 		TxBytes: s.TxBytes, TxPackets: s.TxPackets, TxErrors: s.TxErrors, TxDropped: s.TxDropped,
+	}
+}
+
+// reversed are the counters of the other end of a link.
+func (s *InterfaceStats) reversed() *InterfaceStats {
+	if s == nil {
+		return nil
+	}
+	return &InterfaceStats{
+		RxBytes: s.TxBytes, RxPackets: s.TxPackets, RxErrors: s.TxErrors, RxDropped: s.TxDropped,
+		TxBytes: s.RxBytes, TxPackets: s.RxPackets, TxErrors: s.RxErrors, TxDropped: s.RxDropped,
 	}
 }
 

@@ -171,6 +171,9 @@ func (h *hub) status(r request, s *Status) {
 	if r.Member == nil {
 		return
 	}
+	if link, err := h.inside.LinkByName(r.Link); err == nil {
+		s.Interface = StatsOf(link).reversed()
+	}
 	own := mappingsOf(h.socketsOf(*r.Member))
 	s.Ports = slices.DeleteFunc(s.Ports, func(p PortStats) bool { return !slices.Contains(own, p.Mapping) })
 }
