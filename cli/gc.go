@@ -11,6 +11,7 @@ import (
 
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/portmap/nat"
+	"github.com/ambi-cni/ambi/rootless/hub"
 )
 
 func (a *app) gcCommand() *cobra.Command {
@@ -95,6 +96,15 @@ func (a *app) networks() ([]string, error) {
 			return nil, hinted(fmt.Errorf("listing state folder %s: %w", store.Dir(), err), stateDirHint)
 		}
 		networks = append(networks, more...)
+		hubs, err := hub.List(store)
+		if err != nil {
+			return nil, hinted(err, stateDirHint)
+		}
+		for _, h := range hubs {
+			if s := h.State(); s != nil {
+				networks = append(networks, s.Network)
+			}
+		}
 	}
 	slices.Sort(networks)
 	return slices.Compact(networks), nil

@@ -136,7 +136,11 @@ func (t *attachment) network() *rootless.Network {
 func (t *attachment) lookAtSupervisor() {
 	if !rootless.Alive(t.record) {
 		if t.record.Supervisor != nil {
-			t.wrong(supervisorGone, t.app.command("gc"), "its supervisor (process %d) is gone, so the container has no network", t.record.Supervisor.PID)
+			what := "its supervisor"
+			if t.record.Hub != "" {
+				what = "the supervisor of its hub"
+			}
+			t.wrong(supervisorGone, t.app.command("gc"), "%s (process %d) is gone, so the container has no network", what, t.record.Supervisor.PID)
 		}
 		return // never there: the ADD did not get that far
 	}

@@ -49,6 +49,7 @@ type inspected struct {
 	DNS        *types.DNS        `json:"dns,omitempty"`
 	Ports      []port            `json:"ports"`
 	Supervisor *supervisorInfo   `json:"supervisor,omitempty"`
+	Hub        string            `json:"hub,omitempty"`
 	Delegates  []string          `json:"delegates,omitempty"`
 	Bridge     string            `json:"bridge,omitempty"`
 	Firewall   string            `json:"firewall,omitempty"`
@@ -145,7 +146,8 @@ func inspectedOf(t *attachment) inspected {
 	}
 	if t.rootless() {
 		info.Supervisor = supervisorOf(t)
-		info.Files["log"] = t.store.Path(t.Key, "log")
+		info.Files["log"] = t.network().LogFile(t.Key)
+		info.Hub, info.Bridge = r.Hub, r.Bridge
 	} else {
 		info.Delegates, info.Bridge = delegatesOf(r), r.Bridge
 		if r.Published != nil {
@@ -320,6 +322,7 @@ func (a *app) showMeans(info *inspected) {
 		a.field("supervisor", text)
 		a.showDriver(s.Driver)
 	}
+	a.field("hub", info.Hub)
 	a.field("bridge", info.Bridge)
 	a.field("delegates", strings.Join(info.Delegates, ", "))
 	a.field("firewall", info.Firewall)

@@ -13,7 +13,8 @@ import (
 )
 
 func (a *app) listCommand() *cobra.Command {
-	return &cobra.Command{
+	var o listOptions
+	c := &cobra.Command{
 		Use:     "list",
 		Aliases: []string{"ls"},
 		Short:   "list the attachments, and whether they work",
@@ -22,14 +23,24 @@ container has in a network.
 
 The column STATE says "up" when everything is in place: the namespace, and
 without root the supervisor and its driver, as root the firewall rules of the
-published ports. Otherwise it says what is gone; "ambi inspect" says more.`,
-		Example: "  ambi list\n  ambi list --json",
+published ports. Otherwise it says what is gone; "ambi inspect" says more.
+
+With --tree each network is shown with what holds it together (the hub of a shared
+network, a bridge, delegates) and its containers below it; with --mermaid as a flow
+chart, for a document.`,
+		Example: "  ambi list\n  ambi list --tree\n  ambi list --json",
 		Args:    noArguments,
 		RunE: func(c *cobra.Command, _ []string) error {
-			return a.list(c.Context())
+			return a.list(c.Context(), o)
 		},
 	}
+	c.Flags().BoolVar(&o.tree, "tree", false, "draw the networks and their containers as a tree")
+	c.Flags().BoolVar(&o.mermaid, "mermaid", false, "draw them as a flow chart of Mermaid")
+	c.MarkFlagsMutuallyExclusive("tree", "mermaid")
+	return c
 }
+
+type listOptions struct{ tree, mermaid bool }
 
 // listed is one attachment in the JSON of list.
 type listed struct {
@@ -42,7 +53,7 @@ type listed struct {
 	Created   *time.Time   `json:"created,omitempty"`
 }
 
-func (a *app) list(ctx context.Context) error {
+func (a *app) list(ctx context.Context, o listOptions) error {
 	all, err := a.attachments(nil)
 	if err != nil {
 		return err
@@ -52,6 +63,9 @@ func (a *app) list(ctx context.Context) error {
 	done()
 	if a.json {
 		return printJSON(a.out, listedAll(all))
+	}
+	if o.tree || o.mermaid {
+		return a.draw(all, o)
 	}
 	if len(all) == 0 {
 		fmt.Fprintf(a.errOut, "no attachments in %s\n", strings.Join(a.dirs(), ", "))
@@ -74,6 +88,19 @@ func (a *app) list(ctx context.Context) error {
 	t.print(a.out, a.screen)
 	if broken > 0 {
 		fmt.Fprintf(a.errOut, "%s %s\n", a.messages.paint(bold, "hint:"), brokenHint(broken, dead))
+	}
+	return nil
+}
+
+func (a *app) draw(all []*attachment, o listOptions) error {
+	networks, err := a.networksOf(all)
+	if err != nil {
+		return err
+	}
+	if o.mermaid {
+		printMermaid(a.out, networks)
+	} else {
+		a.printTree(networks)
 	}
 	return nil
 }

@@ -109,7 +109,7 @@ func (t *attachment) verbLog() (lines []string, path string, err error) {
 
 // supervisorLog is the log of the supervisor, open at its end; nil without one.
 func (t *attachment) supervisorLog() ([]string, *os.File, error) {
-	f, err := openLog(t.store.Path(t.Key, "log"))
+	f, err := openLog(t.network().LogFile(t.Key))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil, nil
 	}
