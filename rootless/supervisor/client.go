@@ -40,7 +40,7 @@ func (c Control) Listen() (*os.File, error) {
 	if err := errors.Join(
 		unix.Fchmod(fd, 0o600), // the mode of the name to come
 		unix.Bind(fd, &unix.SockaddrUnix{Name: name}),
-		unix.Listen(fd, 16),
+		unix.Listen(fd, backlog),
 	); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("control socket %s: %w", path, err)
@@ -54,13 +54,23 @@ func (c Control) dial() (*net.UnixConn, error) {
 		return nil, err
 	}
 	defer folder.Close()
-	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: name, Net: "unix"})
-	if err != nil {
-		return nil, err
+	deadline := time.Now().Add(controlTimeout)
+	for {
+		conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: name, Net: "unix"})
+		if errors.Is(err, unix.EAGAIN) && time.Now().Before(deadline) {
+			time.Sleep(5 * time.Millisecond) // more wait to be answered than may
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		_ = conn.SetDeadline(deadline)
+		return conn, nil
 	}
-	_ = conn.SetDeadline(time.Now().Add(controlTimeout))
-	return conn, nil
 }
+
+// backlog is how many may wait to be answered: all members of a hub at once.
+const backlog = 1024
 
 // Status asks the supervisor how it is.
 func (c Control) Status() (*Status, error) { return c.call(request{Op: opStatus}) }

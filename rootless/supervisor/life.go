@@ -218,7 +218,7 @@ func newSupervisor(t tenant, command driver.Command, files driver.Files, log *sl
 	listener := os.NewFile(controlFD, "control socket")
 	// Again, so that SO_PEERCRED of a caller shows this process and not the one that
 	// bound the name.
-	if err := unix.Listen(controlFD, 16); err != nil {
+	if err := unix.Listen(controlFD, backlog); err != nil {
 		return nil, fmt.Errorf("control socket: %w", err)
 	}
 	l, err := net.FileListener(listener)
