@@ -181,12 +181,10 @@ func (n *Network) makePair(c *Container, p placement, s state) error {
 		if err2 := n.Free(c, p.Key); err2 != nil {
 			return err2
 		}
-	case errors.Is(err, unix.EOPNOTSUPP):
-		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "network %q: %v", n.Name, err), "load the kernel module: modprobe veth")
 	case errors.Is(err, unix.EXFULL):
 		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "network %q: bridge %s has as many interfaces as a bridge can (%v)", n.Name, s.bridge.name, err), "use a second network")
 	}
-	return fmt.Errorf("network %q: %w", n.Name, err)
+	return n.makeError("veth", err)
 }
 
 // Free says whether neither end of the attachment's pair is there yet. Who does not

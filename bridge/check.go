@@ -45,9 +45,17 @@ func (n *Network) Check(ctx context.Context, c *Container, a *conf.Attachment, m
 	return conf.Mendf(conf.Errorf(conf.ErrNetwork, "network %q: %s", n.Name, strings.Join(wrong, ", ")), "run DEL and ADD again, or ambi restore where only the firewall changed")
 }
 
-// Status says why no container can be added; it changes nothing. That a module of the
-// kernel is missing only Add finds.
+// Status says why no container can be added. It changes nothing, but that the kernel
+// loads modules that it has.
 func (n *Network) Status() error {
+	for _, kind := range []string{"bridge", "veth"} {
+		if err := hasDriver(n.Host.Route, kind); err != nil {
+			return n.makeError(kind, err)
+		}
+	}
+	if err := n.Host.hasNFTables(); err != nil {
+		return firewallError("", err)
+	}
 	s, complete, err := n.look()
 	if err == nil && !complete {
 		_, err = n.subnets(s)

@@ -403,6 +403,17 @@ func sameRule(have []part, want []expr.Any) bool {
 	})
 }
 
+// hasNFTables is an error where nobody answers for nftables: EINVAL of nfnetlink.
+func (h Host) hasNFTables() error {
+	var b batch
+	b.Add("asking the kernel for nftables", nftKind(unix.NFT_MSG_GETGEN), 0, nfgenmsg(0, 0), nil)
+	_, err := b.Send(h.Filter)
+	if errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("%w: %w", unix.EOPNOTSUPP, err)
+	}
+	return err
+}
+
 func firewallError(what string, err error) error {
 	if what != "" && err != nil {
 		err = fmt.Errorf("%s: %w", what, err)

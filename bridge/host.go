@@ -49,7 +49,7 @@ func OpenHost() (Host, error) {
 	}
 	filter, err := nlsock.Open(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
-		return Host{}, errors.Join(err, route.Close())
+		return Host{}, errors.Join(firewallError("", err), route.Close())
 	}
 	return Host{Route: route, Filter: filter, Sysctl: here{}, IPTables: true, DBus: "/run/dbus/system_bus_socket"}, nil
 }

@@ -180,6 +180,24 @@ func (b *batch) learnFromPassed(name string) {
 	})
 }
 
+// hasDriver is an error that wraps EOPNOTSUPP where the kernel cannot make interfaces of
+// a kind. It is asked for one that it makes for nobody: the MAC address 0 is refused by
+// the driver (br_validate, veth_validate).
+func hasDriver(c *nlsock.Socket, kind string) error {
+	var b batch
+	b.Add("asking the kernel for the driver "+kind, unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, nlsock.IfInfoMsg(unix.AF_UNSPEC, 0, 0, 0), func(e *nlsock.Encoder) {
+		e.Bytes(unix.IFLA_ADDRESS, make([]byte, 6))
+		e.Nested(unix.IFLA_LINKINFO, func(e *nlsock.Encoder) error {
+			e.Bytes(unix.IFLA_INFO_KIND, []byte(kind))
+			return nil
+		})
+	})
+	if _, err := b.Send(c); !errors.Is(err, unix.EADDRNOTAVAIL) {
+		return err
+	}
+	return nil
+}
+
 // veth is a pair: the host's end is a port of a bridge, the other one is made in the
 // container's namespace.
 type veth struct {

@@ -232,7 +232,7 @@ func (n *Network) makeBridge(s *state) error {
 	b.setAlias(name, bridgeAlias(n.Name))
 	b.learnFromPassed(name)
 	if _, err := b.Send(n.Host.Route); err != nil {
-		return n.cannotMake(err)
+		return n.makeError("bridge", err)
 	}
 	bridge, err := findLink(n.Host.Route, name)
 	if err != nil || bridge == nil {
@@ -246,9 +246,10 @@ func (n *Network) makeBridge(s *state) error {
 	return n.address(s)
 }
 
-func (n *Network) cannotMake(err error) error {
+// makeError is the error of making an interface of a kind.
+func (n *Network) makeError(kind string, err error) error {
 	if errors.Is(err, unix.EOPNOTSUPP) {
-		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "network %q: %v", n.Name, err), "load the kernel module: modprobe bridge")
+		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "network %q: %v", n.Name, err), "load the kernel module: modprobe %s", kind)
 	}
 	return fmt.Errorf("network %q: %w", n.Name, err)
 }

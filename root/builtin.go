@@ -68,11 +68,6 @@ type builtIn struct {
 // enter it.
 func (n *Network) openBuiltIn(a *conf.Attachment, config conf.Bridge) (*builtIn, error) {
 	host, err := bridge.OpenHost()
-	if err != nil && n.Record == nil {
-		// The entry may be one behind another plugin, on a kernel without nf_tables.
-		n.Log.Info("there can be no built-in network here, which is of no matter behind another plugin", "network", a.Network, "error", err)
-		return nil, nil
-	}
 	if err != nil {
 		return nil, err
 	}

@@ -22,6 +22,7 @@ import (
 type maker struct {
 	*builtIn // nil: the chain
 	chain    *delegate.Chain
+	cannot   error // why there is no built-in network here, where it may be of no matter
 }
 
 // choose is the one place that chooses what makes the interface: what the record names
@@ -51,6 +52,11 @@ func (n *Network) choose(a *conf.Attachment) (m maker, err error) {
 		// A DEL without a record has a prevResult in any case; the built-in network knows
 		// what is its own.
 		m.builtIn, err = n.openBuiltIn(a, a.NetConf.Bridge)
+		if err != nil && n.Record == nil {
+			// The entry may be one behind another plugin, on a kernel without nf_tables.
+			n.Log.Info("there can be no built-in network here, which is of no matter behind another plugin", "network", a.Network, "error", err)
+			m.cannot, err = err, nil
+		}
 	}
 	return m, err
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 
+	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/ambi-cni/ambi/bridge"
@@ -254,14 +255,22 @@ func (n *Network) Status(ctx context.Context, a *conf.Attachment) error {
 	defer m.close()
 	if a.NetConf.Capabilities["portMappings"] && a.NetConf.Portmap.Backend != conf.BackendNone {
 		if _, err := nat.Open(a.NetConf.Portmap.Backend); err != nil {
-			return conf.Errorf(conf.ErrPluginNotAvailable, "%v", err)
+			return notAvailable(err)
 		}
 	}
-	if m.builtIn == nil {
+	switch {
+	case m.cannot != nil:
+		return notAvailable(m.cannot)
+	case m.builtIn == nil:
 		return m.chain.Status(ctx)
 	}
-	if err := m.builtIn.Status(); err != nil {
-		return conf.Errorf(conf.ErrPluginNotAvailable, "%v", err)
+	return notAvailable(m.builtIn.Status())
+}
+
+// notAvailable is code 50: why ADD could not work.
+func notAvailable(err error) error {
+	if err == nil {
+		return nil
 	}
-	return nil
+	return types.NewError(conf.ErrPluginNotAvailable, conf.Message(err), conf.Remedy(err))
 }
