@@ -17,7 +17,12 @@ type network struct {
 // networks are the valid configurations of each mode.
 var networks = map[string][]network{
 	"root": {
-		{name: "default", members: `"bridge":{"name":"soak0","subnet":"10.20.0.0/24","subnet6":"fd20::/64"}`},
+		{name: "default", members: `"bridge":{"name":"soak0","subnet":"10.20.0.0/24","subnet6":"fd20::/64"}`, wish: func(r *rand.Rand) string {
+			return fmt.Sprintf(`"ips":["10.20.0.%d"],"mac":"02:00:00:00:00:%02x"`, 50+r.IntN(40), r.IntN(256))
+		}},
+		{name: "open", members: `"bridge":{"isolate":false,"defaultRoute":true}`, wish: func(*rand.Rand) string {
+			return `"bandwidth":{"ingressRate":80000000,"ingressBurst":8000000,"egressRate":80000000,"egressBurst":8000000}`
+		}},
 		{name: "chain", members: `"portmap":{"backend":"iptables"},"delegates":[
  {"type":"bridge","bridge":"soak1","isGateway":true,"ipMasq":true,"ipMasqBackend":"iptables","hairpinMode":true,"capabilities":{"ips":true,"mac":true},
   "ipam":{"type":"host-local","dataDir":"/run/soak","subnet":"10.21.0.0/24","routes":[{"dst":"0.0.0.0/0"}]}},
@@ -43,7 +48,7 @@ var networks = map[string][]network{
 // configuration is the whole entry. The callers share few host ports, so that they
 // often want the same.
 func (n network) configuration(runtimeConfig, more string) string {
-	config := fmt.Sprintf(`{"cniVersion":"1.1.0","name":%q,"type":"ambi","capabilities":{"portMappings":true,"ips":true,"mac":true}`, n.name)
+	config := fmt.Sprintf(`{"cniVersion":"1.1.0","name":%q,"type":"ambi","capabilities":{"portMappings":true,"ips":true,"mac":true,"bandwidth":true}`, n.name)
 	for _, members := range []string{n.members, runtimeConfig, more} {
 		if members != "" {
 			config += "," + members
