@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -68,21 +67,6 @@ func newBox(mode string, patience time.Duration) (*box, error) {
 func (b *box) everything() snapshot.Snapshot {
 	machine := snapshot.Options{Ignore: []string{lab.Stage}}
 	return machine.Take() + snapshot.Network(b.Enter...)
-}
-
-// settle is everything, when the kernel has set up in its own time what an ADD made: of
-// a bridge with an address of IPv6 this route is the last.
-func (b *box) settle() (snapshot.Snapshot, error) {
-	const last = "anycast fd01:: dev ambi-own"
-	for deadline := time.Now().Add(settled); ; time.Sleep(10 * time.Millisecond) {
-		all := b.everything()
-		if !strings.Contains(b.config, "fd01::") || strings.Contains(string(all), last) {
-			return all, nil
-		}
-		if time.Now().After(deadline) {
-			return "", errors.New("after ADD there is no route: " + last)
-		}
-	}
 }
 
 // result is what a verb did.

@@ -165,15 +165,12 @@ func (b *box) suffer(o *outcome, before snapshot.Snapshot, usual time.Duration) 
 		return nil
 	}
 	var held snapshot.Snapshot
-	var err error
 	if o.Verb != "ADD" {
 		if err := b.must("ADD"); err != nil {
 			return err
 		}
 		if o.Verb == "CHECK" {
-			if held, err = b.settle(); err != nil {
-				return err
-			}
+			held = b.everything()
 		}
 	}
 	r, err := b.strike(o, usual)
