@@ -47,6 +47,7 @@ type Record struct {
 
 	Supervisor *Process           `json:"supervisor,omitempty"` // rootless; with a hub that of all its members
 	Hub        string             `json:"hub,omitempty"`        // rootless: the one it is a member of (rootless/hub)
+	Carried    json.RawMessage    `json:"carried,omitempty"`    // rootless: what delegates made in a hub and is in the container now (rootless/link)
 	Ports      []conf.PortMapping `json:"ports,omitempty"`
 
 	saved bool

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -91,12 +92,19 @@ func (n *Network) wantedHub(a *conf.Attachment) (*hub.State, error) {
 	if p.IPv4.Movable && p.IPv4.Move(func(network netip.Prefix) bool { return subnet.IsValid() && subnet.Overlaps(network) }) {
 		command.Move(p.IPv4.Network())
 	}
-	return &hub.State{Network: a.Network, Bridge: bridge.BridgeName(a.NetConf.Bridge, a.Network), Driver: *command, Plan: *p}, nil
+	state := &hub.State{Network: a.Network, Driver: *command, Plan: *p}
+	if a.NetConf.BuiltIn() {
+		state.Bridge = bridge.BridgeName(a.NetConf.Bridge, a.Network)
+	}
+	return state, nil
 }
 
 func unsupportedShared(a *conf.Attachment) error {
 	if r := a.NetConf.Rootless; driver.Of(r.Driver).Publishes(r.PortHandler) {
 		return conf.Mendf(conf.Unsupported("rootless.portHandler", r.PortHandler, "the ports of a shared network are published by rootlessport"), "set rootless.network to private")
+	}
+	if !a.NetConf.BuiltIn() {
+		return nil // the delegates say
 	}
 	return a.Bandwidth.Validate()
 }
@@ -197,20 +205,10 @@ func endSupervisor(ctx context.Context, h hub.Hub) error {
 
 // join connects the container with the hub's bridge and publishes its ports.
 func (n *Network) join(ctx context.Context, h hub.Hub, state *hub.State, c *insideContainer, a *conf.Attachment, sockets []forward.Socket) (*types100.Result, error) {
-	inside, err := openHub(h)
+	result, err := n.makeInterface(ctx, h, state, c, a)
 	if err != nil {
 		return nil, err
 	}
-	defer inside.close()
-	network := inside.network(a, state.Bridge)
-	if err := network.Free(&c.Container, a.Key); err != nil {
-		return nil, err
-	}
-	result, err := network.Add(ctx, &c.Container, a)
-	if err != nil {
-		return nil, err
-	}
-	n.step("built-in network")
 	if len(sockets) > 0 {
 		if err := controlOfHub(h).Publish(a.Key, targetOf(a, result), sockets); err != nil {
 			return nil, fmt.Errorf("publishing the ports of %s: %w", a.Key, mute(err))
@@ -221,8 +219,31 @@ func (n *Network) join(ctx context.Context, h hub.Hub, state *hub.State, c *insi
 		return nil, fmt.Errorf("the way out of network %q: %w", a.Network, mute(err))
 	}
 	n.step("wait for the driver")
-	result.DNS = dns(a, nameServers(&state.Plan, result))
+	if len(result.DNS.Nameservers) == 0 {
+		result.DNS = dns(a, nameServers(&state.Plan, result))
+	}
 	return result, nil
+}
+
+// makeInterface makes the link between hub and container.
+func (n *Network) makeInterface(ctx context.Context, h hub.Hub, state *hub.State, c *insideContainer, a *conf.Attachment) (*types100.Result, error) {
+	if state.Bridge == "" {
+		return n.makeByPlugins(h, c, a)
+	}
+	inside, err := openHub(h)
+	if err != nil {
+		return nil, err
+	}
+	defer inside.close()
+	network := inside.network(a, state.Bridge)
+	if err := network.Free(&c.Container, a.Key); err != nil {
+		return nil, err
+	}
+	result, err := network.Add(ctx, &c.Container, a)
+	if err == nil {
+		n.step("built-in network")
+	}
+	return result, err
 }
 
 // nameServers are the driver's, of the families that the container has.
@@ -238,7 +259,7 @@ func nameServers(p *plan.Interface, result *types100.Result) *plan.Interface {
 // elsewhere, a reply to a client's own address would not come back.
 func targetOf(a *conf.Attachment, result *types100.Result) forward.Target {
 	t := forward.Target{SourceIP: a.NetConf.Rootless.SourceIP}
-	for _, ip := range result.IPs {
+	for _, ip := range conf.AddressesOf(result, a.IfName) {
 		address, _ := netip.AddrFromSlice(ip.Address.IP)
 		gateway, _ := netip.AddrFromSlice(ip.Gateway)
 		bits, _ := ip.Address.Mask.Size()
@@ -350,23 +371,20 @@ func (n *Network) delShared(ctx context.Context, h hub.Hub, a *conf.Attachment) 
 
 // abandon takes the interface out of the container, if that is there.
 func (n *Network) abandon(a *conf.Attachment) error {
-	if n.Record == nil || n.Record.Netns.Gone() {
+	c := n.openRecorded()
+	if c == nil {
 		return nil
-	}
-	c, err := enterContainer(n.Record.Netns.Path)
-	if err != nil {
-		return nil // we may not, or it has gone meanwhile
 	}
 	defer c.close()
-	if !c.namespace.Same(n.Record.Netns) {
-		return nil
-	}
 	return bridge.Abandon(&c.Container, a.Key, n.recorded())
 }
 
 func (n *Network) leaveHub(ctx context.Context, h hub.Hub, state *hub.State, a *conf.Attachment) error {
 	if err := controlOfHub(h).Leave(a.Key); err != nil {
 		return mute(err)
+	}
+	if state.Bridge == "" {
+		return n.unmakeByPlugins(h, a)
 	}
 	inside, err := openHub(h)
 	if err != nil {
@@ -419,7 +437,7 @@ func (n *Network) hostEnd() string {
 		return ""
 	}
 	for _, i := range result.Interfaces {
-		if i != nil && i.Sandbox == "" && i.Name != n.Record.Bridge {
+		if i != nil && i.Sandbox == "" && strings.HasPrefix(i.Name, "veth") {
 			return i.Name
 		}
 	}
@@ -451,6 +469,9 @@ func (n *Network) checkShared(ctx context.Context, a *conf.Attachment) error {
 		return err
 	}
 	defer container.close()
+	if n.Record.Bridge == "" {
+		return n.checkCarried(container)
+	}
 	inside, err := openHub(h)
 	if err != nil {
 		return err

@@ -29,6 +29,8 @@ type Namespace struct {
 	link  *netlink.Handle
 	plan  *plan.Interface
 	index atomic.Int64 // of the interface when it was configured
+
+	folders bool // the thread has folders of its own, in a hub where plugins run
 }
 
 // Open starts the thread inside the namespace. It ends with the process: a thread that
@@ -55,8 +57,10 @@ func Open(file *os.File, key conf.Key, p *plan.Interface) (*Namespace, error) {
 
 // Make makes the namespace of a hub, which passes on what comes over the bridge, and starts
 // the thread inside. The plan is that of the driver's interface.
+//
+// Without a bridge the hub is one in which plugins run and make what they like.
 func Make(key conf.Key, bridge string, p *plan.Interface) (*Namespace, error) {
-	n := &Namespace{calls: make(chan func()), plan: p}
+	n := &Namespace{calls: make(chan func()), plan: p, folders: bridge == ""}
 	made := make(chan error)
 	go n.thread(made)
 	if err := <-made; err != nil {
@@ -70,6 +74,11 @@ func Make(key conf.Key, bridge string, p *plan.Interface) (*Namespace, error) {
 	n.SourceRoutes = newSourceRoutes(n.link, key, bridge, p)
 	if err := n.raiseLoopback(nil); err != nil {
 		return nil, fmt.Errorf("loopback interface of the hub: %w", err)
+	}
+	if n.folders {
+		if err := n.masquerade(); err != nil {
+			return nil, err
+		}
 	}
 	return n, n.passOn()
 }
@@ -135,11 +144,17 @@ func (n *Namespace) enterOrMake() (err error) {
 	if n.file != nil {
 		return n.Enter()
 	}
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+	kinds := unix.CLONE_NEWNET
+	if n.folders {
+		kinds |= unix.CLONE_NEWNS
+	}
+	if err := unix.Unshare(kinds); err != nil {
 		return err
 	}
-	n.file, err = os.Open("/proc/thread-self/ns/net")
-	return err
+	if n.file, err = os.Open("/proc/thread-self/ns/net"); err != nil || !n.folders {
+		return err
+	}
+	return ownFolders()
 }
 
 // unpin has the file lead to the calling thread's namespace, which is the same one,

@@ -98,8 +98,35 @@ func (c Control) RemovePort(m conf.PortMapping) error {
 
 // Open hands out files of the hub's network namespace: a netlink socket of
 // NETLINK_NETFILTER, then those of a link.Place.
-func (c Control) Open() ([]*os.File, error) {
-	conn, err := c.ask(request{Op: opOpen}, nil)
+func (c Control) Open() ([]*os.File, error) { return c.open(request{Op: opOpen}) }
+
+// StandIn hands out files of the namespace that plugins have in place of a member's, as
+// those of a link.Place; it makes it when there is none.
+func (c Control) StandIn(member conf.Key) ([]*os.File, error) {
+	return c.open(request{Op: opStandIn, Member: &member})
+}
+
+// Run runs a CNI verb in the hub for a member. After DEL its stand-in is gone.
+func (c Control) Run(member conf.Key, v Verb) (*Ran, error) {
+	conn, err := c.ask(request{Op: opVerb, Member: &member, Verb: &v}, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	var out reply
+	switch err := json.NewDecoder(io.LimitReader(conn, replyLimit)).Decode(&out); {
+	case err != nil:
+		return nil, err
+	case out.Error != nil:
+		return nil, out.Error
+	case out.Ran == nil:
+		return nil, errors.New("it does not say what the verb did")
+	}
+	return out.Ran, nil
+}
+
+func (c Control) open(r request) ([]*os.File, error) {
+	conn, err := c.ask(r, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -185,9 +212,7 @@ func (c Control) ask(r request, files []*os.File) (*net.UnixConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if r.Op == opAwait {
-		_ = conn.SetDeadline(time.Now().Add(awaitTimeout))
-	}
+	_ = conn.SetDeadline(time.Now().Add(r.patience()))
 	if err := send(conn, r, files); err != nil {
 		conn.Close()
 		return nil, err

@@ -34,6 +34,10 @@ const (
 	opOpen  = "open"  // hands out files of the hub's namespace
 	opAwait = "await" // answers when the driver is there
 	opLeave = "leave" // takes back all ports of a member
+
+	// Of a hub in which plugins run.
+	opStandIn = "stand-in" // hands out files of the namespace in place of a member's
+	opVerb    = "verb"     // runs a CNI verb, as root does, for a member
 )
 
 type request struct {
@@ -42,6 +46,7 @@ type request struct {
 	// Member of a hub that the request is about, and where its ports lead.
 	Member *conf.Key       `json:"member,omitempty"`
 	Target *forward.Target `json:"target,omitempty"`
+	Verb   *Verb           `json:"verb,omitempty"`
 	// Link is the hub's end of the link to the member.
 	Link string `json:"link,omitempty"`
 	// Sockets describe those that come along for the ports of a member.
@@ -55,8 +60,25 @@ type request struct {
 type reply struct {
 	Error  *types.Error `json:"error,omitempty"`
 	Status *Status      `json:"status,omitempty"`
+	Ran    *Ran         `json:"ran,omitempty"`
 
 	files []*os.File // that go along, and are closed then
+}
+
+// Verb is a CNI verb that runs inside a hub.
+type Verb struct {
+	Command string          `json:"command"`
+	Path    string          `json:"path"`
+	Args    string          `json:"args"`
+	Config  json.RawMessage `json:"config"`
+	Gone    bool            `json:"gone,omitempty"` // the container is: there is nothing to stand in for it
+}
+
+// Ran is what a verb did.
+type Ran struct {
+	Out     []byte `json:"out"`
+	Failed  bool   `json:"failed,omitempty"`
+	StandIn string `json:"standIn"` // the CNI_NETNS that it had
 }
 
 // PortStats are the counters of a published port. Those of a driver that publishes
@@ -124,9 +146,10 @@ type DriverStatus struct {
 const (
 	controlTimeout = 10 * time.Second
 	awaitTimeout   = 3 * time.Minute // for a driver, see readyPatience of rootless/driver
-	requestLimit   = 64 << 10
-	replyLimit     = 64 << 20 // every port has its counters in it
-	filesAtOnce    = 250      // the kernel passes on 253 (SCM_MAX_FD)
+	verbTimeout    = time.Hour       // delegates have as long as they need
+	requestLimit   = 4 << 20         // a configuration with thousands of ports
+	replyLimit     = 64 << 20        // every port has its counters in it
+	filesAtOnce    = 250             // the kernel passes on 253 (SCM_MAX_FD)
 )
 
 // serveControl answers callers of the given uid until the listener is closed.
@@ -158,15 +181,24 @@ func serveOne(conn *net.UnixConn, owner int, log *slog.Logger, answer func(reque
 	if err != nil {
 		out.Error = conf.Errorf(types.ErrDecodingFailure, "control request: %v", err)
 	} else {
-		if r.Op == opAwait {
-			_ = conn.SetDeadline(time.Now().Add(awaitTimeout))
-		}
+		_ = conn.SetDeadline(time.Now().Add(r.patience()))
 		out = answer(r, files)
 	}
 	if err := send(conn, out, out.files); err != nil {
 		log.Warn("control socket: reply", "error", err)
 	}
 	closeAll(out.files)
+}
+
+// patience is how long an answer may take.
+func (r *request) patience() time.Duration {
+	switch r.Op {
+	case opAwait:
+		return awaitTimeout
+	case opVerb:
+		return verbTimeout
+	}
+	return controlTimeout
 }
 
 // send writes a message as one line, with files.

@@ -35,7 +35,7 @@ func TestDecodeRequest(t *testing.T) {
 		`{"op":1}` + "\n":                      "not JSON",
 		`{"port":{"hostPort":70000}}` + "\n":   "not JSON",
 		`{"port":{"hostIP":"nowhere"}}` + "\n": "not JSON",
-		strings.Repeat("x", requestLimit+1) + "\n": "not one line of at most 65536 bytes",
+		strings.Repeat("x", requestLimit+1) + "\n": "not one line of at most 4194304 bytes",
 	} {
 		_, err := decodeRequest(strings.NewReader(in))
 		require.ErrorContains(t, err, why, "%.40q", in)

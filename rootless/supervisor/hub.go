@@ -70,6 +70,14 @@ func (h *hub) serve(r request, files []*os.File) (reply, error) {
 	case opLeave:
 		closeAll(files)
 		return reply{}, h.leaves(r)
+	case opStandIn:
+		closeAll(files)
+		out, err := h.openStandIn(r)
+		return reply{files: out}, err
+	case opVerb:
+		closeAll(files)
+		ran, err := h.run(r)
+		return reply{Ran: ran}, err
 	case opRemovePort:
 		closeAll(files)
 		return reply{}, h.withdraw(r)
