@@ -122,7 +122,7 @@ func (n *Network) look() (s state, complete bool, err error) {
 			}
 		}
 	}
-	return s, complete, nil
+	return s, complete && n.forwards(s), nil
 }
 
 // subnetsOf are the networks of which a bridge has the gateway's address.
@@ -326,6 +326,14 @@ func (n *Network) forwarding(s state) error {
 		}
 	}
 	return nil
+}
+
+// forwards says whether the host does: whoever reads in its sysctls again may end that.
+func (n *Network) forwards(s state) bool {
+	return !slices.ContainsFunc(forwardingSysctls(s), func(name string) bool {
+		now, err := n.Host.Sysctl.Read(name)
+		return err == nil && now == "0"
+	})
 }
 
 func forwardingSysctls(s state) []string {
