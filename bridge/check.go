@@ -212,15 +212,20 @@ func (n *Network) checkAddresses(ctx context.Context, p placement) (wrong []stri
 }
 
 func (n *Network) checkFirewall(p placement, made *types100.Result) ([]string, error) {
+	var wrong []string
 	if mac, ips := placeIn(made, p.IfName); mac != nil {
+		if mac.String() != p.mac.String() {
+			wrong = append(wrong, fmt.Sprintf("a plugin behind ambi gave the container the MAC address %s, and what does not come from %s is dropped: ask ambi for that address (runtimeConfig or args.cni, key mac)", p.mac, mac))
+		}
 		p.mac, p.ips = mac, ips
 	}
 	t := newTables()
 	name := n.bridgeName()
-	wrong, err := n.Host.missingRules(t, append(t.ofNetwork(name, n.Config.Isolate), t.ofPort(p.port)...))
+	missing, err := n.Host.missingRules(t, append(t.ofNetwork(name, n.Config.Isolate), t.ofPort(p.port)...))
 	if err != nil {
 		return nil, err
 	}
+	wrong = append(wrong, missing...)
 	filters, err := n.Host.filters(stateOf(p.ips))
 	if err != nil {
 		return nil, err
