@@ -120,8 +120,10 @@ func (p *Place) take(f *os.File) error {
 	if err != nil {
 		return fmt.Errorf("a network namespace was handed over: %w", err)
 	}
+	// One that was opened where it is mounted has the name of that place.
+	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)
 	switch {
-	case strings.HasPrefix(where, "net:[") && p.Netns == nil:
+	case err == nil && kind == unix.CLONE_NEWNET && p.Netns == nil:
 		p.Netns = f
 	case strings.HasPrefix(where, "socket:[") && p.route == nil:
 		p.route = f
