@@ -2,6 +2,7 @@ package root
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"strings"
@@ -84,18 +85,17 @@ func (n *Network) claimFrom(ctx context.Context, siblings []*record.Record) erro
 		return err
 	}
 	var wanted []nat.Published
+	var errs []error
 	for i, old := range all {
 		now, err := n.Store.Load(old.Key)
 		if err != nil || now.State != record.Ready || now.Published == nil {
 			continue // it went meanwhile
 		}
 		wanted = append(wanted, Published(now))
-		if i > 0 {
-			if err := backend.Del(ctx, Published(now)); err != nil {
-				return err
-			}
+		if i > 0 { // whatever fails, what was taken away comes back
+			errs = append(errs, backend.Del(ctx, Published(now)))
 		}
 	}
 	_, err = backend.Restore(ctx, wanted)
-	return err
+	return errors.Join(append(errs, err)...)
 }
