@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -40,11 +41,18 @@ func (n *Network) addShared(ctx context.Context, a *conf.Attachment) (*types100.
 	if err != nil {
 		return nil, err
 	}
-	container, err := enterContainer(a.NetnsPath)
+	ns, err := openNamespace(a.NetnsPath)
 	if err != nil {
 		return nil, err
 	}
-	defer container.close()
+	// To enter it takes about as long as to start a hub: both are done at a time.
+	enter := sync.OnceValues(func() (*insideContainer, error) { return enterOpened(ns) })
+	go enter()
+	defer func() {
+		if container, err := enter(); err == nil {
+			container.close()
+		}
+	}()
 	n.step("open the namespace")
 	sockets, err := forward.Listen(a.Ports)
 	if err != nil {
@@ -68,6 +76,11 @@ func (n *Network) addShared(ctx context.Context, a *conf.Attachment) (*types100.
 	}
 	defer lock.Close()
 	n.Record.Supervisor = &state.Supervisor
+	container, err := enter()
+	if err != nil {
+		return nil, err
+	}
+	n.step("enter the namespace")
 	return n.join(ctx, h, state, container, a, sockets)
 }
 
@@ -328,12 +341,17 @@ func enterContainer(path string) (*insideContainer, error) {
 	if err != nil {
 		return nil, err
 	}
+	return enterOpened(ns)
+}
+
+// enterOpened owns the namespace.
+func enterOpened(ns *namespace) (*insideContainer, error) {
 	place, err := link.Enter(ns.file, ns.owner)
 	if err != nil {
 		ns.Close()
-		return nil, record.NetnsError(path, err.Error(), "run as the user who made the namespace, or as root")
+		return nil, record.NetnsError(ns.Path, err.Error(), "run as the user who made the namespace, or as root")
 	}
-	return &insideContainer{bridge.Container{Path: path, Namespace: ns.file, Route: place.Route, Sysctl: place}, ns, place}, nil
+	return &insideContainer{bridge.Container{Path: ns.Path, Namespace: ns.file, Route: place.Route, Sysctl: place}, ns, place}, nil
 }
 
 func (c *insideContainer) close() {
