@@ -108,6 +108,13 @@ exit $status`,
 		// The same with a configuration on the command line: the members that are added
 		// to the three that every configuration has.
 		"try": `printf '{"cniVersion":"1.1.0","name":"web","type":"ambi"%s}' "${3:+,$3}" | verb "$1" "$2" /dev/stdin`,
+		// VERB NAME NUMBER: one call for the container NAME of the user's shared network, in
+		// which it has the address .NUMBER and publishes its port 80 as 8080 + NUMBER.
+		"member": `eval "netns=\$$2"; export CNI_CONTAINERID=$2
+prev=; [ "$1" != CHECK ] || prev=',"prevResult":'$(cat result.$2)
+asuser try "$1" "$netns" '"rootless":{"network":"shared"},"bridge":{"subnet":"10.4.0.0/24","subnet6":"fd04::/64"},
+"runtimeConfig":{"ips":["10.4.0.'$3'","fd04::'$3'"],"portMappings":[{"hostPort":'$((8080 + $3))',"containerPort":80}'$UDP']}'"$prev${MORE:+,$MORE}" >said.$2 || { cat said.$2; exit 1; }
+[ "$1" != ADD ] || mv said.$2 result.$2`,
 		// A slirp4netns of before some options were invented: FILE OPTION…
 		"makeslirp": `f=$1; shift
 filter=cat; for o; do filter="$filter | grep -v -e '--$o[ =]' -e '--$o\$'"; done

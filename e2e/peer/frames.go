@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"slices"
 	"strconv"
 	"time"
 
@@ -62,10 +64,17 @@ type prober struct {
 	own    map[bool]netip.Addr // by Is4
 	port   uint16              // of all that is tried
 	packet int                 // packet(7) socket
+	router net.HardwareAddr    // to whom frames are sent
 }
 
 func newProber(link *net.Interface, port uint16) (*prober, error) {
-	p := &prober{link: link, port: port, own: make(map[bool]netip.Addr)}
+	p := &prober{link: link, port: port, own: make(map[bool]netip.Addr), router: everybody}
+	if text := os.Getenv("ROUTER"); text != "" {
+		var err error
+		if p.router, err = net.ParseMAC(text); err != nil {
+			return nil, err
+		}
+	}
 	addrs, err := link.Addrs()
 	if err != nil {
 		return nil, err
@@ -141,9 +150,10 @@ func (p *prober) sendFrame(a *attempt) error {
 
 const ethernetHeader = 14
 
-// frame is an Ethernet frame; the driver takes those to any MAC address.
+// frame is an Ethernet frame to everybody, which the driver takes, or to the MAC address
+// in the variable ROUTER, since a router takes what is for it alone.
 func (p *prober) frame(a *attempt) []byte {
-	b := append([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, p.link.HardwareAddr...)
+	b := append(slices.Clone(p.router), p.link.HardwareAddr...)
 	body := p.body(a)
 	from := p.own[a.to.Is4()]
 	if !a.to.Is4() {

@@ -23,6 +23,10 @@
 //	peer forge INTERFACE MAC ADDR…  claim another's MAC address and addresses, and the
 //	                      gateway's, with all kinds of frames made by hand, until SIGINT
 //	peer heard INTERFACE  which of these frames an interface receives
+//	peer trespass PID     print by which ways another process can be looked into or taken
+//	                      over: its files in /proc, memory, descriptors, ptrace
+//	peer burst tcp|udp COUNT ADDR  COUNT flows, from a port of its own each, as fast as it
+//	                      goes; prints how long they took
 //	peer control PATH OP  print what a supervisor's control socket answers to an
 //	                      operation, or to a whole request in JSON
 //	peer unlisten PID PORT  shut down a listening socket of another process
@@ -97,6 +101,8 @@ func run(args []string) error {
 		"ping":      {1, func(a []string) error { return ping(a[0]) }},
 		"askfrom":   {3, func(a []string) error { return ask(a[0], a[1], a[2:]) }},
 		"frames":    {3, frames},
+		"trespass":  {1, trespass},
+		"burst":     {3, burst},
 		"forge":     {2, forge},
 	}
 	if len(args) == 0 {
