@@ -31,7 +31,8 @@
 //	                      operation, or to a whole request in JSON
 //	peer unlisten PID PORT  shut down a listening socket of another process
 //	peer json             print standard input if it is one JSON document
-//	peer without nftables CMD…  run CMD as on a kernel without nf_tables
+//	peer without nftables CMD…  run CMD as on a kernel without nf_tables; userns: as where
+//	                      user namespaces are forbidden; rights: as where they give none
 //	peer snapshot FILE [IGNORED…]   remember the machine, without what is in these
 //	                      files and folders
 //	peer unchanged SECONDS FILE [IGNORED…]  fail, and show what is different, unless

@@ -64,7 +64,7 @@ func Make(key conf.Key, bridge string, p *plan.Interface) (*Namespace, error) {
 	made := make(chan error)
 	go n.thread(made)
 	if err := <-made; err != nil {
-		return nil, fmt.Errorf("making the network namespace of the hub: %w", err)
+		return nil, notMade(err)
 	}
 	var err error
 	n.Do(func() { n.link, err = netlink.NewHandle(unix.NETLINK_ROUTE) })
@@ -81,6 +81,19 @@ func Make(key conf.Key, bridge string, p *plan.Interface) (*Namespace, error) {
 		}
 	}
 	return n, n.passOn()
+}
+
+// notMade says what keeps a hub from having a network namespace.
+func notMade(err error) error {
+	err = fmt.Errorf("making the network namespace of the hub: %w", err)
+	switch {
+	case errors.Is(err, unix.ENOSPC):
+		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "%v", err), "there are as many as may be: raise the sysctl user.max_net_namespaces")
+	case errors.Is(err, unix.EPERM):
+		// User namespaces of ordinary users are without rights.
+		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "%v", err), "allow user namespaces to ordinary users (with AppArmor: sysctl kernel.apparmor_restrict_unprivileged_userns=0)")
+	}
+	return err
 }
 
 // passOn has the hub forward, and its interfaces have their addresses at once and from

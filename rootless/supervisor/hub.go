@@ -89,6 +89,9 @@ func (h *hub) serve(r request, files []*os.File) (reply, error) {
 // user who made the hub, and not the one to come in.
 func (h *hub) open() ([]*os.File, error) {
 	filter, err := h.inside.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+	if errors.Is(err, unix.EPROTONOSUPPORT) {
+		return nil, conf.Mendf(conf.Errorf(conf.ErrNetwork, "the kernel has no nftables, by which a shared network forwards and masquerades: %v", err), "load its modules: modprobe nf_tables nft_masq nft_ct")
+	}
 	if err != nil {
 		return nil, fmt.Errorf("opening a netlink socket in the hub: %w", err)
 	}
