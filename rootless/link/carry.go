@@ -156,18 +156,18 @@ func (c *Carried) put(p *Place) error {
 			errs = append(errs, m.putAddress(p))
 		}
 	}
-	errs = append(errs, c.putRoutes(p))
+	errs = append(errs, c.inTurns(func(m *message) error { return m.putRoute(p) }, unix.RTM_NEWROUTE))
 	for i := range c.Removed { // late: a gateway may have been reached by it
 		errs = append(errs, ignoring(c.Removed[i].send(p, "removing", unix.RTM_DELROUTE, 0), unix.ESRCH))
 	}
-	for i := range c.Hung {
-		switch m := &c.Hung[i]; m.Kind {
-		case unix.RTM_NEWRULE:
-			errs = append(errs, ignoring(m.send(p, "setting", m.Kind, unix.NLM_F_CREATE|unix.NLM_F_EXCL), unix.EEXIST))
-		case unix.RTM_NEWNEIGH, unix.RTM_NEWQDISC:
-			errs = append(errs, m.send(p, "setting", m.Kind, unix.NLM_F_CREATE|unix.NLM_F_REPLACE))
-		}
+	replace := func(m *message) error {
+		return m.send(p, "setting", m.Kind, unix.NLM_F_CREATE|unix.NLM_F_REPLACE)
 	}
+	errs = append(errs, c.inTurns(replace, unix.RTM_NEWNEIGH))
+	errs = append(errs, c.inTurns(replace, unix.RTM_NEWQDISC, unix.RTM_NEWTCLASS, unix.RTM_NEWTFILTER))
+	errs = append(errs, c.inTurns(func(m *message) error {
+		return ignoring(m.send(p, "setting", m.Kind, unix.NLM_F_CREATE|unix.NLM_F_EXCL), unix.EEXIST)
+	}, unix.RTM_NEWRULE))
 	return errors.Join(errs...)
 }
 
@@ -200,12 +200,13 @@ func (m *message) putAddress(p *Place) error {
 	return err
 }
 
-// putRoutes tries again those that failed, as long as others succeed: a gateway may be
-// reached by a route that comes later.
-func (c *Carried) putRoutes(p *Place) error {
+// inTurns calls do with the messages of some kinds, and again with those that failed, as
+// long as others succeed: a gateway may be reached by a route, and a class be in one,
+// that comes later.
+func (c *Carried) inTurns(do func(*message) error, kinds ...uint16) error {
 	var waiting []*message
 	for i := range c.Hung {
-		if c.Hung[i].Kind == unix.RTM_NEWROUTE {
+		if slices.Contains(kinds, c.Hung[i].Kind) {
 			waiting = append(waiting, &c.Hung[i])
 		}
 	}
@@ -213,7 +214,7 @@ func (c *Carried) putRoutes(p *Place) error {
 		var errs []error
 		var still []*message
 		for _, m := range waiting {
-			if err := m.putRoute(p); err != nil {
+			if err := do(m); err != nil {
 				errs, still = append(errs, err), append(still, m)
 			}
 		}

@@ -47,6 +47,13 @@ ip neigh add proxy 10.1.0.10 dev eth0
 echo 1 > /proc/sys/net/ipv4/conf/eth0/arp_notify
 echo 100 > /proc/sys/net/core/somaxconn
 tc qdisc add dev eth0 root tbf rate 1mbit burst 5kb limit 10kb
+tc qdisc add dev outer0 root handle 1: htb default 10
+tc class add dev outer0 parent 1: classid 1:1 htb rate 10mbit
+tc class add dev outer0 parent 1:1 classid 1:10 htb rate 2mbit ceil 5mbit prio 2
+tc qdisc add dev outer0 parent 1:10 handle 10: pfifo limit 33
+tc filter add dev outer0 parent 1: protocol ip prio 3 u32 match ip dst 10.1.0.7/32 flowid 1:1
+tc qdisc add dev outer0 clsact
+tc filter add dev outer0 ingress protocol all prio 1 u32 match u32 0 0 action mirred egress redirect dev eth0
 `
 
 // shown is all that ip and tc show of a namespace.
@@ -56,7 +63,7 @@ ip route show table all
 ip -6 route show table all
 ip rule; ip -6 rule
 ip neigh; ip neigh show proxy
-tc qdisc show
+tc qdisc show | sed 's/direct_packets_stat [0-9]* //'; tc class show dev outer0; tc filter show dev outer0; tc filter show dev outer0 ingress
 cd /proc/sys/net; grep -r . core ipv4 ipv6 2>/dev/null | grep -v 'fastopen_key\|stable_secret' | sort
 `
 

@@ -208,7 +208,14 @@ func (m *message) question() question {
 		header[atNeighFlags] = m.Data[atNeighFlags] & unix.NTF_PROXY
 		return ask("listing the neighbours", m.Kind, header, attribute{unix.NDA_IFINDEX, m.Data[atIndex : atIndex+4]})
 	}
-	return ask("listing the queueing disciplines", m.Kind, make([]byte, sizeofTcMsg))
+	if m.Kind == unix.RTM_NEWQDISC {
+		return ask("listing the queueing disciplines", m.Kind, make([]byte, sizeofTcMsg))
+	}
+	parent := number(m.Data[atTcParent:])
+	if m.Kind == unix.RTM_NEWTCLASS {
+		parent = number(m.Data[atTcHandle:]) &^ 0xffff // the discipline that they are of
+	}
+	return m.within(m.Kind, parent)
 }
 
 // clean brings an entry of a list into the form that is carried, or says that it is not
@@ -224,7 +231,7 @@ func (m *message) clean(of names) bool {
 	case unix.RTM_NEWNEIGH:
 		return m.asNeighbour(of)
 	}
-	return m.asQdisc(of)
+	return m.asTraffic(of)
 }
 
 // same says whether two are the same but for what changes by itself.

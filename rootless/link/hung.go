@@ -36,9 +36,6 @@ const (
 	atFlags        = 8 // of routes and rules
 	atNeighState   = 8
 	atNeighFlags   = 10
-	atTcHandle     = 8
-	atTcParent     = 12
-	atTcInfo       = 16
 )
 
 func (p *Place) addresses(of names) ([]*message, error) {
@@ -279,32 +276,6 @@ func (m *message) asNeighbour(of names) bool {
 	return true
 }
 
-func (p *Place) traffic(of names) ([]*message, error) {
-	list, err := p.list(ask("listing the queueing disciplines", unix.RTM_NEWQDISC, make([]byte, sizeofTcMsg)))
-	if err != nil {
-		return nil, err
-	}
-	return slices.DeleteFunc(list, func(m *message) bool { return !m.asQdisc(of) }), nil
-}
-
-// asQdisc is asAddress of a queueing discipline. The one that an interface has by itself
-// bears no number.
-func (m *message) asQdisc(of names) bool {
-	name, ok := of[int(number(m.Data[atIndex:]))]
-	if !ok || number(m.Data[atTcHandle:]) == 0 {
-		return false
-	}
-	m.change(func(a attribute) []byte {
-		if a.is(unix.TCA_STATS) || a.is(unix.TCA_STATS2) || a.is(unix.TCA_XSTATS) || a.is(unix.TCA_HW_OFFLOAD) || a.is(unix.TCA_RATE) {
-			return nil
-		}
-		return a.value
-	})
-	put(m.Data[atTcInfo:], 0) // its users
-	m.What = fmt.Sprintf("queueing discipline %s of interface %s", text(m.get(unix.TCA_KIND)), name)
-	return true
-}
-
 // eachIndex calls f with the places in the message that name an interface by its index.
 // The message's bytes are new ones then.
 func (m *message) eachIndex(f func(b []byte)) {
@@ -320,8 +291,11 @@ func (m *message) eachIndex(f func(b []byte)) {
 		return a.value
 	})
 	switch m.Kind {
-	case unix.RTM_NEWADDR, unix.RTM_NEWNEIGH, unix.RTM_NEWQDISC:
+	case unix.RTM_NEWADDR, unix.RTM_NEWNEIGH, unix.RTM_NEWQDISC, unix.RTM_NEWTCLASS:
 		f(m.Data[atIndex:])
+	case unix.RTM_NEWTFILTER:
+		f(m.Data[atIndex:])
+		eachMirred(m.get(unix.TCA_OPTIONS), f)
 	}
 }
 
