@@ -214,6 +214,7 @@ type members struct {
 	hub     hubs.Hub
 	changed time.Time // of the state folder, when it was read last
 	watched map[conf.Key]watched
+	restive bool          // members came or went at the last look
 	work    chan struct{} // has something in it while a GC runs
 	lock    *os.File      // of the hub, when it has none any more
 }
@@ -256,8 +257,13 @@ func (m *members) read() error {
 		return err
 	}
 	if st.ModTime().Equal(m.changed) && time.Since(st.ModTime()) > settled {
+		if m.restive {
+			giveMemoryBack() // what it took to serve them
+		}
+		m.restive = false
 		return nil
 	}
+	m.restive = true
 	records, err := m.hub.Members()
 	if err != nil {
 		return err
