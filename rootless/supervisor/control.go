@@ -3,6 +3,7 @@ package supervisor
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -55,6 +56,8 @@ type request struct {
 	MAC string `json:"mac,omitempty"`
 	// Families of the sockets that come along, AF_INET or AF_INET6.
 	Families []int `json:"families,omitempty"`
+
+	caller context.Context //nolint:containedctx // ends with the connection on which the request came
 }
 
 type reply struct {
@@ -182,12 +185,23 @@ func serveOne(conn *net.UnixConn, owner int, log *slog.Logger, answer func(reque
 		out.Error = conf.Errorf(types.ErrDecodingFailure, "control request: %v", err)
 	} else {
 		_ = conn.SetDeadline(time.Now().Add(r.patience()))
+		r.caller = untilHangUp(conn)
 		out = answer(r, files)
 	}
 	if err := send(conn, out, out.files); err != nil {
 		log.Warn("control socket: reply", "error", err)
 	}
 	closeAll(out.files)
+}
+
+// untilHangUp ends when the caller closes the connection, having said all, or we do.
+func untilHangUp(conn *net.UnixConn) context.Context {
+	ctx, hungUp := context.WithCancel(context.Background())
+	go func() {
+		defer hungUp()
+		_, _ = conn.Read(make([]byte, 1))
+	}()
+	return ctx
 }
 
 // patience is how long an answer may take.

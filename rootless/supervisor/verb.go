@@ -43,7 +43,8 @@ func (h *hub) openStandIn(r request) ([]*os.File, error) {
 	return place.Files(), nil
 }
 
-// run runs a verb. It owes its rights to execve(2), as the driver does.
+// run runs a verb. It owes its rights to execve(2), as the driver does. With its caller it
+// ends, as on the host: or else what hangs in it would keep the next verb waiting.
 func (h *hub) run(r request) (*Ran, error) {
 	if r.Member == nil || r.Verb == nil {
 		return nil, conf.Errorf(types.ErrDecodingFailure, "control request %s: no member or no verb", r.Op)
@@ -55,7 +56,7 @@ func (h *hub) run(r request) (*Ran, error) {
 		}
 	}
 	var out bytes.Buffer
-	cmd := exec.Command("/proc/self/exe")
+	cmd := exec.CommandContext(r.caller, "/proc/self/exe")
 	cmd.Args = []string{"ambi"}
 	cmd.Dir = "/"
 	cmd.Env = []string{
