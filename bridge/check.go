@@ -212,20 +212,19 @@ func (n *Network) checkAddresses(ctx context.Context, p placement) (wrong []stri
 }
 
 func (n *Network) checkFirewall(p placement, made *types100.Result) ([]string, error) {
-	var wrong []string
 	if mac, ips := placeIn(made, p.IfName); mac != nil {
 		if mac.String() != p.mac.String() {
-			wrong = append(wrong, fmt.Sprintf("a plugin behind ambi gave the container the MAC address %s, and what does not come from %s is dropped: ask ambi for that address (runtimeConfig or args.cni, key mac)", p.mac, mac))
+			// Not an error: prevResult has it (specification section 2, "CHECK").
+			n.Log.Warn("a plugin behind ambi has changed the container's MAC address, and what does not come from the one that ambi gave it is dropped; ask ambi for that address (runtimeConfig or args.cni, key mac)", "mac", p.mac.String(), "given", mac.String())
 		}
 		p.mac, p.ips = mac, ips
 	}
 	t := newTables()
 	name := n.bridgeName()
-	missing, err := n.Host.missingRules(t, append(t.ofNetwork(name, n.Config.Isolate), t.ofPort(p.port)...))
+	wrong, err := n.Host.missingRules(t, append(t.ofNetwork(name, n.Config.Isolate), t.ofPort(p.port)...))
 	if err != nil {
 		return nil, err
 	}
-	wrong = append(wrong, missing...)
 	filters, err := n.Host.filters(stateOf(p.ips))
 	if err != nil {
 		return nil, err
