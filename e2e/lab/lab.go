@@ -74,11 +74,12 @@ func forgetNamespaces() error {
 	}
 }
 
-// namedNamespaces are where namespaces are mounted.
+// namedNamespaces are where namespaces are mounted, and what engines have mounted for
+// their containers.
 func namedNamespaces() (paths []string, err error) {
 	mounts, err := os.ReadFile("/proc/self/mounts")
 	for line := range strings.Lines(string(mounts)) {
-		if fields := strings.Fields(line); len(fields) > 2 && fields[2] == "nsfs" {
+		if fields := strings.Fields(line); len(fields) > 2 && (fields[2] == "nsfs" || strings.HasPrefix(fields[1], "/var/lib/")) {
 			paths = append(paths, fields[1])
 		}
 	}

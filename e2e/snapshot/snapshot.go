@@ -271,9 +271,24 @@ func namedNamespaces() string {
 	return b.String()
 }
 
+// mounts are those that can be seen. What lies below a folder that something was mounted
+// on later cannot: in a namespace made from the host's it is the host's, and goes when the
+// host removes the folder.
 func mounts() string {
 	b, _ := os.ReadFile("/proc/self/mounts")
-	return string(b)
+	lines := slices.Collect(strings.Lines(string(b)))
+	var seen []string
+	var covered []string
+	for _, line := range slices.Backward(lines) {
+		fields := strings.Fields(line)
+		if len(fields) < 2 || slices.ContainsFunc(covered, func(c string) bool { return strings.HasPrefix(fields[1]+"/", c) }) {
+			continue
+		}
+		seen = append(seen, line)
+		covered = append(covered, strings.TrimSuffix(fields[1], "/")+"/")
+	}
+	slices.Reverse(seen)
+	return strings.Join(seen, "")
 }
 
 // files lists what is in the folders of state, folders themselves left out. What a

@@ -90,15 +90,15 @@ func delegates(dir string) error {
 	return nil
 }
 
-// forgetNamespaces unmounts the namespaces that others have mounted on the host: they
-// come and go, and would look like ours.
+// forgetNamespaces unmounts the namespaces that others have mounted on the host, and what
+// engines have for their containers: they come and go, and would look like ours.
 func forgetNamespaces() error {
 	mounts, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
 		return err
 	}
 	for line := range strings.Lines(string(mounts)) {
-		if fields := strings.Fields(line); len(fields) > 2 && fields[2] == "nsfs" {
+		if fields := strings.Fields(line); len(fields) > 2 && (fields[2] == "nsfs" || strings.HasPrefix(fields[1], "/var/lib/")) {
 			_ = unix.Unmount(fields[1], unix.MNT_DETACH)
 		}
 	}
