@@ -500,7 +500,7 @@ func TestDelUsesTheContainersNamespaceWhenItIsThere(t *testing.T) {
 func oneAddress() *types100.Result {
 	return &types100.Result{
 		CNIVersion: "1.1.0",
-		Interfaces: []*types100.Interface{{Name: "br0"}, {Name: "eth0", Sandbox: "/x", Mac: "02:00:00:00:00:01"}},
+		Interfaces: []*types100.Interface{{Name: "br0"}, {Name: "eth0", Sandbox: "/x", Mac: "02:de:1e:9a:7e:01"}},
 		IPs:        []*types100.IPConfig{{Interface: types100.Int(1), Address: net.IPNet{IP: net.IPv4(10, 1, 2, 3).To4(), Mask: net.CIDRMask(24, 32)}}},
 	}
 }

@@ -78,6 +78,7 @@ func startAdd(t *testing.T, c *Chain) (cmd *exec.Cmd, ended func()) {
 	require.NoError(t, err)
 	cmd = exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), addOnly+"="+string(raw))
+	cmd.Stderr = os.Stderr
 	require.NoError(t, cmd.Start())
 	t.Cleanup(func() { _ = cmd.Process.Kill() }) // and its delegate with it
 	return cmd, func() {
@@ -212,7 +213,8 @@ func (s script) printResult(v string, prev json.RawMessage) {
 		if v < "1.0.0" {
 			version = `"version":"4",`
 		}
-		fmt.Printf(`{"cniVersion":%q,"interfaces":[{"name":"eth0","mac":"02:00:00:00:00:01","sandbox":"/x"}],`+
+		// A MAC address that no other test's container has: where it is says whose it is.
+		fmt.Printf(`{"cniVersion":%q,"interfaces":[{"name":"eth0","mac":"02:de:1e:9a:7e:01","sandbox":"/x"}],`+
 			`"ips":[{%s"interface":0,"address":"10.1.2.3/24","gateway":"10.1.2.1"}]}`, v, version)
 	}
 }

@@ -33,7 +33,7 @@ func TestStandInLooksLikeTheContainer(t *testing.T) {
 		require.NoError(t, ns.WithNetNSPath(stand.path, func(ns.NetNS) error {
 			l, err := netlink.LinkByName(name)
 			require.NoError(t, err)
-			require.Equal(t, "02:00:00:00:00:01", l.Attrs().HardwareAddr.String())
+			require.Equal(t, "02:de:1e:9a:7e:01", l.Attrs().HardwareAddr.String())
 			addresses, err := netlink.AddrList(l, netlink.FAMILY_ALL)
 			require.NoError(t, err)
 			var got []string
