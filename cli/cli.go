@@ -108,8 +108,8 @@ func (a *app) root() *cobra.Command {
 		Use:   "ambi",
 		Short: "the network of containers, as root and without root",
 		Long: `ambi is a CNI plugin that gives a container its network and its published ports
-whoever starts it: as root by the CNI plugins of the host and nftables, without
-root by ` + driver.Of("").Name() + ` and a forwarder of its own.
+whoever starts it: as root by a network of its own, or the CNI plugins of the
+host, and nftables; without root by ` + driver.Of("").Name() + ` and a forwarder of its own.
 
 Container runtimes call it by its environment (CNI_COMMAND). These commands are
 for people: they show what is there, say why it does not work, and mend it. They
