@@ -147,17 +147,23 @@ func (l *link) parseInfo(d *netlink.AttributeDecoder) error {
 
 // newBridge makes a bridge. With a MAC address of its own it keeps that when ports
 // come and go, and udev does not give it another one.
-func (b *batch) newBridge(name string, mtu int, mac net.HardwareAddr) {
+func (b *batch) newBridge(name string, mac net.HardwareAddr) {
 	b.Add("making bridge "+name, unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, nlsock.IfInfoMsg(unix.AF_UNSPEC, 0, 0, 0), func(e *nlsock.Encoder) {
 		e.String(unix.IFLA_IFNAME, name)
 		e.Bytes(unix.IFLA_ADDRESS, mac)
-		if mtu > 0 {
-			e.Uint32(unix.IFLA_MTU, uint32(mtu))
-		}
 		e.Nested(unix.IFLA_LINKINFO, func(e *nlsock.Encoder) error {
 			e.Bytes(unix.IFLA_INFO_KIND, []byte("bridge"))
 			return nil
 		})
+	})
+}
+
+// setMTU gives a bridge an MTU that it keeps: one that it is made with goes back to 1500
+// with its last port (net/bridge/br_if.c, br_mtu_auto_adjust).
+func (b *batch) setMTU(name string, mtu int) {
+	b.Add("setting the MTU of bridge "+name, unix.RTM_NEWLINK, 0, nlsock.IfInfoMsg(unix.AF_UNSPEC, 0, 0, 0), func(e *nlsock.Encoder) {
+		e.String(unix.IFLA_IFNAME, name)
+		e.Uint32(unix.IFLA_MTU, uint32(mtu))
 	})
 }
 

@@ -227,7 +227,10 @@ func (n *Network) makeBridge(s *state) error {
 		if err != nil {
 			return err
 		}
-		b.newBridge(name, mtu, macOf(gatewayOf(s.subnets[0]).Addr()))
+		b.newBridge(name, macOf(gatewayOf(s.subnets[0]).Addr()))
+		if mtu > 0 {
+			b.setMTU(name, mtu)
+		}
 	}
 	b.setAlias(name, bridgeAlias(n.Name))
 	b.learnFromPassed(name)

@@ -120,7 +120,7 @@ func TestKeep(t *testing.T) {
 	n := l.network("web", withSubnets("10.88.1.0/24", ""), func(b *conf.Bridge) { b.Keep = true })
 	a := l.join(t, n, "a")
 	l.del(t, a, a.result)
-	require.Contains(t, l.run(t, "ip", "link", "show", "ambi-web"), "ambi-web")
+	require.Contains(t, l.run(t, "ip", "link", "show", "ambi-web"), "mtu 1400", "also without a container it is as it was made")
 	n.Config.Keep = false
 	l.del(t, a, a.result)
 	require.NotContains(t, l.run(t, "ip", "link"), "ambi-web")
