@@ -47,7 +47,7 @@ func (n *Network) addShared(ctx context.Context, a *conf.Attachment) (*types100.
 	}
 	// To enter it takes about as long as to start a hub: both are done at a time.
 	enter := sync.OnceValues(func() (*insideContainer, error) { return enterOpened(ns) })
-	go enter()
+	go func() { _, _ = enter() }() // its error is asked for below
 	defer func() {
 		if container, err := enter(); err == nil {
 			container.close()
