@@ -237,8 +237,9 @@ func TestFirewalld(t *testing.T) {
 	require.Len(t, b.calls, 6)
 }
 
-// A real bus lets us in, and says that nobody is there.
-func TestRealBus(t *testing.T) {
+// realBus starts a message bus and returns the path of its socket.
+func realBus(t *testing.T) string {
+	t.Helper()
 	program, err := exec.LookPath("dbus-daemon")
 	if err != nil {
 		t.Skip("needs dbus-daemon")
@@ -260,13 +261,89 @@ func TestRealBus(t *testing.T) {
 		}
 		return err == nil
 	}, time.Minute, time.Millisecond)
+	return dir + "/bus"
+}
+
+// A real bus lets us in, and says that nobody is there.
+func TestRealBus(t *testing.T) {
+	path := realBus(t)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	b, err := dialBus(ctx, dir+"/bus")
+	b, err := dialBus(ctx, path)
 	require.NoError(t, err)
 	defer b.Close()
 	const name = "org.freedesktop.DBus"
 	require.NoError(t, b.call(name, "/org/freedesktop/DBus", name, "ListNames"))
 	require.ErrorContains(t, b.call(name, "/org/freedesktop/DBus", name, "NoSuchMethod"), "org.freedesktop.DBus.Error.UnknownMethod: ")
 	require.ErrorIs(t, b.call("org.fedoraproject.FirewallD1", "/org/fedoraproject/FirewallD1", "org.fedoraproject.FirewallD1.zone", "addSource", "trusted", "10.88.5.0/24"), errNoService)
+}
+
+// busRaw is a message of any kind; without a destination it is for everybody.
+func busRaw(kind byte, serial uint32, destination, path, iface, member, signature string, body []byte) []byte {
+	m := busMessage(serial, destination, path, iface, member, nil)
+	fields := m[16 : 16+binary.LittleEndian.Uint32(m[12:])]
+	if destination == "" { // the last field, with an empty name
+		fields = bytes.TrimRight(fields[:bytes.LastIndex(fields, []byte{fieldDestination, 1, 's', 0})], "\x00")
+		fields = fields[:len(fields)+1] // the text before it ends with one
+	}
+	if signature != "" {
+		fields = append(busAlign(bytes.Clone(fields), 8), fieldSignature, 1, 'g', 0, byte(len(signature)))
+		fields = append(append(fields, signature...), 0)
+	}
+	out := []byte{'l', kind, busNoAutoStart, 1}
+	out = binary.LittleEndian.AppendUint32(out, uint32(len(body)))
+	out = binary.LittleEndian.AppendUint32(out, serial)
+	out = binary.LittleEndian.AppendUint32(out, uint32(len(fields)))
+	return append(busAlign(append(out, fields...), 8), body...)
+}
+
+// Whatever is to be restored is restored at once, when firewalld comes, and when it has
+// loaded its rules anew; not when somebody else says so.
+func TestWatchFirewalld(t *testing.T) {
+	path := realBus(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	times, ended := make(chan struct{}, 100), make(chan error, 1)
+	go func() {
+		ended <- WatchFirewalld(ctx, path, func() error { times <- struct{}{}; return nil })
+	}()
+	again := func(why string) {
+		t.Helper()
+		select {
+		case <-times:
+		case err := <-ended:
+			t.Fatalf("%s: it has ended: %v", why, err)
+		case <-time.After(time.Minute):
+			t.Fatal(why)
+		}
+	}
+	again("at once")
+	timely, stop := context.WithTimeout(context.Background(), time.Minute)
+	defer stop()
+	const name, object = "org.fedoraproject.FirewallD1", "/org/fedoraproject/FirewallD1"
+	other, err := dialBus(timely, path)
+	require.NoError(t, err)
+	defer other.Close()
+	reloaded := busRaw(busSignal, 7, "", object, name, "Reloaded", "", nil)
+	_, err = other.Write(reloaded)
+	require.NoError(t, err)
+	const daemon = "org.freedesktop.DBus"
+	require.NoError(t, other.call(daemon, "/org/freedesktop/DBus", daemon, "ListNames")) // its signal has been passed on
+	firewalld, err := dialBus(timely, path)
+	require.NoError(t, err)
+	defer firewalld.Close()
+	_, err = firewalld.Write(busRaw(busCall, 7, daemon, "/org/freedesktop/DBus", daemon, "RequestName", "su", append(busAlign(busText(nil, name), 4), 0, 0, 0, 0)))
+	require.NoError(t, err)
+	again("firewalld has come")
+	require.Empty(t, times, "somebody else's signal")
+	for range 3 {
+		_, err = firewalld.Write(reloaded)
+		require.NoError(t, err)
+		again("firewalld has loaded its rules")
+	}
+	firewalld.Close()
+	again("firewalld has gone")
+	cancel()
+	require.NoError(t, <-ended)
+	require.ErrorContains(t, WatchFirewalld(context.Background(), t.TempDir()+"/bus", nil), "the system bus: ")
 }

@@ -12,6 +12,9 @@ import (
 	"github.com/ambi-cni/ambi/nlsock"
 )
 
+// SystemBus is the socket of the host's message bus.
+const SystemBus = "/run/dbus/system_bus_socket"
+
 // Host is the side of the bridge: sockets of its network namespace. They say which one
 // that is, and no thread needs to be in it; a room that has other means to get such
 // sockets fills it in by itself.
@@ -51,7 +54,7 @@ func OpenHost() (Host, error) {
 	if err != nil {
 		return Host{}, errors.Join(firewallError("", err), route.Close())
 	}
-	return Host{Route: route, Filter: filter, Sysctl: here{}, IPTables: true, DBus: "/run/dbus/system_bus_socket"}, nil
+	return Host{Route: route, Filter: filter, Sysctl: here{}, IPTables: true, DBus: SystemBus}, nil
 }
 
 // Close closes the sockets.

@@ -17,7 +17,8 @@ import (
 )
 
 func (a *app) restoreCommand() *cobra.Command {
-	return &cobra.Command{
+	watch := false
+	c := &cobra.Command{
 		Use:   "restore",
 		Short: "publish again what a firewall reload flushed (root)",
 		Long: `Put the published ports of every attachment, and the rules of built-in networks,
@@ -25,12 +26,34 @@ back into the firewall, from the records, after something such as a firewall rel
 has flushed them. What is in place stays untouched. The rules of other CNI plugins
 are theirs to put back.
 
+With --firewalld it goes on, and does so again each time firewalld says over D-Bus that
+it has loaded its rules anew. The unit ambi-firewalld.service runs that.
+
 Without root nothing of ambi is in the firewall, and there is nothing to restore.`,
 		Args: noArguments,
 		RunE: func(c *cobra.Command, _ []string) error {
-			return a.restore(c.Context())
+			if !watch {
+				return a.restore(c.Context())
+			}
+			return a.restoreAfterFirewalld(c.Context(), c.CommandPath())
 		},
 	}
+	c.Flags().BoolVar(&watch, "firewalld", false, "go on: restore whenever firewalld has loaded its rules anew")
+	return c
+}
+
+// restoreAfterFirewalld restores now and whenever firewalld has loaded its rules.
+func (a *app) restoreAfterFirewalld(ctx context.Context, who string) error {
+	err := root.WatchFirewalld(ctx, func() error {
+		if err := a.restore(ctx); err != nil {
+			a.complain(who, err) // the next time it may be possible
+		}
+		return nil
+	})
+	if err != nil {
+		return hinted(err, "see that the system bus runs (systemctl status dbus); for another firewall than firewalld enable ambi-restore@NAME.service")
+	}
+	return nil
 }
 
 // restored is the JSON of restore.

@@ -95,6 +95,12 @@ dpkg -i "$DEB"
 cnitool del web /run/netns/c2
 ip netns del c2
 
+# What was enabled is disabled with it, and not when another version takes its place.
+systemctl enable ambi-restore@nftables.service ambi-firewalld.service
+[ -L /etc/systemd/system/nftables.service.wants/ambi-restore@nftables.service ]
+dpkg -i "$DEB"
+[ -L /etc/systemd/system/firewalld.service.wants/ambi-firewalld.service ]
+
 dpkg --purge ambi
 [ ! -e /usr/bin/ambi ]
 if dpkg -s ambi; then exit 1; fi`

@@ -36,6 +36,12 @@ func RestoreNetworks(ctx context.Context, log *slog.Logger, store *record.Store,
 	return names, errors.Join(errs...)
 }
 
+// WatchFirewalld calls loaded at once and whenever the host's firewalld has loaded its rules
+// anew, until ctx is done or there is an error.
+func WatchFirewalld(ctx context.Context, loaded func() error) error {
+	return bridge.WatchFirewalld(ctx, bridge.SystemBus, loaded)
+}
+
 // restoreNetwork restores one network from the records of its containers, the
 // configuration being that of the latest.
 func restoreNetwork(ctx context.Context, log *slog.Logger, store *record.Store, members []*record.Record) error {
