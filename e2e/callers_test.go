@@ -52,11 +52,11 @@ func TestCallers(t *testing.T) {
 	}
 }
 
-// removeCgroups takes away the empty cgroups that containerd leaves, which belong to
+// removeCgroups takes away the empty cgroups that engines leave, which belong to
 // the host and not to the machine; those that were there before stay.
 func removeCgroups(t *testing.T) func() {
 	left := func() (dirs []string) {
-		for _, name := range []string{"default", "k8s.io"} { // namespaces of containerd
+		for _, name := range []string{"default", "k8s.io", "buildkit"} { // two namespaces of containerd, and BuildKit's
 			for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
 				found, _ := filepath.Glob(pattern + name)
 				dirs = append(dirs, found...)
