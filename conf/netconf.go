@@ -431,7 +431,7 @@ func (p *Portmap) fields() fields {
 func (r *Rootless) fields() fields {
 	return fields{
 		"network":           oneOf(&r.Network, NetworkPrivate, NetworkShared),
-		"driver":            oneOf(&r.Driver, "slirp4netns"),
+		"driver":            oneOf(&r.Driver, "slirp4netns", "relay"),
 		"cidr":              r.setCIDR,
 		"mtu":               into(&r.MTU, mtuExpected),
 		"enableIPv6":        r.setEnableIPv6,

@@ -16,6 +16,7 @@ type flow struct {
 	place   links[*flow]
 	since   time.Duration // of the last datagram, to within 1/32 of the time-out
 	udp     *udpPort
+	port    *port // whose counters it has
 	key     flowKey
 	fd      int32
 	unequal [2]bool // by way: datagrams go one by one
@@ -72,8 +73,12 @@ func (f *flow) advance(w *worker) {
 
 // openFlow makes the client's flow.
 func (u *udpPort) openFlow(w *worker, key flowKey) (*flow, unix.Errno) {
-	f := &flow{udp: u, key: key, since: w.now}
-	if errno := f.reach(w); errno != 0 {
+	f := &flow{udp: u, port: u.port, key: key, since: w.now}
+	reach := f.reach
+	if u.out != nil {
+		f.port, reach = &u.out.member(key.client.ip()).port, f.leave
+	}
+	if errno := reach(w); errno != 0 {
 		return nil, errno
 	}
 	f.ticket = w.seat(f)
@@ -85,8 +90,8 @@ func (u *udpPort) openFlow(w *worker, key flowKey) (*flow, unix.Errno) {
 	u.flows[key] = f
 	w.flows[unreplied].push(f)
 	w.forwarder.flows.Add(1)
-	u.port.active.Add(1)
-	u.port.total.Add(1)
+	f.port.active.Add(1)
+	f.port.total.Add(1)
 	return f, 0
 }
 
@@ -181,6 +186,9 @@ func (t *target) connectDatagram(fd int32, from *sockaddr, port uint16) unix.Err
 // hangUp gives back what dial and reach took.
 func (f *flow) hangUp() {
 	sysClose(f.fd)
+	if f.udp.out != nil {
+		return
+	}
 	routes := f.udp.port.routes
 	routes.removeClient(conf.UDP, f.source(), 0)
 	if f.origin == itself {
@@ -196,7 +204,7 @@ func (f *flow) close(w *worker) {
 	f.hangUp()
 	delete(f.udp.flows, f.key)
 	w.forwarder.flows.Add(-1)
-	f.udp.port.active.Add(-1)
+	f.port.active.Add(-1)
 }
 
 // toService sends the received datagrams [i, end) on.
@@ -210,14 +218,14 @@ func (f *flow) toService(w *worker, i, end int) {
 }
 
 func (f *flow) account(w *worker, d int, s sent) {
-	p := f.udp.port
+	p := f.port
 	p.bytes[d].Add(uint64(s.bytes))
 	w.pace.moved += s.bytes
 	if s.lost > 0 {
 		p.dropped.Add(uint64(s.lost))
 	}
-	if s.refused {
-		p.refused.Add(1)
+	if s.refused != 0 {
+		f.notReached(s.refused)
 	}
 }
 
@@ -229,8 +237,8 @@ func (f *flow) ready(w *worker, _ int, _ uint32) {
 	case errno == unix.EAGAIN:
 		return
 	case errno != 0:
-		f.udp.port.refused.Add(1) // ICMP: nobody listens there
-		f.again(w)                // datagrams may be behind the error
+		f.notReached(errno) // ICMP: nobody listens there
+		f.again(w)          // datagrams may be behind the error
 		return
 	}
 	f.account(w, down, d.send(&destination{f.udp.fd, &f.key, f.udp.family, &f.unequal[down], f.udp.waitForRoom}, 0, n))
@@ -241,6 +249,14 @@ func (f *flow) ready(w *worker, _ int, _ uint32) {
 	}
 	if n == datagramBatch {
 		f.again(w)
+	}
+}
+
+// notReached is for an error that ICMP has told a socket inside of.
+func (f *flow) notReached(errno unix.Errno) {
+	f.port.refused.Add(1)
+	if f.udp.out != nil {
+		f.udp.out.notReached(f, errno)
 	}
 }
 

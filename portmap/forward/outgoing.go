@@ -49,7 +49,7 @@ type destination struct {
 // sent is what became of a batch.
 type sent struct {
 	bytes, lost int
-	refused     bool
+	refused     unix.Errno // what ICMP said of an earlier one
 }
 
 // send sends the received datagrams [i, end) on. An error of a connected socket is
@@ -73,8 +73,8 @@ func (d *datagrams) send(to *destination, i, end int) (s sent) {
 			continue
 		case errno == unix.EAGAIN && to.room != nil && to.room():
 			continue
-		case errno == unix.ECONNREFUSED:
-			s.refused = true
+		case errno == unix.ECONNREFUSED, errno == unix.EHOSTUNREACH, errno == unix.ENETUNREACH:
+			s.refused = errno
 			if !retried {
 				retried = true
 				continue

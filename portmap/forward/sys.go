@@ -110,6 +110,21 @@ func sysTCPInfo(fd int32) (state uint8, roundTrip time.Duration) {
 	return info.State, time.Duration(info.Rtt) * time.Microsecond
 }
 
+// sysError is the error that a socket is in (socket(7), SO_ERROR).
+func sysError(fd int32) unix.Errno {
+	var value int32
+	length := uint32(unsafe.Sizeof(value))
+	unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_ERROR, uintptr(unsafe.Pointer(&value)), uintptr(unsafe.Pointer(&length)), 0)
+	return unix.Errno(value)
+}
+
+// sysDropErrors empties a socket's queue of errors (ip(7), IP_RECVERR).
+func sysDropErrors(fd int32) {
+	for errno := unix.Errno(0); errno == 0; {
+		_, _, errno = unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), 0, 0, unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT, 0, 0)
+	}
+}
+
 func sysLocalName(fd int32, name *sockaddr) unix.Errno {
 	name.length = sizeofSockaddr
 	_, _, errno := unix.RawSyscall(unix.SYS_GETSOCKNAME, uintptr(fd), uintptr(unsafe.Pointer(&name.raw)), uintptr(unsafe.Pointer(&name.length)))

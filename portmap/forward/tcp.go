@@ -26,7 +26,7 @@ type conn struct {
 	place    links[*conn] // in worker.awaiting
 	since    time.Duration
 	port     *port
-	target   *target
+	target   *target // nil for one that leaves, see Outward
 	source   address // that the service sees
 	sides    [2]side
 	ways     [2]way
@@ -183,16 +183,20 @@ func (w *worker) forget(p *port) {
 
 // ready is called with new events of one side.
 func (c *conn) ready(w *worker, tag int, events uint32) {
-	const ended = unix.EPOLLRDHUP | unix.EPOLLHUP | unix.EPOLLERR
-	s := &c.sides[tag]
-	s.readable = s.readable || events&(unix.EPOLLIN|ended) != 0
-	s.writable = s.writable || events&(unix.EPOLLOUT|unix.EPOLLHUP|unix.EPOLLERR) != 0
-	s.ended = s.ended || events&ended != 0
-	s.failed = s.failed || events&unix.EPOLLERR != 0
+	c.sides[tag].happened(events)
 	if c.awaiting && !c.answered(w) {
 		return
 	}
 	c.run(w)
+}
+
+// happened remembers what events have told.
+func (s *side) happened(events uint32) {
+	const ended = unix.EPOLLRDHUP | unix.EPOLLHUP | unix.EPOLLERR
+	s.readable = s.readable || events&(unix.EPOLLIN|ended) != 0
+	s.writable = s.writable || events&(unix.EPOLLOUT|unix.EPOLLHUP|unix.EPOLLERR) != 0
+	s.ended = s.ended || events&ended != 0
+	s.failed = s.failed || events&unix.EPOLLERR != 0
 }
 
 // answered looks whether the service has accepted or refused. A client that went
@@ -231,7 +235,7 @@ func (c *conn) resume(w *worker) {
 // close ends a connection in order, after both sides have said that they have no
 // more; when the worker stops, before that.
 func (c *conn) close(w *worker) {
-	if c.hungUp && c.ways[down].done {
+	if c.hungUp && c.ways[down].done && c.target != nil {
 		w.endTimeWait(c)
 	}
 	c.end(w, sysClose)
@@ -249,7 +253,9 @@ func (c *conn) end(w *worker, closeSocket func(int32)) {
 		w.awaiting.remove(c)
 	}
 	c.closed = true
-	c.port.routes.removeClient(conf.TCP, netip.AddrFrom16(c.source).Unmap(), w.now)
+	if c.target != nil {
+		c.port.routes.removeClient(conf.TCP, netip.AddrFrom16(c.source).Unmap(), w.now)
+	}
 	w.leave(c.ticket)
 	w.forget(c.port)
 }

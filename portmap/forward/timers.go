@@ -39,6 +39,9 @@ func (w *worker) patience() time.Duration {
 	if end, ok := w.forwarder.routes.idleEnd(); ok {
 		sooner(end)
 	}
+	if w.out != nil && w.out.busy() {
+		sooner(w.out.nextSweep)
+	}
 	return next
 }
 
@@ -54,6 +57,9 @@ func (w *worker) expire() {
 	w.resumePaused()
 	w.forwarder.pipes.trim(w.now)
 	w.forwarder.routes.trim(w.now)
+	if w.out != nil {
+		w.out.sweep(w)
+	}
 }
 
 func (w *worker) expireFlows(flows *list[*flow], timeout time.Duration) {

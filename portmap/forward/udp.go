@@ -15,6 +15,8 @@ type udpPort struct {
 	port    *port
 	target  *target
 	flows   map[flowKey]*flow
+	out     *Outward // for flows that leave
+	leaving exit     // where those go
 
 	stalledUntil time.Time // see waitForRoom
 }
@@ -107,7 +109,7 @@ func (u *udpPort) flow(w *worker, key flowKey) *flow {
 	if f := u.flows[key]; f != nil {
 		return f
 	}
-	if !w.makeRoom() {
+	if !w.makeRoom() || u.out != nil && !u.out.admitsFlow(w, key.client.ip()) {
 		return nil
 	}
 	f, errno := u.openFlow(w, key)
@@ -132,7 +134,7 @@ func (w *worker) makeRoom() bool {
 
 func (w *worker) evict() bool {
 	if oldest := w.flows[unreplied].head; oldest != nil {
-		oldest.udp.port.dropped.Add(1)
+		oldest.port.dropped.Add(1)
 		oldest.close(w)
 		return true
 	}

@@ -34,6 +34,7 @@ type worker struct {
 	awaiting list[*conn] // connections that the service has not answered, oldest first
 	flows    flowLists
 	datagram *datagrams // nil until the first UDP port
+	out      *Outward   // whose packets this worker reads; nil
 }
 
 // inbox is what others ask of a worker.

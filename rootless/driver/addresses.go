@@ -10,7 +10,7 @@ import (
 )
 
 // The host numbers that slirp4netns gives out in its network (slirp4netns(1),
-// --cidr), and its fixed IPv6 network.
+// --cidr), and its fixed IPv6 network. The other drivers are told to do so as well.
 const (
 	gatewayNumber = 2
 	dnsNumber     = 3
@@ -24,8 +24,13 @@ var ipv6Network = netip.MustParsePrefix("fd00::/64")
 var LinkLocalGateway = netip.MustParseAddr("fe80::2")
 
 func (p *program) Plan(a *conf.Attachment) (*plan.Interface, error) {
+	return planFor(a, slirp4netns{}.Name(), p.Features["enable-ipv6"], p.Features["cidr"])
+}
+
+// planFor is the plan of a driver that has IPv6, or not, and other networks than the usual.
+func planFor(a *conf.Attachment, name string, hasIPv6, hasNetworks bool) (*plan.Interface, error) {
 	r := &a.NetConf.Rootless
-	ipv6, err := p.ipv6Usable(r)
+	ipv6, err := ipv6Usable(r, hasIPv6)
 	if err != nil {
 		return nil, err
 	}
@@ -34,24 +39,24 @@ func (p *program) Plan(a *conf.Attachment) (*plan.Interface, error) {
 		i.IPv6 = subnet(ipv6Network, r.DisableDNS)
 	}
 	for _, s := range []*plan.Subnet{&i.IPv4, &i.IPv6} {
-		if err := use(s, a.IPs); err != nil {
+		if err := use(s, a.IPs, name); err != nil {
 			return nil, err
 		}
 	}
 	for _, ip := range a.IPs {
 		if ip.Addr().Is6() && !ipv6 {
-			return nil, conf.Invalid("ips", ip, "the container has no IPv6: it needs rootless.enableIPv6, an MTU of at least 1280, and a slirp4netns and a kernel that have it")
+			return nil, conf.Invalid("ips", ip, "the container has no IPv6: it needs rootless.enableIPv6, an MTU of at least 1280, and a "+name+" and a kernel that have it")
 		}
 	}
-	i.IPv4.Movable = !i.IPv4.Asked && r.CIDR == defaultCIDR && p.Features["cidr"]
+	i.IPv4.Movable = !i.IPv4.Asked && r.CIDR == defaultCIDR && hasNetworks
 	return i, nil
 }
 
 // ipv6Usable says whether the container gets IPv6: wanted, and known to the program and
 // to the kernel (ipv6.disable=1 takes it out for every namespace).
-func (p *program) ipv6Usable(r *conf.Rootless) (bool, error) {
+func ipv6Usable(r *conf.Rootless, has bool) (bool, error) {
 	const path = "/proc/sys/net/ipv6"
-	if !r.EnableIPv6 || !p.Features["enable-ipv6"] {
+	if !r.EnableIPv6 || !has {
 		return false, nil
 	}
 	_, err := os.Stat(path)
@@ -82,7 +87,7 @@ func hostNumber(network netip.Prefix, n byte) netip.Addr {
 
 // use replaces the default address by those of this family that the container
 // asked for.
-func use(s *plan.Subnet, asked []netip.Prefix) error {
+func use(s *plan.Subnet, asked []netip.Prefix, driver string) error {
 	if !s.Enabled() {
 		return nil
 	}
@@ -93,7 +98,7 @@ func use(s *plan.Subnet, asked []netip.Prefix) error {
 			continue
 		}
 		address := netip.PrefixFrom(ip.Addr(), network.Bits())
-		if err := usable(ip, network, addresses); err != nil {
+		if err := usable(ip, network, addresses, driver); err != nil {
 			return err
 		}
 		addresses = append(addresses, address)
@@ -104,7 +109,7 @@ func use(s *plan.Subnet, asked []netip.Prefix) error {
 	return nil
 }
 
-func usable(ip, network netip.Prefix, before []netip.Prefix) error {
+func usable(ip, network netip.Prefix, before []netip.Prefix, driver string) error {
 	addr := ip.Addr()
 	switch {
 	case !network.Contains(addr):
@@ -112,7 +117,7 @@ func usable(ip, network netip.Prefix, before []netip.Prefix) error {
 	case !ip.IsSingleIP() && ip.Bits() != network.Bits():
 		return conf.Invalid("ips", ip, "the prefix length of the container's network is that of "+network.String())
 	case addr == hostNumber(network, gatewayNumber), addr == hostNumber(network, dnsNumber):
-		return conf.Invalid("ips", ip, "slirp4netns has taken it: .2 is the gateway and .3 the name server of "+network.String())
+		return conf.Invalid("ips", ip, driver+" has taken it: .2 is the gateway and .3 the name server of "+network.String())
 	case addr == network.Addr(), addr.Is4() && addr == broadcast(network):
 		return conf.Invalid("ips", ip, "it is the network or broadcast address of "+network.String())
 	case slices.Contains(before, netip.PrefixFrom(addr, network.Bits())):

@@ -10,5 +10,7 @@
 // A verb finds the driver and works out the Command and the addresses; the supervisor
 // starts the Command, and does so again when the process has ended.
 //
-// It imports rootless/plan, record and conf. Start at driver.go.
+// The driver relay is none of a program, but a part of ambi (rootless/relay).
+//
+// It imports rootless/relay, rootless/plan, record and conf. Start at driver.go.
 package driver

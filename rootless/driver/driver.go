@@ -122,7 +122,7 @@ func (c *Command) Publisher(container netip.Addr) Publisher {
 }
 
 // known are all drivers, best first.
-var known = []Driver{slirp4netns{}}
+var known = []Driver{slirp4netns{}, relay{}}
 
 // Of is the driver that the key rootless.driver names, or the best when it names none
 // ("auto").

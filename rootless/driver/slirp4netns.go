@@ -260,7 +260,10 @@ func outboundAddress(key, value string, family func(netip.Addr) bool) (string, e
 
 // CheckHost opens /dev/net/tun as slirp4netns will, whose own message for that is one
 // line of strerror.
-func (slirp4netns) CheckHost() error {
+func (s slirp4netns) CheckHost() error { return checkTun(s.Name()) }
+
+// checkTun opens /dev/net/tun as the driver will.
+func checkTun(name string) error {
 	const path = "/dev/net/tun"
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err == nil {
@@ -271,7 +274,7 @@ func (slirp4netns) CheckHost() error {
 	if errors.Is(err, fs.ErrPermission) {
 		hint = "let users open it (chmod 0666 /dev/net/tun), as ordinary hosts do"
 	}
-	return conf.Mendf(conf.Errorf(conf.ErrPluginNotAvailable, "slirp4netns needs %s: %v", path, err), "%s", hint)
+	return conf.Mendf(conf.Errorf(conf.ErrPluginNotAvailable, "%s needs %s: %v", name, path, err), "%s", hint)
 }
 
 func (slirp4netns) Inspect(configured string) (*Info, error) {

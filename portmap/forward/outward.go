@@ -1,0 +1,281 @@
+package forward
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Outward is a [Forwarder] turned round: containers are the clients, and what they connect
+// to is reached by sockets on the host. Who knows of packets, and of which destinations
+// there are, is its [Gate].
+//
+// The containers' side is made of transparent sockets (ip(7), IP_TRANSPARENT) in their
+// namespace or the hub's: TCP listeners that the Gate's firewall rules lead every
+// connection to, and a UDP socket for each destination. What there is no socket for
+// arrives as a packet on a descriptor, and is held until the far end has answered
+// ([Outward.Dial]), or until there is a socket ([Outward.Open]). Then the Gate sends the
+// very packet again.
+//
+// One worker has packets, listeners and UDP; connections go to all of them.
+type Outward struct {
+	forwarder *Forwarder
+	config    OutwardConfig
+	gate      Gate
+	worker    *worker
+	packet    []byte
+	budget    int // connections and flows of all members together
+
+	// The first worker's.
+	dials     map[Call]*dial
+	ports     map[netip.AddrPort]*udpPort
+	listeners []*exitListener
+	nextSweep time.Duration
+
+	mu      sync.Mutex
+	members map[netip.Addr]*member
+}
+
+// Call is a connection or flow as the container has it.
+type Call struct{ From, To netip.AddrPort }
+
+// Gate knows of packets what an Outward does not. Its methods are called by one worker,
+// one at a time, and must not block; they may call the methods of the Outward that say so.
+type Gate interface {
+	// Packet is one that there is no socket for. It is good until it returns.
+	Packet(p []byte)
+
+	// Answered: the destination of a call has accepted, and the listener expects the
+	// packet that Dial was given.
+	Answered(c Call, packet []byte)
+
+	// Failed: it has not. The packet is the one that Dial was given, nil for a UDP flow.
+	Failed(c Call, packet []byte, errno unix.Errno)
+}
+
+// OutwardConfig is what an Outward works with.
+type OutwardConfig struct {
+	Gate Gate
+
+	// Packets is a descriptor that packets are read from, one by one. It is the caller's.
+	Packets int
+
+	// Listeners are TCP sockets in the containers' namespace or the hub's, bound and
+	// transparent. They become the Outward's.
+	Listeners []int
+
+	// Inside is socket(2) there.
+	Inside func(domain, typ, proto int) (int, error)
+
+	// From4 and From6 are the addresses of the host that connections and flows leave from;
+	// the kernel's choice where they are zero.
+	From4, From6 netip.Addr
+
+	Logger *slog.Logger
+}
+
+// host is the namespace that sockets for what leaves are made in: the one that every
+// thread is in.
+type host struct{ Namespace }
+
+func (host) Enter() error                               { return nil }
+func (host) Socket(domain, typ, proto int) (int, error) { return unix.Socket(domain, typ, proto) }
+
+// NewOutward starts one.
+func NewOutward(c OutwardConfig) (*Outward, error) {
+	f, err := New(Config{Namespace: host{}, Logger: c.Logger})
+	if err != nil {
+		return nil, err
+	}
+	o := &Outward{
+		forwarder: f, config: c, gate: c.Gate, packet: make([]byte, packetMost), budget: int(f.budget.most) / 2,
+		dials: make(map[Call]*dial), ports: make(map[netip.AddrPort]*udpPort), members: make(map[netip.Addr]*member),
+	}
+	if o.worker, err = f.workerAt(0); err != nil {
+		return nil, err
+	}
+	var errno unix.Errno
+	o.worker.do(func(w *worker) { errno = o.serve(w) })
+	if errno != 0 {
+		return nil, fmt.Errorf("watching packets and listeners: %w", errno)
+	}
+	return o, nil
+}
+
+// serve starts watching.
+func (o *Outward) serve(w *worker) unix.Errno {
+	w.out, w.datagram = o, newDatagrams()
+	for _, fd := range o.config.Listeners {
+		if err := unix.Listen(fd, backlog); err != nil {
+			return unix.EINVAL
+		}
+		unpace(int32(fd)) // whoever connects is of this kernel
+		l := &exitListener{out: o, fd: int32(fd)}
+		l.ticket = w.seat(l)
+		o.listeners = append(o.listeners, l)
+		if errno := w.watch(l.fd, l.ticket, 0, level); errno != 0 {
+			return errno
+		}
+	}
+	p := &packets{out: o}
+	return w.watch(int32(o.config.Packets), w.seat(p), 0, level)
+}
+
+// Close ends everything that leaves.
+func (o *Outward) Close() error { return o.forwarder.Close() }
+
+// MemberStats are the counters of what one container lets out, since it was seen first.
+type MemberStats struct {
+	Address netip.Addr `json:"address"`
+	Active  int64      `json:"active"` // connections and UDP flows now
+	Total   uint64     `json:"total"`  // and in all
+	// BytesOut is what the container has sent, BytesIn what it was sent.
+	BytesOut uint64 `json:"bytesOut"`
+	BytesIn  uint64 `json:"bytesIn"`
+	// Refused counts what the destination refused or could not be reached for.
+	Refused uint64 `json:"refused"`
+	// Dropped counts connections, flows and datagrams for which there was no room.
+	Dropped uint64 `json:"dropped"`
+}
+
+// Stats reads the counters of every container, by address.
+func (o *Outward) Stats() []MemberStats {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	stats := make([]MemberStats, 0, len(o.members))
+	for address, m := range o.members {
+		stats = append(stats, MemberStats{
+			Address: address, Active: m.active.Load(), Total: m.total.Load(),
+			BytesOut: m.bytes[up].Load(), BytesIn: m.bytes[down].Load(), Refused: m.refused.Load(), Dropped: m.dropped.Load(),
+		})
+	}
+	slices.SortFunc(stats, func(a, b MemberStats) int { return a.Address.Compare(b.Address) })
+	return stats
+}
+
+// member is a container, by its address.
+type member struct {
+	port  // its counters
+	dials int
+}
+
+// mostMembers is how many addresses are remembered; of more, those that have nothing open
+// are forgotten.
+const mostMembers = 4096
+
+func (o *Outward) member(address netip.Addr) *member {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	m := o.members[address]
+	if m == nil {
+		if len(o.members) >= mostMembers {
+			o.forgetIdle()
+		}
+		m = &member{}
+		m.users.Store(1)
+		o.members[address] = m
+	}
+	return m
+}
+
+// forgetIdle is called with the lock held.
+func (o *Outward) forgetIdle() {
+	for address, m := range o.members {
+		if m.active.Load() == 0 && m.dials == 0 {
+			delete(o.members, address)
+		}
+	}
+}
+
+// admits says whether a member may have one more of what others have, too: as long as it has no
+// more than what would be left for the rest. So one alone gets half of all there is,
+// and whoever comes later finds some, however many take what they can.
+func admits(own, all, most int) bool { return own <= most-all }
+
+func (o *Outward) inUse() int {
+	return int(o.forwarder.flows.Load()) + o.connections()
+}
+
+// connections of all workers.
+func (o *Outward) connections() (n int) {
+	for _, w := range *o.forwarder.workers.Load() {
+		n += int(w.load.Load())
+	}
+	return n
+}
+
+// packets is the handler of what comes as packets.
+type packets struct{ out *Outward }
+
+// packetMost is as long as a packet can be.
+const packetMost = 64 << 10
+
+// packetsEachTurn is how many are read before others get their turn.
+const packetsEachTurn = 64
+
+// ready reads packets; epoll tells again when there are more.
+func (p *packets) ready(w *worker, _ int, _ uint32) {
+	o := p.out
+	for range packetsEachTurn {
+		n, errno := sysRead(int32(o.config.Packets), o.packet)
+		if errno != 0 || n <= 0 {
+			return
+		}
+		o.gate.Packet(o.packet[:n])
+	}
+}
+
+func (p *packets) resume(*worker) {}
+
+func (p *packets) close(w *worker) { w.unwatch(int32(p.out.config.Packets)) }
+
+// sweepInterval is between two looks at what has waited too long.
+const sweepInterval = time.Second
+
+// busy says that there is something to look at.
+func (o *Outward) busy() bool { return len(o.dials) > 0 || len(o.ports) > 0 }
+
+func (o *Outward) sweep(w *worker) {
+	if w.now < o.nextSweep {
+		return
+	}
+	o.nextSweep = w.now + sweepInterval
+	for _, d := range o.dials {
+		if d.overdue(w.now) {
+			d.giveUp(w)
+		}
+	}
+	for _, u := range o.ports {
+		if len(u.flows) > 0 {
+			u.leaving.idleSince = w.now
+		} else if w.now-u.leaving.idleSince > exitKept {
+			delete(o.ports, u.leaving.to)
+			u.close(w)
+		}
+	}
+	for _, l := range o.listeners {
+		l.proceed(w)
+	}
+}
+
+// FromAddrPort and its reverse: the hot path of UDP keeps to sockaddr.
+func (s *sockaddr) addrPort() netip.AddrPort { return netip.AddrPortFrom(s.ip(), s.port()) }
+
+// bindOutward binds a socket on the host to the address that things leave from, if one was chosen.
+func (o *Outward) bindOutward(fd int32, to netip.Addr) unix.Errno {
+	from := o.config.From4
+	if to.Is6() {
+		from = o.config.From6
+	}
+	if !from.IsValid() || to.IsLoopback() {
+		return 0
+	}
+	sysSetInt(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
+	at := newSockaddr(from, 0)
+	return sysBind(fd, &at)
+}

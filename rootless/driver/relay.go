@@ -1,0 +1,165 @@
+package driver
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+
+	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/rootless/plan"
+	way "github.com/ambi-cni/ambi/rootless/relay"
+)
+
+// relay is our own (rootless/relay): no program and no process, but part of the supervisor.
+type relay struct{}
+
+func (relay) Name() string    { return "relay" }
+func (relay) Package() string { return "" }
+
+func (relay) Find(string, string) (Program, error) { return relayProgram{}, nil }
+func (relay) Inspect(string) (*Info, error)        { return &Info{}, nil }
+
+func (relay) CheckHost() error { return checkTun(relay{}.Name()) }
+
+func (relay) Publishes(conf.PortHandler) bool { return false }
+
+func (relay) Publishable(m conf.PortMapping) (conf.PortMapping, error) {
+	return m, conf.Unsupported("rootless.portHandler", m.Protocol, "the driver relay publishes no ports")
+}
+
+func (relay) publisher(*Command, netip.Addr) Publisher { return nil }
+
+type relayProgram struct{}
+
+// The options of a relay, as a Command has them.
+const (
+	optionNetwork  = "--cidr="
+	optionNetwork6 = "--cidr6="
+	optionFrom4    = "--outbound-addr="
+	optionFrom6    = "--outbound-addr6="
+	optionLoopback = "--host-loopback"
+	optionNoDNS    = "--disable-dns"
+)
+
+func (relayProgram) Command(r conf.Rootless, ifName string) (*Command, error) {
+	args := []string{optionNetwork + r.CIDR.String()}
+	if ipv6, err := ipv6Usable(&r, true); err != nil {
+		return nil, err
+	} else if ipv6 {
+		args = append(args, optionNetwork6+ipv6Network.String())
+	}
+	for _, o := range []struct {
+		key, value, option string
+		family             func(netip.Addr) bool
+	}{
+		{"rootless.outboundAddr", r.OutboundAddr, optionFrom4, netip.Addr.Is4},
+		{"rootless.outboundAddr6", r.OutboundAddr6, optionFrom6, netip.Addr.Is6},
+	} {
+		from, err := outboundAddress(o.key, o.value, o.family)
+		if err != nil {
+			return nil, err
+		}
+		if from != "" {
+			args = append(args, o.option+from)
+		}
+	}
+	if r.AllowHostLoopback {
+		args = append(args, optionLoopback)
+	}
+	if r.DisableDNS {
+		args = append(args, optionNoDNS)
+	}
+	return &Command{Driver: relay{}.Name(), Path: relay{}.Name(), Args: args, IfName: ifName}, nil
+}
+
+func (relayProgram) Plan(a *conf.Attachment) (*plan.Interface, error) {
+	return planFor(a, relay{}.Name(), true, true)
+}
+
+func (relay) move(c *Command, network netip.Prefix) {
+	for i, arg := range c.Args {
+		if strings.HasPrefix(arg, optionNetwork) {
+			c.Args[i] = optionNetwork + network.String()
+		}
+	}
+}
+
+// relayConfig reads the options of a Command.
+func relayConfig(c *Command) (config way.Config, err error) {
+	dns := true
+	for _, arg := range c.Args {
+		option, value, _ := strings.Cut(arg, "=")
+		switch option + "=" {
+		case optionNetwork:
+			config.IPv4.Network, err = netip.ParsePrefix(value)
+		case optionNetwork6:
+			config.IPv6.Network, err = netip.ParsePrefix(value)
+		case optionFrom4:
+			config.From4, err = netip.ParseAddr(value)
+		case optionFrom6:
+			config.From6, err = netip.ParseAddr(value)
+		case optionLoopback + "=":
+			config.AllowHostLoopback = true
+		case optionNoDNS + "=":
+			dns = false
+		default:
+			err = fmt.Errorf("it is not known")
+		}
+		if err != nil {
+			return config, fmt.Errorf("option %s of the driver relay: %w", arg, err)
+		}
+	}
+	for _, n := range []*way.Network{&config.IPv4, &config.IPv6} {
+		if !n.Network.IsValid() {
+			continue
+		}
+		n.Gateway = hostNumber(n.Network, gatewayNumber)
+		if dns {
+			n.DNS = hostNumber(n.Network, dnsNumber)
+		}
+	}
+	return config, nil
+}
+
+func (relay) start(c *Command, files Files, log *slog.Logger) (Process, error) {
+	config, err := relayConfig(c)
+	if err != nil {
+		return nil, err
+	}
+	config.Hub, config.IfName, config.Logger = files.Netns, c.IfName, log
+	r, err := way.Start(config)
+	if err != nil {
+		return nil, err
+	}
+	return &relaying{relay: r, done: make(chan struct{})}, nil
+}
+
+// relaying is a relay as supervisors know drivers. It is of their own process, and lives
+// as long as that.
+type relaying struct {
+	relay *way.Relay
+	once  sync.Once
+	done  chan struct{}
+}
+
+var _ Process = (*relaying)(nil)
+
+func (r *relaying) AwaitReady() error      { return nil }
+func (r *relaying) PID() int               { return os.Getpid() }
+func (r *relaying) Ended() <-chan struct{} { return r.done }
+func (r *relaying) Ending() string         { return "the driver relay was closed" }
+
+func (r *relaying) Dismiss() {
+	r.once.Do(func() {
+		_ = r.relay.Close() // nothing of it is outside of the process
+		close(r.done)
+	})
+}
+
+func (r *relaying) Stop() {
+	r.Dismiss()
+	<-r.done
+}

@@ -1,0 +1,163 @@
+package relay
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+var (
+	client4, server4 = netip.MustParseAddrPort("10.4.0.2:40000"), netip.MustParseAddrPort("192.0.2.2:80")
+	client6, server6 = netip.MustParseAddrPort("[fd00::64]:40000"), netip.MustParseAddrPort("[2001:db8::2]:80")
+)
+
+// syn is a first segment, with so many options and data behind its header.
+func syn(from, to netip.AddrPort, options, data int) []byte {
+	b := makePacket(from.Addr(), to.Addr(), unix.IPPROTO_TCP, headerT+options+data)
+	t := b[len(b)-headerT-options-data:]
+	binary.BigEndian.PutUint16(t[0:], from.Port())
+	binary.BigEndian.PutUint16(t[2:], to.Port())
+	binary.BigEndian.PutUint32(t[4:], 1000)
+	t[12], t[13] = byte((headerT+options)/4)<<4, flagSYN
+	return b
+}
+
+// whole says that a packet's lengths and checksums are right.
+func whole(t *testing.T, b []byte) packet {
+	t.Helper()
+	p, ok := parse(b)
+	require.True(t, ok)
+	require.Len(t, p.all, len(b))
+	sum := uint32(0)
+	if p.protocol != unix.IPPROTO_ICMP {
+		sum = pseudo(p.from, p.to, p.protocol, len(p.payload))
+	}
+	require.Zero(t, checksum(sum, p.payload))
+	return p
+}
+
+func TestReset(t *testing.T) {
+	for _, ends := range [][2]netip.AddrPort{{client4, server4}, {client6, server6}} {
+		p, ok := parse(syn(ends[0], ends[1], 20, 3))
+		require.True(t, ok)
+		r := whole(t, p.reset())
+		from, to := r.ends()
+		require.Equal(t, ends[1], from)
+		require.Equal(t, ends[0], to)
+		flags, ok := r.tcpFlags()
+		require.True(t, ok)
+		require.Equal(t, byte(flagRST|flagACK), flags)
+		// The SYN counts as one.
+		require.Equal(t, uint32(1004), binary.BigEndian.Uint32(r.payload[8:]))
+
+		// A segment that acknowledges is answered at the place that it expects.
+		p.payload[13] = flagACK
+		binary.BigEndian.PutUint32(p.payload[8:], 77)
+		r = whole(t, p.reset())
+		flags, _ = r.tcpFlags()
+		require.Equal(t, byte(flagRST), flags)
+		require.Equal(t, uint32(77), binary.BigEndian.Uint32(r.payload[4:]))
+	}
+}
+
+func TestUnreachable(t *testing.T) {
+	for _, ends := range [][2]netip.AddrPort{{client4, server4}, {client6, server6}} {
+		p, ok := parse(syn(ends[0], ends[1], 0, 2000))
+		require.True(t, ok)
+		router := netip.MustParseAddr("10.0.2.2")
+		kind, code := byte(3), byte(1)
+		if ends[0].Addr().Is6() {
+			router, kind, code = netip.MustParseAddr("fd00::2"), 1, 3
+		}
+		r := whole(t, p.unreachable(router, noHost))
+		require.Equal(t, router, r.from)
+		require.Equal(t, ends[0].Addr(), r.to)
+		require.Equal(t, []byte{kind, code}, r.payload[:2])
+		require.LessOrEqual(t, len(r.all), 1280)
+		require.Equal(t, p.all[:60], r.payload[8:68])
+	}
+}
+
+func TestParse(t *testing.T) {
+	for name, change := range map[string]func(b []byte) []byte{
+		"no version":           func(b []byte) []byte { b[0] = 0x55; return b },
+		"short":                func(b []byte) []byte { return b[:19] },
+		"shorter than it says": func(b []byte) []byte { return b[:len(b)-1] },
+		"header of 16":         func(b []byte) []byte { b[0] = 0x44; return b },
+		"header beyond":        func(b []byte) []byte { b[3] = 22; b[0] = 0x46; return b },
+		"first fragment":       func(b []byte) []byte { b[6] = 0x20; return b },
+		"later fragment":       func(b []byte) []byte { b[7] = 1; return b },
+	} {
+		_, ok := parse(change(syn(client4, server4, 0, 0)))
+		require.False(t, ok, name)
+	}
+	p, ok := parse(append(syn(client4, server4, 4, 0), "what Ethernet fills up"...))
+	require.True(t, ok)
+	require.Len(t, p.payload, 24)
+
+	// Options for routers are passed over, fragments are not for us.
+	six := syn(client6, server6, 0, 0)
+	with := append(append([]byte{}, six[:header6]...), unix.IPPROTO_TCP, 0, 1, 4, 0, 0, 0, 0)
+	with[6], with[5] = unix.IPPROTO_HOPOPTS, with[5]+8
+	p, ok = parse(append(with, six[header6:]...))
+	require.True(t, ok)
+	_, ok = p.tcpFlags()
+	require.True(t, ok)
+	with[6] = unix.IPPROTO_FRAGMENT
+	_, ok = parse(append(with, six[header6:]...))
+	require.False(t, ok)
+}
+
+func TestClasses(t *testing.T) {
+	for _, c := range []struct {
+		address string
+		want    class
+	}{
+		{"8.8.8.8", reached}, {"10.1.2.3", reached}, {"2001:db8::1", reached}, {"fd00:ec2::254", reached}, {"169.254.169.254", reached},
+		{"127.0.0.1", loopback}, {"127.255.0.1", loopback}, {"0.0.0.0", loopback}, {"0.1.2.3", loopback},
+		{"::1", loopback}, {"::", loopback}, {"::ffff:127.0.0.1", loopback}, {"::ffff:8.8.8.8", loopback}, {"::127.0.0.1", loopback},
+		{"169.254.1.1", linkLocal}, {"fe80::1", linkLocal},
+		{"224.0.0.1", everybody}, {"ff02::1", everybody}, {"255.255.255.255", reserved}, {"240.0.0.1", reserved},
+	} {
+		require.Equal(t, c.want, classOf(netip.MustParseAddr(c.address)), c.address)
+	}
+}
+
+func TestFirstNameServer(t *testing.T) {
+	require.False(t, firstNameServer(nil).IsValid())
+	require.Equal(t, "127.0.0.53", firstNameServer([]byte("# nameserver 1.1.1.1\nsearch example\nnameserver nobody\n nameserver\t127.0.0.53 # stub\nnameserver 9.9.9.9\n")).String())
+	require.Equal(t, "fe80::1%eth0", firstNameServer([]byte("nameserver fe80::1%eth0")).String())
+}
+
+// FuzzPacket: whatever a container sends is read without harm, and what it is answered is
+// well-formed and for nobody else.
+func FuzzPacket(f *testing.F) {
+	f.Add([]byte{})
+	f.Add(syn(client4, server4, 0, 0))
+	f.Add(syn(client6, server6, 20, 8))
+	f.Add(datagramOf(client4, server4))
+	f.Add([]byte{0x60, 0, 0, 0, 0, 0, 0, 64})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		p, ok := parse(b)
+		if !ok {
+			return
+		}
+		require.LessOrEqual(t, len(p.all), len(b))
+		if _, ok := p.tcpFlags(); ok {
+			p.ends()
+			require.Equal(t, p.from, whole(t, p.reset()).to)
+		}
+		if p.from.Is6() == p.to.Is6() {
+			require.Equal(t, p.from, whole(t, p.unreachable(p.to, noHost)).to)
+		}
+		classOf(p.to)
+	})
+}
+
+func datagramOf(from, to netip.AddrPort) []byte {
+	p := datagram(from, to)
+	return p.all
+}

@@ -1,0 +1,203 @@
+package relay
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/portmap/forward"
+)
+
+// Config is what a way out is.
+type Config struct {
+	Hub    *os.File // network namespace of the hub
+	IfName string   // of the tun
+	IPv4   Network
+	IPv6   Network // zero: none
+
+	AllowHostLoopback bool
+	// From4 and From6 are addresses of the host that everything leaves from; zero: the
+	// kernel's choice.
+	From4, From6 netip.Addr
+
+	Logger *slog.Logger
+}
+
+// Relay is a way out that is open.
+type Relay struct {
+	config   Config
+	inside   *inside
+	engine   *forward.Outward
+	resolver resolver
+	refused  refusals
+}
+
+// Start opens a way out: the interface is there when it returns, and has neither addresses
+// nor routes.
+func Start(c Config) (*Relay, error) {
+	r := &Relay{config: c, resolver: resolver{path: "/etc/resolv.conf"}}
+	var err error
+	if r.inside, err = enter(&c); err != nil {
+		return nil, err
+	}
+	r.engine, err = forward.NewOutward(forward.OutwardConfig{
+		Gate: r, Packets: r.inside.tun, Listeners: r.inside.listeners, Inside: r.inside.socket,
+		From4: c.From4, From6: c.From6, Logger: c.Logger,
+	})
+	if err != nil {
+		r.inside.close()
+		return nil, fmt.Errorf("the way out: %w", err)
+	}
+	return r, nil
+}
+
+// Close closes it. The interface goes with it.
+func (r *Relay) Close() error {
+	err := r.engine.Close()
+	r.inside.close()
+	return err
+}
+
+// Stats are what each container lets out.
+func (r *Relay) Stats() []forward.MemberStats { return r.engine.Stats() }
+
+var _ forward.Gate = (*Relay)(nil)
+
+// Packet is what no socket of the hub is there for.
+func (r *Relay) Packet(b []byte) {
+	p, ok := parse(b)
+	if !ok || !p.from.IsGlobalUnicast() {
+		return
+	}
+	switch p.protocol {
+	case unix.IPPROTO_TCP:
+		r.segment(&p)
+	case unix.IPPROTO_UDP:
+		r.datagram(&p)
+	case unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6:
+		r.echo(&p)
+	default:
+		if classOf(p.to) != everybody {
+			r.tell(&p, noProtocol)
+		}
+	}
+}
+
+// segment is of TCP: the first of a connection, or one of a connection that is no more.
+func (r *Relay) segment(p *packet) {
+	flags, ok := p.tcpFlags()
+	switch {
+	case !ok, flags&flagRST != 0:
+		return
+	case flags&(flagSYN|flagACK|flagFIN) != flagSYN:
+		if p.to.IsGlobalUnicast() {
+			r.inside.send(p.from, p.reset())
+		}
+		return
+	}
+	from, to := p.ends()
+	at, why := r.where(to)
+	switch why {
+	case reached:
+		r.engine.Dial(forward.Call{From: from, To: to}, at, p.all)
+	case everybody, reserved:
+	case noNeighbour:
+		r.tell(p, noHost)
+	default:
+		r.refuse(p, why)
+		r.inside.send(p.from, p.reset())
+	}
+}
+
+func (r *Relay) datagram(p *packet) {
+	if len(p.payload) < headerU {
+		return
+	}
+	_, to := p.ends()
+	at, why := r.where(to)
+	switch why {
+	case reached:
+		if to.Port() != 0 && r.engine.Open(p.from, to, at) {
+			r.inside.again(p.all)
+		}
+	case everybody, reserved:
+	case noNeighbour:
+		r.tell(p, noHost)
+	default:
+		r.refuse(p, why)
+		r.tell(p, noPort)
+	}
+}
+
+// Answered has the container's connection begin.
+func (r *Relay) Answered(_ forward.Call, syn []byte) { r.inside.again(syn) }
+
+// Failed tells the container what the host was told.
+func (r *Relay) Failed(c forward.Call, syn []byte, errno unix.Errno) {
+	p := datagram(c.From, c.To)
+	if syn != nil {
+		p, _ = parse(syn)
+	}
+	switch errno {
+	case unix.ETIMEDOUT, unix.EADDRNOTAVAIL, unix.EAGAIN, unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM:
+		// Who asks again may have more luck.
+	case unix.ECONNREFUSED, unix.ECONNRESET, unix.ECONNABORTED, unix.EPIPE:
+		if syn != nil {
+			r.inside.send(p.from, p.reset())
+		} else {
+			r.tell(&p, noPort)
+		}
+	case unix.ENETUNREACH:
+		r.tell(&p, noRoute)
+	case unix.EACCES, unix.EPERM:
+		if syn != nil {
+			r.tell(&p, prohibited)
+		} // a datagram's destination is a broadcast address
+	default:
+		r.tell(&p, noHost)
+	}
+}
+
+// tell has a container hear of ICMP why a packet is not delivered.
+func (r *Relay) tell(p *packet, why reason) {
+	router := r.config.IPv4.Gateway
+	if p.to.Is6() {
+		router = r.config.IPv6.Gateway
+	}
+	if !router.IsValid() || router.Is4() != p.to.Is4() {
+		router = p.to
+	}
+	r.inside.send(p.from, p.unreachable(router, why))
+}
+
+// refuse counts and logs that a class of destinations is refused to a container.
+func (r *Relay) refuse(p *packet, why class) {
+	if r.refused.first(p.from, why) {
+		r.config.Logger.Warn("a container asks for what is closed to it", "container", p.from, "destination", p.to, "is", string(why))
+	}
+}
+
+// refusals are who was told of what: the log has each once, and no more than it has room for.
+type refusals struct{ told map[refusal]bool }
+
+type refusal struct {
+	from netip.Addr
+	why  class
+}
+
+const refusalsMost = 1000
+
+func (r *refusals) first(from netip.Addr, why class) bool {
+	key := refusal{from, why}
+	if r.told[key] || len(r.told) >= refusalsMost {
+		return false
+	}
+	if r.told == nil {
+		r.told = make(map[refusal]bool)
+	}
+	r.told[key] = true
+	return true
+}
