@@ -103,6 +103,9 @@ func (d folder) swap(name string, old, content []byte, l look) (swapped bool, er
 		if errors.Is(err, unix.ENOENT) {
 			return false, nil // it went meanwhile
 		}
+		if errors.Is(err, unix.EINVAL) {
+			return d.replace(name, old)
+		}
 		if err != nil {
 			return false, ioError(err, "writing %s", d.path(name))
 		}
@@ -116,6 +119,22 @@ func (d folder) swap(name string, old, content []byte, l look) (swapped bool, er
 		believed, placed = placed, out
 	}
 	return false, nil
+}
+
+// replace is swap on a file system that cannot exchange files, such as NFS, and ZFS before
+// 2.2: what somebody writes between the look and the rename is lost.
+func (d folder) replace(name string, old []byte) (replaced bool, err error) {
+	now, err := os.ReadFile(d.path(name))
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !bytes.Equal(now, old) {
+		return false, nil
+	}
+	if err == nil {
+		err = os.Rename(d.path(newName), d.path(name))
+	}
+	if err != nil {
+		return false, ioError(err, "writing %s", d.path(name))
+	}
+	return true, d.sync()
 }
 
 // sync has what was renamed outlast a loss of power.
