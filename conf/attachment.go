@@ -3,6 +3,7 @@ package conf
 import (
 	"encoding/json"
 	"net/netip"
+	"slices"
 )
 
 // Key names an attachment: a container may be in one network with several
@@ -30,6 +31,9 @@ type Attachment struct {
 	Ports []PortMapping
 	IPs   []netip.Prefix // /32 or /128 where no prefix length was given
 	MAC   string         // empty: any
+	// Names are all that the container is called, its own name first; not all of them
+	// need be possible in DNS.
+	Names []string
 	// Bandwidth is what runtimeConfig says; zero: no limit.
 	Bandwidth Bandwidth
 }
@@ -65,6 +69,7 @@ func NewAttachment(env Env, n *NetConf) (*Attachment, error) {
 		Bandwidth: n.RuntimeConfig.Bandwidth,
 		MAC:       firstNonEmpty(n.RuntimeConfig.MAC, n.Args.MAC, args.MAC),
 	}
+	a.Names = namesOf(a, args)
 	switch {
 	case len(n.RuntimeConfig.IPs) > 0:
 		a.IPs = n.RuntimeConfig.IPs
@@ -74,6 +79,20 @@ func NewAttachment(env Env, n *NetConf) (*Attachment, error) {
 		a.IPs = []netip.Prefix{args.IP}
 	}
 	return a, err
+}
+
+// namesOf are the names of a container: what the engine calls it, the name it gave itself,
+// its aliases in this network, and its ID as engines show it.
+func namesOf(a *Attachment, args CNIArgs) (names []string) {
+	const shortID = 12
+	all := append(slices.Clone(args.Names), a.NetConf.Args.Hostname)
+	all = append(all, a.NetConf.RuntimeConfig.Aliases[a.Network]...)
+	for _, name := range append(all, a.ContainerID[:min(len(a.ContainerID), shortID)]) {
+		if name != "" && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 func firstNonEmpty(texts ...string) string {

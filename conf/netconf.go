@@ -126,6 +126,7 @@ type Bridge struct {
 	Isolate      bool         // other built-in networks reach its containers over published ports only
 	DefaultRoute *bool        // through this network; nil: where the container has none of that family yet
 	Keep         bool         // the bridge stays when its last container is gone
+	Names        bool         // containers find each other by name
 }
 
 // Portmap has the keys of publishing host ports as root.
@@ -161,14 +162,16 @@ type RuntimeConfig struct {
 	MAC          string
 	DNS          types.DNS
 	Bandwidth    Bandwidth
+	Aliases      map[string][]string        // other names of the container, by network
 	Raw          map[string]json.RawMessage // as received, for delegates
 }
 
 // Args is the part of args.cni that ambi reads (CONVENTIONS.md, "args").
 type Args struct {
-	IPs     []netip.Prefix
-	MAC     string
-	Options []string // of the network without root, "key=value"
+	IPs      []netip.Prefix
+	MAC      string
+	Hostname string
+	Options  []string // of the network without root, "key=value"
 }
 
 // The limits of the MTU: a tap device takes 65521 (drivers/net/tun.c in Linux), and IPv6
@@ -378,7 +381,8 @@ func (b *Bridge) fields() fields {
 			b.DefaultRoute = new(bool)
 			return boolean(b.DefaultRoute)(path, raw)
 		},
-		"keep": boolean(&b.Keep),
+		"keep":  boolean(&b.Keep),
+		"names": boolean(&b.Names),
 	}
 }
 

@@ -41,7 +41,8 @@ func (rc *RuntimeConfig) fields() fields {
 			rc.IPs, err = parseIPs(path, raw)
 			return err
 		},
-		"mac": mac(&rc.MAC),
+		"mac":     mac(&rc.MAC),
+		"aliases": into(&rc.Aliases, "an object of arrays of names, by network"),
 		"dns": func(path string, raw json.RawMessage) error {
 			// CONVENTIONS.md calls them servers, searches and options here.
 			return decodeFolded(path, raw, rc.dnsFields(), anyKey)
@@ -169,14 +170,16 @@ func (a *Args) fields() fields {
 			return err
 		},
 		"mac":         mac(&a.MAC),
+		"hostname":    into(&a.Hostname, "a text"),
 		"slirp4netns": into(&a.Options, "an array of texts \"option=value\""),
 	}
 }
 
 // CNIArgs is what ambi reads of the environment variable CNI_ARGS.
 type CNIArgs struct {
-	IP  netip.Prefix // zero when absent
-	MAC string
+	IP    netip.Prefix // zero when absent
+	MAC   string
+	Names []string // of the container
 }
 
 // ParseCNIArgs reads "KEY=VALUE;KEY=VALUE". K8S_ keys are known to everybody;
@@ -208,6 +211,9 @@ func ParseCNIArgs(s string) (CNIArgs, error) {
 		case key == "IP", strings.HasPrefix(key, "K8S_"):
 		default:
 			unknown = pair
+		}
+		if key == "K8S_POD_NAME" || key == "NERDCTL_CNI_DHCP_HOSTNAME" {
+			args.Names = append(args.Names, value)
 		}
 		if err != nil {
 			return CNIArgs{}, invalidEnv("%s=%s is not valid: %v", key, value, err)

@@ -27,6 +27,7 @@
 // Start reading at [Record] in record.go, then [Store] in store.go.
 //
 //	dirs.go      which folder is the state folder
+//	follow.go    reads all records again when one has changed
 //	holders.go   who holds a lock, and the wait until nobody does
 //	process.go   what tells a process from a later one of the same number; its end
 //	netns.go     the same of a network namespace

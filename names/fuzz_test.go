@@ -1,0 +1,127 @@
+package names
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/net/dns/dnsmessage"
+)
+
+// packed is a query for tests.
+func packed(t require.TestingT, name string, kind dnsmessage.Type, size uint16) []byte {
+	b := dnsmessage.NewBuilder(nil, dnsmessage.Header{ID: 4711, RecursionDesired: true})
+	require.NoError(t, b.StartQuestions())
+	require.NoError(t, b.Question(dnsmessage.Question{Name: dnsmessage.MustNewName(name), Type: kind, Class: dnsmessage.ClassINET}))
+	if size > 0 {
+		require.NoError(t, b.StartAdditionals())
+		var h dnsmessage.ResourceHeader
+		require.NoError(t, h.SetEDNS0(int(size), 0, false))
+		require.NoError(t, b.OPTResource(h, dnsmessage.OPTResource{}))
+	}
+	msg, err := b.Finish()
+	require.NoError(t, err)
+	return msg
+}
+
+// FuzzQuery: whatever a client sends, the answer is a message about it, no longer than
+// the client takes, or there is none.
+func FuzzQuery(f *testing.F) {
+	f.Add(packed(f, "app.", dnsmessage.TypeA, 0), false)
+	f.Add(packed(f, "APP.web.", dnsmessage.TypeAAAA, 4096), true)
+	f.Add(packed(f, "3.0.1.10.in-addr.arpa.", dnsmessage.TypePTR, 1232), false)
+	f.Add(packed(f, "example.org.", dnsmessage.TypeMX, 65535), true)
+	f.Add(append(packed(f, "x.", dnsmessage.TypeA, 0), 0xc0, 0x0c), false)
+	d := world()
+	s := &Server{network: "web", source: &source{}}
+	asker := d.askers[netip.MustParseAddr("10.1.0.2")]["web"]
+	f.Fuzz(func(t *testing.T, msg []byte, stream bool) {
+		limit := maxMessage
+		q, err := parse(msg)
+		if !stream {
+			limit = q.size
+		}
+		before := slices.Clone(msg)
+		r, own := asker.answer(q.name, q.Type)
+		if err != nil {
+			r, own = reply{code: dnsmessage.RCodeFormatError, foreign: true}, true
+		}
+		if !own {
+			clampSize(before, &q)
+			_, err = parse(before)
+			require.NoError(t, err, "what is passed on")
+			require.True(t, answers(s.failure(&q), q.header.ID, msg[headerSize:q.end]))
+			return
+		}
+		out := r.pack(nil, &q, limit)
+		require.LessOrEqual(t, len(out), limit)
+		var p dnsmessage.Parser
+		h, err := p.Start(out)
+		require.NoError(t, err)
+		require.True(t, h.Response)
+		require.NoError(t, p.SkipAllQuestions())
+		require.NoError(t, p.SkipAllAnswers())
+		require.NoError(t, p.SkipAllAuthorities())
+		require.NoError(t, p.SkipAllAdditionals())
+	})
+}
+
+// FuzzAnswer: of what comes from another server only an answer to the very question is
+// one, and what is passed on to a client fits.
+func FuzzAnswer(f *testing.F) {
+	question := packed(f, "example.org.", dnsmessage.TypeA, 1232)
+	lie := packed(f, "example.com.", dnsmessage.TypeA, 0)
+	for _, msg := range [][]byte{question, lie, lie[:20], append(slices.Clone(question), make([]byte, 1500)...)} {
+		msg = slices.Clone(msg)
+		msg[2] |= 1 << 7
+		f.Add(msg)
+	}
+	q, err := parse(question)
+	require.NoError(f, err)
+	f.Fuzz(func(t *testing.T, msg []byte) {
+		if !answers(msg, 4711, question[headerSize:q.end]) {
+			return
+		}
+		require.Equal(t, uint16(4711), binary.BigEndian.Uint16(msg))
+		_ = isTruncated(msg)
+		out := truncated(slices.Clone(msg), minUDP)
+		require.LessOrEqual(t, len(out), minUDP)
+		if len(msg) > minUDP {
+			require.True(t, isTruncated(out))
+		}
+	})
+}
+
+// FuzzResolvConf: a file that anybody may have written.
+func FuzzResolvConf(f *testing.F) {
+	f.Add([]byte("# a\nnameserver 127.0.0.53\noptions edns0\nnameserver fe80::1%eth0\n"))
+	f.Add([]byte("nameserver\nnameserver x\nnameserver ::ffff:10.0.0.1 # x\n nameserver 0.0.0.0"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		servers := parseResolvConf(text)
+		require.LessOrEqual(t, len(servers), maxServers)
+		for _, s := range servers {
+			require.True(t, s.IsValid())
+		}
+	})
+}
+
+func TestResolvConf(t *testing.T) {
+	for text, want := range map[string][]string{
+		"":                      nil,
+		"search example.org\n":  nil,
+		"nameserver 192.0.2.1":  {"192.0.2.1"},
+		"\tnameserver  ::1 x\n": {"::1"},
+		"#nameserver 192.0.2.1": nil,
+		"nameserver 0.0.0.0\n":  {"127.0.0.1"},
+		"nameserver 1.2.3.4\nnameserver 1.2.3.4\r\nnameserver fe80::1%lo\n":                                                      {"1.2.3.4", "fe80::1%lo"},
+		"nameserver 1.0.0.1\nnameserver 1.0.0.2\nnameserver 1.0.0.3\nnameserver 1.0.0.4\nnameserver 1.0.0.5\nnameserver 1.0.0.6": {"1.0.0.1", "1.0.0.2", "1.0.0.3", "1.0.0.4", "1.0.0.5"},
+	} {
+		var got []string
+		for _, s := range parseResolvConf([]byte(text)) {
+			got = append(got, s.String())
+		}
+		require.Equal(t, want, got, text)
+	}
+}

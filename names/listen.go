@@ -1,0 +1,102 @@
+package names
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/conf"
+)
+
+// Listen makes the sockets of a server: UDP and TCP on port 53 of each address, for what
+// comes by one interface only. make is socket(2) in the namespace of that interface.
+func Listen(addresses []netip.Addr, device string, socket func(domain, kind, protocol int) (int, error)) (files []*os.File, err error) {
+	for _, a := range addresses {
+		for _, kind := range []int{unix.SOCK_DGRAM, unix.SOCK_STREAM} {
+			f, err := listen(a, kind, device, socket)
+			if err != nil {
+				for _, f := range files {
+					f.Close()
+				}
+				return nil, err
+			}
+			files = append(files, f)
+		}
+	}
+	return files, nil
+}
+
+func listen(a netip.Addr, kind int, device string, socket func(domain, kind, protocol int) (int, error)) (*os.File, error) {
+	const port, backlog = 53, 128
+	what, family := "UDP", unix.AF_INET
+	if kind == unix.SOCK_STREAM {
+		what = "TCP"
+	}
+	var address unix.Sockaddr = &unix.SockaddrInet4{Port: port, Addr: a.Unmap().As4()}
+	if a.Is6() {
+		family, address = unix.AF_INET6, &unix.SockaddrInet6{Port: port, Addr: a.As16()}
+	}
+	fd, err := socket(family, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err == nil {
+		err = errors.Join(prepare(fd, family, kind, device), unix.Bind(fd, address))
+		if err == nil && kind == unix.SOCK_STREAM {
+			err = unix.Listen(fd, backlog)
+		}
+		if err != nil {
+			unix.Close(fd)
+		}
+	}
+	if errors.Is(err, unix.EADDRINUSE) {
+		return nil, conf.Mendf(conf.Errorf(conf.ErrNetwork, "the name server of the network cannot have %s port 53 of %s: another program has it, on every address perhaps", what, a),
+			"see which one it is (ss -lnp sport = 53), and have it listen on its own addresses only (dnsmasq: bind-interfaces), or set bridge.names to false")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the name server of the network: %s port 53 of %s: %w", what, a, err)
+	}
+	return os.NewFile(uintptr(fd), "name server "+what), nil
+}
+
+// prepare sets what has to be set before bind(2). The address may not be usable yet, as one
+// of IPv6 is not before it is known to be nobody else's.
+func prepare(fd, family, kind int, device string) error {
+	level, free := unix.SOL_IP, unix.IP_FREEBIND
+	if family == unix.AF_INET6 {
+		level, free = unix.SOL_IPV6, unix.IPV6_FREEBIND
+	}
+	errs := []error{unix.SetsockoptInt(fd, level, free, 1)}
+	if kind == unix.SOCK_STREAM {
+		// Or connections of a server that was killed keep the port for a minute.
+		errs = append(errs, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1))
+	}
+	if err := unix.BindToDevice(fd, device); err != nil && !errors.Is(err, unix.EPERM) { // without root before Linux 5.7
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// Serve answers on sockets of Listen, which it takes over, until Close.
+func (s *Server) Serve(files []*os.File) error {
+	for _, f := range files {
+		kind, err := unix.GetsockoptInt(int(f.Fd()), unix.SOL_SOCKET, unix.SO_TYPE)
+		if err == nil && kind == unix.SOCK_STREAM {
+			var l net.Listener
+			if l, err = net.FileListener(f); err == nil {
+				go s.ServeStreams(l.(*net.TCPListener))
+			}
+		} else if err == nil {
+			var c net.PacketConn
+			if c, err = net.FilePacketConn(f); err == nil {
+				go s.ServePackets(c.(*net.UDPConn))
+			}
+		}
+		f.Close()
+		if err != nil {
+			return fmt.Errorf("the name server of the network: %w", err)
+		}
+	}
+	return nil
+}
