@@ -55,6 +55,7 @@ const (
 	asRoot         = "As root, by cnitool"
 	onFullHost     = "As root, on a full host"
 	onProcesses    = "As root, processes"
+	byContainerd   = "As root, by containerd"
 	byPodman       = "As root, by Podman"
 )
 
@@ -81,7 +82,7 @@ func (p *costPlan) run() error {
 		run  func() error
 	}{
 		{"start-up", p.startUp}, {"command line", p.commandLine}, {"rootless", p.rootless}, {"built-in", p.builtIn}, {"delegation", p.delegation}, {"ports", p.ports},
-		{"processes", p.processes}, {"full host", p.fullHost}, {"podman", p.engine},
+		{"processes", p.processes}, {"full host", p.fullHost}, {"containerd", p.containerd}, {"podman", p.engine},
 	} {
 		if p.only != "" && part.name != p.only {
 			continue

@@ -21,6 +21,7 @@ func podmanNetworks() map[string][]netConf {
 	}
 	return map[string][]netConf{
 		"ambi":    {withPorts(netConf{"type": "ambi", "delegates": []netConf{bridge(1), {"type": "firewall"}}})},
+		"builtin": {withPorts(netConf{"type": "ambi", "bridge": netConf{"subnet": "10.78.4.0/24"}})},
 		"plugins": {bridge(2), withPorts(netConf{"type": "portmap"}), {"type": "firewall"}},
 		"nft":     {bridge(3), withPorts(netConf{"type": "portmap", "backend": "nftables"}), {"type": "firewall"}},
 	}
@@ -87,14 +88,16 @@ func (p *costPlan) engine() error {
 	if err := furnishPodman(); err != nil {
 		return err
 	}
-	for _, c := range []struct{ key, other, network string }{
-		{"podman", "bridge + portmap + firewall", "plugins"},
-		{"podman_nftables", "the same, portmap by nftables", "nft"},
+	const overPlugins, chain = "ambi over bridge + firewall", "bridge + portmap + firewall"
+	for _, c := range []struct{ key, subject, ours, other, network string }{
+		{"podman_builtin", "ambi", "builtin", chain, "plugins"},
+		{"podman", overPlugins, "ambi", chain, "plugins"},
+		{"podman_nftables", overPlugins, "ambi", "the same, portmap by nftables", "nft"},
 	} {
-		start := p.compare(comparison{Key: c.key + "_run", Title: "podman run, 1 port", Section: byPodman, Subject: "ambi over bridge + firewall", Other: c.other, Unit: "ms"})
-		stop := p.compare(comparison{Key: c.key + "_rm", Title: "podman rm -f", Section: byPodman, Subject: "ambi over bridge + firewall", Other: c.other, Unit: "ms"})
+		start := p.compare(comparison{Key: c.key + "_run", Title: "podman run, 1 port", Section: byPodman, Subject: c.subject, Other: c.other, Unit: "ms"})
+		stop := p.compare(comparison{Key: c.key + "_rm", Title: "podman rm -f", Section: byPodman, Subject: c.subject, Other: c.other, Unit: "ms"})
 		for n := range p.times + 1 {
-			startA, stopA, err := podmanLife("ambi")
+			startA, stopA, err := podmanLife(c.ours)
 			if err != nil {
 				return err
 			}

@@ -25,7 +25,7 @@ func (p *costPlan) publication() *publication {
 		t.add(append([]string{c.Title, c.Subject, figure(&c.A), c.Other, figure(&c.B), c.Unit, c.ratioText(), c.target()}, c.Use.cells()...)...)
 		pub.show(c.chapter(), c.panel())
 	}
-	pub.outro = []string{"### Versions", "", "- " + known["ambi"], "- " + known["slirp4netns"], "- standard plugins 1.9.1, cnitool 1.3.0", "- podman " + packaged("podman")}
+	pub.outro = []string{"### Versions", "", "- " + known["ambi"], "- " + known["slirp4netns"], "- standard plugins 1.9.1, cnitool 1.3.0", "- podman " + packaged("podman"), "- containerd 2.4.2, crictl 1.37.0"}
 	return pub
 }
 
