@@ -43,14 +43,16 @@ const (
 	stepUser
 	stepNet
 	stepSocket
+	stepSysctls
 )
 
 var stepNames = map[byte]string{
-	stepOrphan: "having it end with us",
-	stepHide:   "hiding it from the container",
-	stepUser:   "joining its user namespace",
-	stepNet:    "joining it",
-	stepSocket: "opening a netlink socket in it",
+	stepOrphan:  "having it end with us",
+	stepHide:    "hiding it from the container",
+	stepUser:    "joining its user namespace",
+	stepNet:     "joining it",
+	stepSocket:  "opening a netlink socket in it",
+	stepSysctls: "opening its sysctls",
 }
 
 // visitByFork has a child join the user namespace, then the network namespace, open
@@ -203,6 +205,9 @@ func (v *visit) openAll() {
 	for i := range v.folders {
 		const how = unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC
 		folder, _, e := unix.RawSyscall6(unix.SYS_OPENAT, none, uintptr(unsafe.Pointer(&v.folders[i])), how, 0, 0, 0)
+		if e != 0 && e != unix.ENOENT {
+			v.end(stepSysctls, e)
+		}
 		if e == 0 {
 			v.open[1+i] = int32(folder)
 		}
@@ -230,9 +235,9 @@ func receive(from int) ([]int, error) {
 	const patience = 60 // seconds; it takes less than a millisecond
 	_ = unix.SetsockoptTimeval(from, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: patience})
 	word, control := make([]byte, 2), make([]byte, unix.CmsgSpace(4*(1+len(sysctls))))
-	n, controls, _, _, err := unix.Recvmsg(from, word, control, unix.MSG_CMSG_CLOEXEC)
+	n, controls, flags, _, err := unix.Recvmsg(from, word, control, unix.MSG_CMSG_CLOEXEC)
 	for errors.Is(err, unix.EINTR) {
-		n, controls, _, _, err = unix.Recvmsg(from, word, control, unix.MSG_CMSG_CLOEXEC)
+		n, controls, flags, _, err = unix.Recvmsg(from, word, control, unix.MSG_CMSG_CLOEXEC)
 	}
 	switch {
 	case err != nil:
@@ -246,7 +251,12 @@ func receive(from int) ([]int, error) {
 	if err != nil || len(messages) != 1 {
 		return nil, fmt.Errorf("what the process that enters it passed out: %w", err)
 	}
-	return unix.ParseUnixRights(&messages[0])
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err == nil && flags&unix.MSG_CTRUNC != 0 {
+		closeAll(fds)
+		err = fmt.Errorf("what the process that enters it passed out: %w", unix.EMFILE)
+	}
+	return fds, err
 }
 
 // reap ends the child, in whatever state it is, and waits for that.

@@ -78,9 +78,15 @@ func openHere() ([]int, error) {
 		return nil, fmt.Errorf("opening a netlink socket: %w", err)
 	}
 	for _, name := range sysctls {
-		if folder, err := unix.Open("/proc/sys/net/"+name, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err == nil {
-			fds = append(fds, folder)
+		folder, err := unix.Open("/proc/sys/net/"+name, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if errors.Is(err, unix.ENOENT) {
+			continue
 		}
+		if err != nil {
+			closeAll(fds)
+			return nil, fmt.Errorf("opening sysctls: %w", err)
+		}
+		fds = append(fds, folder)
 	}
 	return fds, nil
 }
