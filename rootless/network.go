@@ -312,6 +312,11 @@ func (n *Network) Del(ctx context.Context, a *conf.Attachment) error {
 	if n.Record != nil && n.Record.Hub != "" {
 		return n.delShared(ctx, hub.Hub{Store: n.Store, Name: n.Record.Hub}, a)
 	}
+	if n.Record == nil {
+		if err := n.delUnrecorded(ctx, a); err != nil {
+			return err
+		}
+	}
 	p, err := n.findSupervisor(a)
 	started := p != nil || err != nil
 	if p != nil {

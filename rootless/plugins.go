@@ -2,12 +2,16 @@ package rootless
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/version"
+	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/rootless/hub"
@@ -123,7 +127,10 @@ func readResult(a *conf.Attachment, out []byte) (*types100.Result, error) {
 // unmakeByPlugins takes what was carried back to the hub, if the container is there, and has
 // the delegates undo it.
 func (n *Network) unmakeByPlugins(h hub.Hub, a *conf.Attachment) error {
-	c := n.openRecorded()
+	c, err := n.openRecorded()
+	if err != nil {
+		return err
+	}
 	if c == nil {
 		_, err := n.runInside(h, a, "DEL", true)
 		return err
@@ -183,17 +190,40 @@ func (n *Network) checkCarried(c *insideContainer) error {
 }
 
 // openRecorded opens the container of the record; nil when it is gone, or closed to us.
-func (n *Network) openRecorded() *insideContainer {
+// That something else fails, such as a fork, says nothing of the container.
+func (n *Network) openRecorded() (*insideContainer, error) {
 	if n.Record == nil || n.Record.Netns.Gone() {
-		return nil
+		return nil, nil
 	}
-	c, err := enterContainer(n.Record.Netns.Path)
+	ns, err := openNamespace(n.Record.Netns.Path)
 	if err != nil {
+		if failed := unopenable(n.Record.Netns.Path); failed != nil {
+			return nil, failed
+		}
+		if ns, err = openNamespace(n.Record.Netns.Path); err != nil {
+			return nil, nil
+		}
+	}
+	if !ns.Same(n.Record.Netns) {
+		ns.Close()
+		return nil, nil
+	}
+	c, err := placed(ns)
+	if errors.Is(err, unix.EPERM) {
+		return nil, nil
+	}
+	return c, err
+}
+
+// unopenable is why a file cannot be opened, when that is neither its absence nor a lack of
+// rights.
+func unopenable(path string) error {
+	f, err := os.Open(path)
+	switch {
+	case err == nil:
+		return f.Close()
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission), errors.Is(err, unix.ESRCH):
 		return nil
 	}
-	if !c.namespace.Same(n.Record.Netns) {
-		c.close()
-		return nil
-	}
-	return c
+	return err
 }

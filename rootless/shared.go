@@ -130,14 +130,14 @@ func (n *Network) enterHub(ctx context.Context, h hub.Hub, a *conf.Attachment, w
 	if err != nil {
 		return nil, nil, err
 	}
-	state := h.Running()
+	state := answering(h)
 	if state == nil {
 		lock.Close()
 		if lock, err = h.Lock(lockCtx, flock.Exclusive); err != nil {
 			return nil, nil, err
 		}
 		n.step("lock the hub")
-		if state = h.Running(); state == nil {
+		if state = answering(h); state == nil {
 			if state, err = n.startHub(ctx, h, a, wanted); err != nil {
 				return nil, nil, errors.Join(err, lock.Close())
 			}
@@ -152,6 +152,23 @@ func (n *Network) enterHub(ctx context.Context, h hub.Hub, a *conf.Attachment, w
 		return nil, nil, errors.Join(err, lock.Close())
 	}
 	return state, lock, nil
+}
+
+// answering is the state of a running hub that is not about to leave.
+func answering(h hub.Hub) *hub.State {
+	state := h.Running()
+	if state == nil || controlOfHub(h).Refuses() {
+		return nil
+	}
+	return state
+}
+
+// hasEnded says that a hub has ended, or is about to, and waits for it then.
+func hasEnded(ctx context.Context, h hub.Hub, state *hub.State) bool {
+	if state.Supervisor.Alive() && !controlOfHub(h).Refuses() {
+		return false
+	}
+	return state.Supervisor.Stop(ctx) == nil
 }
 
 // sameOptions: the driver is the network's, and its options those of the first member.
@@ -346,10 +363,19 @@ func enterContainer(path string) (*insideContainer, error) {
 
 // enterOpened owns the namespace.
 func enterOpened(ns *namespace) (*insideContainer, error) {
+	c, err := placed(ns)
+	if err != nil {
+		return nil, record.NetnsError(ns.Path, err.Error(), "run as the user who made the namespace, or as root")
+	}
+	return c, nil
+}
+
+// placed owns the namespace. Its errors are the kernel's.
+func placed(ns *namespace) (*insideContainer, error) {
 	place, err := link.Enter(ns.file, ns.owner)
 	if err != nil {
 		ns.Close()
-		return nil, record.NetnsError(ns.Path, err.Error(), "run as the user who made the namespace, or as root")
+		return nil, err
 	}
 	return &insideContainer{bridge.Container{Path: ns.Path, Namespace: ns.file, Route: place.Route, Sysctl: place}, ns, place}, nil
 }
@@ -371,7 +397,9 @@ func (n *Network) delShared(ctx context.Context, h hub.Hub, a *conf.Attachment) 
 	state := h.Running()
 	var err error
 	if state != nil {
-		err = n.leaveHub(ctx, h, state, a)
+		if err = n.leaveHub(ctx, h, state, a); err != nil && hasEnded(ctx, h, state) {
+			state, err = nil, nil
+		}
 	}
 	n.step("leave the hub")
 	ended, endErr := endHub(ctx, h)
@@ -387,11 +415,21 @@ func (n *Network) delShared(ctx context.Context, h hub.Hub, a *conf.Attachment) 
 	return errors.Join(err, endErr)
 }
 
+// delUnrecorded takes out of the hub of the network, if that has one, what it has of an
+// attachment without a record.
+func (n *Network) delUnrecorded(ctx context.Context, a *conf.Attachment) error {
+	h, err := hub.Of(n.Store, a.Network)
+	if err != nil || !h.There() {
+		return err
+	}
+	return n.delShared(ctx, h, a)
+}
+
 // abandon takes the interface out of the container, if that is there.
 func (n *Network) abandon(a *conf.Attachment) error {
-	c := n.openRecorded()
+	c, err := n.openRecorded()
 	if c == nil {
-		return nil
+		return err
 	}
 	defer c.close()
 	return bridge.Abandon(&c.Container, a.Key, n.recorded())

@@ -81,6 +81,12 @@ func (h Hub) Dir() string { return filepath.Join(h.Store.Dir(), h.Name+suffix) }
 // Path of a file in it.
 func (h Hub) Path(file string) string { return filepath.Join(h.Dir(), file) }
 
+// There says whether the hub has a folder.
+func (h Hub) There() bool {
+	_, err := os.Lstat(h.Dir())
+	return err == nil
+}
+
 // Lock makes the folder if it is missing, and waits for its lock until ctx ends. Who joins
 // shares it; who starts the hub or ends it is alone. It is let go when the file is closed.
 func (h Hub) Lock(ctx context.Context, how flock.How) (*os.File, error) {

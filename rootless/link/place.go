@@ -84,7 +84,7 @@ func openHere() ([]int, error) {
 		}
 		if err != nil {
 			closeAll(fds)
-			return nil, fmt.Errorf("opening sysctls: %w", err)
+			return nil, os.NewSyscallError("open", err)
 		}
 		fds = append(fds, folder)
 	}

@@ -116,6 +116,9 @@ func (n *Namespace) MakeStandIn(s StandIn) (err error) {
 		if err = unix.Unshare(unix.CLONE_NEWNET); err == nil {
 			err = unix.Mount("/proc/thread-self/ns/net", s.Path, "", unix.MS_BIND, "")
 		}
+		if err != nil {
+			err = errors.Join(err, os.Remove(s.Path)) // or the next one would take it for a namespace
+		}
 		err = errors.Join(err, n.Enter()) // back
 	})
 	if err != nil {

@@ -166,6 +166,25 @@ func (s *SourceRoutes) RemovePort(protocol conf.Protocol, port uint16, of forwar
 	return err
 }
 
+// RemoveSender takes away the rules that are left of a member of a hub.
+func (s *SourceRoutes) RemoveSender(of forward.Target) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	for _, protocol := range []conf.Protocol{conf.TCP, conf.UDP} {
+		from := s.senderOf(protocol, of)
+		if s.rules[from] == nil {
+			continue
+		}
+		err := s.deleteRules(from, s.rules[from].runs)
+		if err == nil {
+			delete(s.rules, from)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
 // replaceRules changes rules, the new ones first, so that no port is without one. After
 // an error they are as before, as far as the kernel lets us.
 func (s *SourceRoutes) replaceRules(from sender, before, after []portRange) error {

@@ -190,6 +190,15 @@ func (c Control) CheckOf(member conf.Key) error {
 	return err
 }
 
+// Refuses says that nobody listens: a supervisor that is there all the same is leaving.
+func (c Control) Refuses() bool {
+	conn, err := c.dial()
+	if err == nil {
+		conn.Close()
+	}
+	return errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, os.ErrNotExist)
+}
+
 func (c Control) call(r request, sockets ...forward.Socket) (*Status, error) {
 	var files []*os.File
 	for _, s := range sockets {

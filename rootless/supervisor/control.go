@@ -180,6 +180,9 @@ func serveOne(conn *net.UnixConn, owner int, log *slog.Logger, answer func(reque
 		return
 	}
 	r, files, err := readRequest(conn)
+	if errors.Is(err, errNoRequest) {
+		return // somebody looked whether we are here
+	}
 	out := reply{}
 	if err != nil {
 		out.Error = conf.Errorf(types.ErrDecodingFailure, "control request: %v", err)
@@ -261,12 +264,18 @@ func readRequest(conn *net.UnixConn) (r request, files []*os.File, err error) {
 	return r, files, nil
 }
 
+// errNoRequest is of a connection that ends before its first byte.
+var errNoRequest = errors.New("nothing was said")
+
 // receive reads the begin of a message, with which its files come, and gives the rest to
 // read.
 func receive(conn *net.UnixConn) (message io.Reader, files []*os.File, err error) {
 	first := make([]byte, 4096)
 	oob := make([]byte, unix.CmsgSpace(4*filesAtOnce))
 	n, oobn, flags, _, err := conn.ReadMsgUnix(first, oob)
+	if errors.Is(err, io.EOF) {
+		return nil, nil, errNoRequest
+	}
 	if err != nil {
 		return nil, nil, err
 	}

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -37,8 +38,12 @@ type hub struct {
 
 	mu        sync.Mutex
 	published map[conf.Key][]Socket
+	targets   map[conf.Key]forward.Target // of those who have, or had, ports
 
 	members members
+	verbs   atomic.Int32 // that run
+	ending  context.Context
+	end     context.CancelFunc
 }
 
 var _ tenant = (*hub)(nil)
@@ -120,6 +125,7 @@ func (h *hub) publishFor(r request, files []*os.File) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.published[*r.Member] = append(h.published[*r.Member], r.Sockets...)
+	h.targets[*r.Member] = *r.Target
 	return nil
 }
 
@@ -136,20 +142,28 @@ func (h *hub) withdraw(r request) error {
 	return nil
 }
 
-// leaves takes back the ports of a member.
+// leaves takes back the ports of a member. What the kernel does not let go is tried again
+// the next time: the member's address will be another's.
 func (h *hub) leaves(r request) error {
 	if r.Member == nil {
 		return conf.Errorf(types.ErrDecodingFailure, "control request %s: no member", r.Op)
 	}
 	h.mu.Lock()
 	sockets := h.published[*r.Member]
+	target := h.targets[*r.Member]
 	delete(h.published, *r.Member)
 	h.mu.Unlock()
 	var errs []error
 	for _, m := range mappingsOf(sockets) {
 		errs = append(errs, h.forwarder.Remove(m))
 	}
-	return errors.Join(errs...)
+	if err := errors.Join(append(errs, h.inside.RemoveSender(target))...); err != nil {
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.targets, *r.Member)
+	return nil
 }
 
 // mappingsOf are the mappings of sockets, each once.
@@ -189,7 +203,24 @@ func (h *hub) status(r request, s *Status) {
 	s.Ports = slices.DeleteFunc(s.Ports, func(p PortStats) bool { return !slices.Contains(own, p.Mapping) })
 }
 
+// verbGrace is less than the patience of those who stop us.
+const verbGrace = 3 * time.Second
+
+// finish lets the verbs that run in the hub come to their end, since their plugins may keep
+// something outside, and ends those that do not.
+func (h *hub) finish() {
+	const pause = 5 * time.Millisecond
+	for deadline := time.Now().Add(verbGrace); h.verbs.Load() > 0 && time.Now().Before(deadline); {
+		time.Sleep(pause)
+	}
+	h.end()
+	for deadline := time.Now().Add(time.Second); h.verbs.Load() > 0 && time.Now().Before(deadline); {
+		time.Sleep(pause)
+	}
+}
+
 func (h *hub) leave() bool {
+	h.finish()
 	if h.forwarder != nil {
 		if err := h.forwarder.Close(); err != nil {
 			h.log.Warn("closing ports", "error", err)
@@ -236,7 +267,7 @@ func (h *hub) gone() bool {
 		return false
 	}
 	if len(m.watched) == 0 {
-		return m.deserted()
+		return h.verbs.Load() == 0 && m.deserted()
 	}
 	for key, w := range m.watched {
 		if w.gone() && time.Since(w.tried) > collectPause {
@@ -359,8 +390,10 @@ func newHub(c Hub, log *slog.Logger) (*hub, error) {
 	if err != nil {
 		return nil, err
 	}
+	ending, end := context.WithCancel(context.Background())
 	return &hub{
-		config: c, log: log, published: make(map[conf.Key][]Socket),
+		ending: ending, end: end,
+		config: c, log: log, published: make(map[conf.Key][]Socket), targets: make(map[conf.Key]forward.Target),
 		members: members{hub: hubs.Hub{Store: store, Name: c.Name}, work: make(chan struct{}, 1)},
 	}, nil
 }

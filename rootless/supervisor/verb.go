@@ -2,11 +2,13 @@ package supervisor
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"os"
 	"os/exec"
+	"syscall"
 
 	"github.com/containernetworking/cni/pkg/types"
 
@@ -55,10 +57,17 @@ func (h *hub) run(r request) (*Ran, error) {
 			return nil, fmt.Errorf("removing the namespace in place of the container's: %w", err)
 		}
 	}
+	h.verbs.Add(1)
+	defer h.verbs.Add(-1)
+	ctx, cancel := context.WithCancel(r.caller)
+	defer cancel()
+	defer context.AfterFunc(h.ending, cancel)()
 	var out bytes.Buffer
-	cmd := exec.CommandContext(r.caller, "/proc/self/exe")
+	cmd := exec.CommandContext(ctx, "/proc/self/exe")
 	cmd.Args = []string{"ambi"}
 	cmd.Dir = "/"
+	// The thread that starts it ends with this process, however that ends.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.Env = []string{
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"CNI_COMMAND=" + r.Verb.Command, "CNI_CONTAINERID=" + r.Member.ContainerID, "CNI_IFNAME=" + r.Member.IfName,
