@@ -9,7 +9,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -28,6 +30,9 @@ const glance = 3 * time.Second
 // box is the container that the verbs are about. It lives as long as the machine.
 type box struct {
 	*lab.Container
+	id      string
+	mate    *box          // of a shared network: another one, that may be in it, too
+	hub     bool          // the network is shared, and has namespaces of its own
 	config  string        // members of the configuration beside cniVersion, name and type
 	settled time.Duration // how long what is left may take to go
 	added   string        // what the last ADD printed when it succeeded
@@ -40,6 +45,9 @@ const builtIn = `"capabilities":{"portMappings":true,"bandwidth":true},"bridge":
 
 const ports = `"capabilities":{"portMappings":true},"runtimeConfig":{` + mappings + `}`
 
+// shared is a network that users' containers share, for the built-in network or a chain.
+const shared = `,"rootless":{"network":"shared"}`
+
 const mappings = `"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp"},{"hostPort":5353,"containerPort":53,"protocol":"udp"}]`
 
 // chain is what delegates can leave: links, addresses, routes, rules of iptables,
@@ -50,23 +58,81 @@ const chain = `,"delegates":[
  {"type":"firewall"},
  {"type":"tuning","mtu":1400}]`
 
+// configs are the members of the configuration of each mode.
+var configs = map[string]string{
+	"root": ports + chain, "built-in": builtIn, "rootless": ports,
+	"shared": builtIn + shared, "shared-plugins": ports + shared + chain,
+}
+
+// rootless says whether a user calls the plugin.
+func rootless(mode string) bool { return mode != "root" && mode != "built-in" }
+
 func newBox(mode string, patience time.Duration) (*box, error) {
-	b := &box{config: ports, settled: cmp.Or(patience, settled)}
-	switch mode {
-	case "root":
-		b.config += chain
-	case "built-in":
-		b.config = builtIn
+	b, err := makeBox("box", mode, patience)
+	if err != nil || !strings.HasPrefix(mode, "shared") {
+		return b, err
 	}
+	b.hub = true
+	if b.mate, err = makeBox("mate", mode, patience); err != nil {
+		return nil, err
+	}
+	b.mate.config = strings.NewReplacer("8080", "8081", "5353", "5354").Replace(b.config)
+	return b, nil
+}
+
+func makeBox(id, mode string, patience time.Duration) (*box, error) {
+	b := &box{id: id, config: configs[mode], settled: cmp.Or(patience, settled)}
 	var err error
-	b.Container, err = lab.NewContainer("box", mode == "rootless")
+	b.Container, err = lab.NewContainer(id, rootless(mode))
 	return b, err
 }
 
-// everything is the machine and the inside of the container.
+var mountNamespace = regexp.MustCompile(`(?m)^mnt:\[\d+\]\n`)
+
+// everything is the machine, the inside of the containers and that of their hub.
 func (b *box) everything() snapshot.Snapshot {
 	machine := snapshot.Options{Ignore: []string{lab.Stage}}
-	return machine.Take() + snapshot.Network(b.Enter...)
+	all := machine.Take() + snapshot.Network(b.Enter...)
+	if !b.hub {
+		return all
+	}
+	// A driver that was started again beside another container has new ones.
+	all = snapshot.Snapshot(mountNamespace.ReplaceAllString(string(all), "")) + snapshot.Network(b.mate.Enter...)
+	for _, thread := range threadsElsewhere() {
+		ns := thread + "/ns/"
+		all += named("hub", snapshot.Network("nsenter", "--user="+ns+"user", "--net="+ns+"net"), ns)
+		if elsewhere(thread, "mnt") {
+			inside := snapshot.Options{Folders: []string{thread + "/root/run"}, Ignore: []string{thread + "/root/run/.host"}}
+			all += named("hub", inside.Files(), thread)
+		}
+	}
+	return all
+}
+
+// named gives the numbers of a process, which are others the next time, a name.
+func named(name string, s snapshot.Snapshot, what string) snapshot.Snapshot {
+	return snapshot.Snapshot(strings.ReplaceAll(string(s), what, name))
+}
+
+// threadsElsewhere are the threads of supervisors that are in the namespaces of a hub, as
+// their folders in /proc.
+func threadsElsewhere() (threads []string) {
+	for _, pid := range daemons() {
+		tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
+		for _, task := range tasks {
+			if inject.RoleOf(pid) == "supervisor" && elsewhere(task, "net") {
+				threads = append(threads, task)
+				break // they are all in the same one
+			}
+		}
+	}
+	return threads
+}
+
+func elsewhere(task, kind string) bool {
+	its, err := os.Readlink(task + "/ns/" + kind)
+	ours, _ := os.Readlink("/proc/self/ns/" + kind)
+	return err == nil && its != ours
 }
 
 // result is what a verb did.
@@ -80,11 +146,12 @@ func (b *box) prepare(verb string) *exec.Cmd {
 	config := `{"cniVersion":"1.1.0","name":"own","type":"ambi",` + b.config
 	switch {
 	case verb == "GC":
-		config += `,"cni.dev/valid-attachments":[]`
+		// The mate is never among those to be removed.
+		config += `,"cni.dev/valid-attachments":[{"containerID":"mate","ifname":"eth0"}]`
 	case verb != "ADD" && b.added != "":
 		config += `,"prevResult":` + b.added
 	}
-	return lab.Verb{Name: verb, ContainerID: "box", IfName: "eth0", Netns: b.Netns, Config: config + "}", UID: b.UID}.Command()
+	return lab.Verb{Name: verb, ContainerID: b.id, IfName: "eth0", Netns: b.Netns, Config: config + "}", UID: b.UID}.Command()
 }
 
 // verb calls the plugin.

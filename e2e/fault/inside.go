@@ -60,7 +60,7 @@ func inside() error {
 	}
 	// What is learnt about the host, and made once for all, is there from now on: also
 	// by iptables, which ambi turns to when nftables fails.
-	if usual := b.config; j.Mode != "rootless" {
+	if usual := b.config; !rootless(j.Mode) {
 		b.config += `,"portmap":{"backend":"iptables"}`
 		if err := errors.Join(b.must("ADD"), b.must("DEL")); err != nil {
 			return err
@@ -98,7 +98,7 @@ func inside() error {
 	before := b.everything()
 	for _, p := range j.Plan {
 		o := &outcome{planned: *p, Mode: j.Mode}
-		if err := b.suffer(o, before, usual); err != nil {
+		if err := b.sufferBeside(o, before, usual); err != nil {
 			o.Problem = err.Error()
 			o.Known = o.knownLeak()
 		}
@@ -124,18 +124,29 @@ func (b *box) must(verb string) error {
 // count counts the system calls of every verb.
 func (b *box) count() (counts, error) {
 	c := counts{}
+	err := b.countAll(c, "")
+	if b.mate == nil || err != nil {
+		return c, err
+	}
+	if err := b.mate.must("ADD"); err != nil {
+		return nil, err
+	}
+	return c, errors.Join(b.countAll(c, besideMark), b.mate.must("DEL"))
+}
+
+func (b *box) countAll(c counts, mark string) error {
 	for _, verb := range []string{"ADD", "CHECK", "DEL", "ADD", "GC"} {
 		r, err := b.traced(verb, nil)
 		if err == nil && r.Exit != 0 {
 			err = fmt.Errorf("status %d: %s%s", r.Exit, r.Out, r.Stderr)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("%s, traced: %w", verb, err)
+			return fmt.Errorf("%s, traced: %w", verb+mark, err)
 		}
-		c[verb] = r.report.Counts
-		maps.DeleteFunc(c[verb], func(role string, _ map[string]int) bool { return ofTests(role) })
+		c[verb+mark] = r.report.Counts
+		maps.DeleteFunc(c[verb+mark], func(role string, _ map[string]int) bool { return ofTests(role) })
 	}
-	return c, nil
+	return nil
 }
 
 // duration is how long an ADD takes here, the median of some.
@@ -155,10 +166,50 @@ func (b *box) duration() (time.Duration, error) {
 	return took[len(took)/2], nil
 }
 
+// sufferBeside has a fault happen, in the company that is planned. The error is the
+// problem.
+func (b *box) sufferBeside(o *outcome, before snapshot.Snapshot, usual time.Duration) error {
+	if !o.Beside {
+		return b.suffer(o, before, usual)
+	}
+	if err := b.mate.must("ADD"); err != nil {
+		return fmt.Errorf("the mate: %w", err)
+	}
+	hub := supervisors()
+	if err := b.suffer(o, b.everything(), usual); err != nil {
+		return err
+	}
+	if !hubDied(hub) {
+		if err := b.mate.healthy(); err != nil {
+			return fmt.Errorf("the mate noticed: %w", err)
+		}
+	}
+	if err := b.mate.must("DEL"); err != nil {
+		return fmt.Errorf("the mate: %w", err)
+	}
+	if left := snapshot.Await(b.settled, before, b.everything); left != "" {
+		return fmt.Errorf("left behind when the mate had gone, too (- before, + now):\n%s", left)
+	}
+	return nil
+}
+
+// hubDied says whether the fault has ended a supervisor of before.
+func hubDied(before []int) bool {
+	return slices.ContainsFunc(before, func(pid int) bool { return zombie(pid) || inject.RoleOf(pid) != "supervisor" })
+}
+
+func supervisors() []int {
+	return slices.DeleteFunc(daemons(), func(pid int) bool { return inject.RoleOf(pid) != "supervisor" })
+}
+
 // suffer has a fault happen, cleans up as planned, and compares. The error is the
 // problem.
 func (b *box) suffer(o *outcome, before snapshot.Snapshot, usual time.Duration) error {
+	hub := supervisors()
 	same := func(when string) error {
+		if o.Beside && hubDied(hub) {
+			return nil // and with it all that the mate had
+		}
 		if left := snapshot.Await(b.settled, before, b.everything); left != "" {
 			return fmt.Errorf("left behind %s (- before, + now):\n%s", when, left)
 		}

@@ -4,7 +4,7 @@
 // was before (e2e/snapshot). It drives the built binary in throw-away machines
 // (e2e/lab) and knows nothing of its inside but the names of its processes.
 //
-//	fault [-mode root|built-in|rootless|all] [-faults N] [-seed N] [-bin DIR] [-report FILE]
+//	fault [-mode root|built-in|rootless|shared|shared-plugins|all] [-faults N] [-seed N] [-bin DIR] [-report FILE]
 //
 // What has to hold, for every fault:
 //
@@ -14,6 +14,7 @@
 //   - after an ADD that was killed or has crashed, and after a DEL or GC that failed,
 //     the next DEL, GC or ADD succeeds, and then nothing is left
 //   - no verb hangs
+//   - in a shared network, another container that is in it does not notice
 //
 // The exit status is 1 when one of them does not.
 package main
@@ -32,7 +33,7 @@ import (
 )
 
 // allModes are the ways to get a network in which faults happen.
-var allModes = []string{"root", "built-in", "rootless"}
+var allModes = []string{"root", "built-in", "rootless", "shared", "shared-plugins"}
 
 func main() {
 	if err := run(os.Args[1:]); err != nil {
@@ -52,7 +53,7 @@ func run(args []string) error {
 	}
 	o := options{}
 	flags := flag.NewFlagSet("fault", flag.ExitOnError)
-	mode := flags.String("mode", "all", "root (with delegates), built-in (the built-in network), rootless or all")
+	mode := flags.String("mode", "all", "root (with delegates), built-in (the built-in network), rootless, shared (by users' containers), shared-plugins (the same with delegates) or all")
 	flags.IntVar(&o.Faults, "faults", 450, "how many faults in each mode")
 	flags.Uint64Var(&o.Seed, "seed", 1, "which of the possible faults")
 	flags.StringVar(&o.Checkout, "checkout", ".", "the repository")

@@ -15,7 +15,10 @@ import (
 
 // planned is one thing that is to happen to one verb, and what is called after it.
 type planned struct {
-	Verb  string        `json:"verb"`
+	Verb string `json:"verb"`
+	// Beside another member of a shared network, or else as its first and last one.
+	Beside bool `json:"beside,omitempty"`
+
 	Fault *inject.Fault `json:"fault,omitempty"`
 	// Without a fault: a signal at a part of the verb's usual duration, to it alone or
 	// to its whole process group.
@@ -28,13 +31,24 @@ type planned struct {
 
 func (p *planned) String() string {
 	if p.Fault != nil {
-		return p.Verb + " " + p.Fault.String()
+		return p.what() + " " + p.Fault.String()
 	}
 	whom := "the verb"
 	if p.Group {
 		whom = "its process group"
 	}
-	return fmt.Sprintf("%s %s to %s after %.1f %% of its time", p.Verb, p.Signal, whom, 100*p.Moment)
+	return fmt.Sprintf("%s %s to %s after %.1f %% of its time", p.what(), p.Signal, whom, 100*p.Moment)
+}
+
+// besideMark follows the name of a verb that happens beside another member.
+const besideMark = " beside another"
+
+// what is the verb, and beside whom.
+func (p *planned) what() string {
+	if p.Beside {
+		return p.Verb + besideMark
+	}
+	return p.Verb
 }
 
 // action is what happened, for the tables.
@@ -58,7 +72,7 @@ func (p *planned) signalled(role string) bool {
 }
 
 // ownRoles are the processes that ambi answers for.
-var ownRoles = []string{"ambi", "supervisor", "slirp4netns", "nsenter", "setpriv"}
+var ownRoles = []string{"ambi", "supervisor", inject.Inside, "slirp4netns", "nsenter", "setpriv"}
 
 // foreign says whether it happens to a program of others.
 func (p *planned) foreign() bool {
@@ -112,7 +126,7 @@ var signals = []string{"SIGKILL", "SIGTERM"}
 // than what others wrote.
 var (
 	verbWeights = map[string]int{"ADD": 4, "DEL": 2, "GC": 1, "CHECK": 1}
-	roleWeights = map[string]int{"ambi": 3, "supervisor": 3}
+	roleWeights = map[string]int{"ambi": 3, "supervisor": 3, inject.Inside: 2}
 )
 
 // momentShare is the part of the faults that are signals by time: the second way.
@@ -124,20 +138,21 @@ type group struct {
 	faults []*planned
 }
 
-// counts are the system calls of each verb, by role and name.
+// counts are the system calls of each verb, with its besideMark, by role and name.
 type counts map[string]map[string]map[string]int
 
 // groups are all faults that are possible.
 func groups(c counts) []group {
 	var all []group
-	for _, verb := range slices.Sorted(maps.Keys(c)) {
-		for _, role := range slices.Sorted(maps.Keys(c[verb])) {
-			calls := c[verb][role]
+	for _, what := range slices.Sorted(maps.Keys(c)) {
+		verb, beside := strings.CutSuffix(what, besideMark)
+		for _, role := range slices.Sorted(maps.Keys(c[what])) {
+			calls := c[what][role]
 			for _, errno := range slices.Sorted(maps.Keys(errorsOf)) {
 				g := group{weight: weight(verb, role)}
 				for _, call := range errorsOf[errno] {
 					for n := range calls[call] {
-						g.faults = append(g.faults, &planned{Verb: verb, Fault: &inject.Fault{Role: role, Call: call, N: n + 1, Errno: errno}})
+						g.faults = append(g.faults, &planned{Verb: verb, Beside: beside, Fault: &inject.Fault{Role: role, Call: call, N: n + 1, Errno: errno}})
 					}
 				}
 				all = append(all, g)
@@ -145,7 +160,7 @@ func groups(c counts) []group {
 			for _, signal := range signals {
 				g := group{weight: weight(verb, role)}
 				for n := range calls[inject.Step] {
-					g.faults = append(g.faults, &planned{Verb: verb, Fault: &inject.Fault{Role: role, Call: inject.Step, N: n + 1, Signal: signal}})
+					g.faults = append(g.faults, &planned{Verb: verb, Beside: beside, Fault: &inject.Fault{Role: role, Call: inject.Step, N: n + 1, Signal: signal}})
 				}
 				all = append(all, g)
 			}

@@ -78,7 +78,7 @@ func summary(b *strings.Builder, of []*outcome) {
 		if o.Hit == nil {
 			continue
 		}
-		row := o.Verb + " | " + o.role()
+		row := o.what() + " | " + o.role()
 		if rows[row] == nil {
 			rows[row] = map[string]int{}
 		}
@@ -124,7 +124,7 @@ func missed(of []*outcome) (n int) {
 
 func details(b *strings.Builder, of []*outcome) {
 	slices.SortFunc(of, func(x, y *outcome) int {
-		return cmp.Or(cmp.Compare(x.Verb, y.Verb), cmp.Compare(x.role(), y.role()), cmp.Compare(x.action(), y.action()), cmp.Compare(x.Moment, y.Moment), cmp.Compare(x.planned.String(), y.planned.String()))
+		return cmp.Or(cmp.Compare(x.what(), y.what()), cmp.Compare(x.role(), y.role()), cmp.Compare(x.action(), y.action()), cmp.Compare(x.Moment, y.Moment), cmp.Compare(x.planned.String(), y.planned.String()))
 	})
 	b.WriteString("\n<details><summary>Every fault</summary>\n\n| fault | where | the verb | then | left |\n|---|---|---|---|---|\n")
 	for _, o := range of {

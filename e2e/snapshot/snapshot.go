@@ -291,6 +291,13 @@ func mounts() string {
 	return strings.Join(seen, "")
 }
 
+// Files is what Take has of files alone.
+func (o Options) Files() Snapshot {
+	var b strings.Builder
+	section(&b, "files of "+strings.Join(o.Folders, ", "), o.files())
+	return Snapshot(b.String())
+}
+
 // files lists what is in the folders of state, folders themselves left out. What a
 // plugin has learnt about the host's programs, for the next call, is no leftover.
 func (o Options) files() string {

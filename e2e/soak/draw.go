@@ -29,7 +29,7 @@ func (o *outcome) panels() []chart.Panel {
 		return points
 	}
 	memory.Lines = append(memory.Lines, chart.Line{Name: "verbs at work, median", Points: series(func(s sample) float64 { return s.Verbs / 1e6 })})
-	if o.Mode == "rootless" {
+	if o.Mode != "root" {
 		memory.Lines = append(memory.Lines,
 			chart.Line{Name: "oldest supervisor", Points: series(func(s sample) float64 { return s.Resident / 1e6 })},
 			chart.Line{Name: "all supervisors, median", Points: series(func(s sample) float64 { return s.Median / 1e6 })})

@@ -78,7 +78,17 @@ func inside() error {
 
 func (w *world) look() snapshot.Snapshot { return snapshot.Options{Ignore: []string{lab.Stage}}.Take() }
 
-func (w *world) rootless() bool { return w.Mode == "rootless" }
+func (w *world) rootless() bool { return w.Mode != "root" }
+
+// veterans says whether a daemon is the supervisor of the one that stays: its own, or that
+// of the network that it shares with others.
+func (w *world) veterans(d daemon) bool {
+	about := "/" + w.veteran.id + "/"
+	if w.Mode == "shared" {
+		about = " supervisor " + w.networks[0].name
+	}
+	return d.supervisor && strings.Contains(d.commandLine, about)
+}
 
 // once uses every network once, so that what is made once for all is there.
 func (w *world) once() error {
@@ -368,7 +378,7 @@ func (w *world) killDaemon(r *rand.Rand) {
 	all := daemons()
 	var pids []int
 	for _, d := range all {
-		if !strings.Contains(d.commandLine, w.veteran.id) {
+		if !w.veterans(d) {
 			pids = append(pids, d.pid)
 		}
 	}

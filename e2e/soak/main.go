@@ -4,9 +4,9 @@
 // whole containers are killed. In the end everything is taken down and the machine
 // has to be what it was (e2e/snapshot).
 //
-//	soak [-minutes N] [-mode root|rootless|both] [-seed N] [-callers N] [-picture FILE]
+//	soak [-minutes N] [-mode root|rootless|shared|all] [-seed N] [-callers N] [-picture FILE]
 //
-// With "both" the modes run one after the other, each for the whole time. The seed,
+// With "all" the modes run one after the other, each for the whole time. The seed,
 // which is printed, decides what the callers do and in which order; how their calls
 // meet is up to the machine. The picture (SVG) shows the time of the verbs, memory
 // and descriptors over the run.
@@ -47,7 +47,7 @@ func run(args []string) error {
 	var j job
 	flags := flag.NewFlagSet("soak", flag.ExitOnError)
 	minutes := flags.Float64("minutes", 10, "how long, in each mode")
-	mode := flags.String("mode", "both", "root, rootless or both")
+	mode := flags.String("mode", "all", "root, rootless (private networks), shared or all")
 	flags.Uint64Var(&j.Seed, "seed", uint64(time.Now().UnixNano()), "of all that is random")
 	flags.IntVar(&j.Callers, "callers", 3, "how many call at the same time")
 	flags.StringVar(&j.Machine.Checkout, "checkout", ".", "the repository")
@@ -68,8 +68,8 @@ func run(args []string) error {
 	}
 	j.Time = time.Duration(*minutes * float64(time.Minute))
 	modes := []string{*mode}
-	if *mode == "both" {
-		modes = []string{"root", "rootless"}
+	if *mode == "all" {
+		modes = []string{"root", "rootless", "shared"}
 	}
 	fmt.Printf("seed %d, %d callers, %s in each mode\n", j.Seed, j.Callers, j.Time)
 	var runs []*outcome

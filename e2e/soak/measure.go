@@ -97,7 +97,7 @@ func (w *world) sample() {
 		s.Supervisors++
 		bytes := residentOf(dir)
 		resident = append(resident, bytes)
-		if strings.Contains(d.commandLine, "/"+w.veteran.id+"/") {
+		if w.veterans(d) {
 			s.Resident, s.Descriptors = bytes, len(fds)
 		}
 	}
@@ -215,7 +215,7 @@ func (o *outcome) table() string {
 		}
 	}
 	fmt.Fprintf(&b, "\nMemory of a verb at work: %.1f MB in the first quarter, %.1f MB in the last.\n", median(early)/1e6, median(late)/1e6)
-	if n := len(o.Samples); n > 0 && o.Mode == "rootless" {
+	if n := len(o.Samples); n > 0 && o.Mode != "root" {
 		first, last := o.Samples[min(n-1, n/20)], o.Samples[n-1]
 		fmt.Fprintf(&b, "\nThe supervisor that lived through all of it: %.1f MB resident and %d descriptors at the beginning, %.1f MB and %d at the end.\n",
 			first.Resident/1e6, first.Descriptors, last.Resident/1e6, last.Descriptors)

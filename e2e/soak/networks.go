@@ -36,12 +36,30 @@ var networks = map[string][]network{
  {"type":"bandwidth","ingressRate":80000000,"ingressBurst":8000000,"egressRate":80000000,"egressBurst":8000000}]`},
 	},
 	"rootless": {
-		{name: "default", wish: func(r *rand.Rand) string { return fmt.Sprintf(`"mac":"02:00:00:00:00:%02x"`, r.IntN(256)) }},
-		{name: "gateway", members: `"rootless":{"sourceIP":"gateway","cidr":"10.31.0.0/24","mtu":1500,"enableIPv6":false}`},
-		{name: "slirp", members: `"rootless":{"portHandler":"slirp4netns","cidr":"10.32.0.0/24","disableDNS":true}`},
-		{name: "open", members: `"rootless":{"cidr":"10.33.0.0/24","allowHostLoopback":true,"sandbox":false}`, wish: func(r *rand.Rand) string {
+		{name: "default", members: `"rootless":{"network":"private"}`, wish: func(r *rand.Rand) string {
+			return fmt.Sprintf(`"mac":"02:00:00:00:00:%02x"`, r.IntN(256))
+		}},
+		{name: "gateway", members: `"rootless":{"network":"private","sourceIP":"gateway","cidr":"10.31.0.0/24","mtu":1500,"enableIPv6":false}`},
+		{name: "slirp", members: `"rootless":{"network":"private","portHandler":"slirp4netns","cidr":"10.32.0.0/24","disableDNS":true}`},
+		{name: "open", members: `"rootless":{"network":"private","cidr":"10.33.0.0/24","allowHostLoopback":true,"sandbox":false}`, wish: func(r *rand.Rand) string {
 			return fmt.Sprintf(`"ips":["10.33.0.%d"]`, 50+r.IntN(40))
 		}},
+	},
+	"shared": {
+		{name: "default", members: `"rootless":{"network":"shared"},"bridge":{"subnet":"10.41.0.0/24","subnet6":"fd41::/64"}`, wish: func(r *rand.Rand) string {
+			return fmt.Sprintf(`"ips":["10.41.0.%d"],"mac":"02:00:00:00:00:%02x"`, 50+r.IntN(40), r.IntN(256))
+		}},
+		{name: "open", members: `"rootless":{"network":"shared","mtu":1500,"enableIPv6":false,"sourceIP":"gateway"},"bridge":{"isolate":false,"defaultRoute":true}`, wish: func(*rand.Rand) string {
+			return `"bandwidth":{"ingressRate":80000000,"ingressBurst":8000000,"egressRate":80000000,"egressBurst":8000000}`
+		}},
+		{name: "chain", members: `"rootless":{"network":"shared"},"delegates":[
+ {"type":"bridge","bridge":"soak1","isGateway":true,"ipMasq":true,"ipMasqBackend":"iptables","hairpinMode":true,"capabilities":{"ips":true,"mac":true},
+  "ipam":{"type":"host-local","subnet":"10.42.0.0/24","routes":[{"dst":"0.0.0.0/0"}]}},
+ {"type":"firewall"},{"type":"tuning","mtu":1400}]`, wish: func(r *rand.Rand) string {
+			return fmt.Sprintf(`"mac":"02:00:00:00:00:%02x"`, r.IntN(256))
+		}},
+		{name: "ptp", members: `"rootless":{"network":"shared"},"delegates":[
+ {"type":"ptp","ipMasq":true,"ipMasqBackend":"nftables","ipam":{"type":"host-local","dataDir":"/run/soak","subnet":"10.43.0.0/24","routes":[{"dst":"0.0.0.0/0"}]}}]`},
 	},
 }
 

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -25,7 +26,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// TestSoak is a short run in both modes; "make soak" makes long ones.
+// TestSoak is a short run in every mode; "make soak" makes long ones.
 func TestSoak(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, to make machines out of namespaces")
@@ -78,7 +79,7 @@ func TestDamaged(t *testing.T) {
 func TestSeedDecides(t *testing.T) {
 	choices := func(seed uint64) (all []string) {
 		r := rand.New(rand.NewPCG(seed, 0))
-		for _, n := range append(networks["root"], networks["rootless"]...) {
+		for _, n := range slices.Concat(networks["root"], networks["rootless"], networks["shared"]) {
 			config := n.configuration(n.runtimeConfig(r), "")
 			all = append(all, config, damaged(r, config))
 		}

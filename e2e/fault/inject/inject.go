@@ -114,8 +114,11 @@ func Run(p Program, fault *Fault) (*Report, error) {
 	return t.report, t.loop()
 }
 
+// Inside is the role of an ambi that a supervisor runs.
+const Inside = "ambi inside"
+
 // RoleOf is the name of a process: that of its program, except that ambi's
-// supervisor has one of its own.
+// supervisor has one of its own, and so has what that runs of ambi.
 func RoleOf(pid int) string {
 	exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
 	args, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
@@ -123,7 +126,18 @@ func RoleOf(pid int) string {
 	if argv := strings.Split(string(args), "\x00"); name == "ambi" && len(argv) > 1 && argv[1] == "supervisor" {
 		return "supervisor"
 	}
+	if name == "ambi" && RoleOf(parentOf(pid)) == "supervisor" {
+		return Inside
+	}
 	return name
+}
+
+func parentOf(pid int) (parent int) {
+	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	for line := range strings.Lines(string(status)) {
+		_, _ = fmt.Sscanf(line, "PPid:\t%d", &parent)
+	}
+	return parent
 }
 
 type tracer struct {
