@@ -47,23 +47,49 @@ func (d *doctor) judgeKernel(release string) {
 	}
 }
 
+// driverSeen is a driver as this host has it.
+type driverSeen struct {
+	driver.Driver
+	info *driver.Info
+	err  error // why it cannot be used
+}
+
+// lookAtDriver looks at each driver. One is enough, and relay is always there.
 func (d *doctor) lookAtDriver(context.Context) {
-	way := driver.Of("")
-	info, err := way.Inspect("")
-	if err != nil {
-		what := conf.Message(err)
-		d.forMode(conf.ModeRootless, check{Name: way.Name(), Status: fail, Seen: what, Mend: installing(way.Package()), AsRoot: true})
-		return
+	taken, names := "", []string{}
+	for _, way := range driver.Known() {
+		info, err := way.Inspect("")
+		d.noteDriver(driverSeen{way, info, err})
+		names = append(names, way.Name())
+		if err == nil && taken == "" {
+			taken = way.Name()
+		}
 	}
-	seen := strings.TrimSpace(info.Path + " " + info.Version)
-	if len(info.Lacks) > 0 {
-		d.note(check{
-			Name: way.Name(), Status: warn, Seen: seen + " has no option --" + strings.Join(info.Lacks, ", --") + ", so what they are for is missing",
-			Mend: installing(way.Package()), AsRoot: true,
-		})
-		return
+	d.pass("driver", "auto takes %s, the first of %s that is there", taken, strings.Join(names, ", "))
+}
+
+// noteDriver says what a driver is like.
+func (d *doctor) noteDriver(s driverSeen) {
+	c := check{Name: s.Name(), Status: pass, Mend: installing(s.Package()), AsRoot: true}
+	what := strings.TrimSpace(s.info.Path + " " + s.info.Version)
+	switch {
+	case s.err != nil && s.info.Path != "":
+		c.Status, c.Seen = warn, conf.Message(s.err)
+	case s.err != nil:
+		c.Seen, c.Mend = "is not installed, and need not be", ""
+	case len(s.info.Lacks) > 0:
+		c.Status, c.Seen = warn, what+" has no option --"+strings.Join(s.info.Lacks, ", --")+", so what they are for is missing"
+	case s.info.Warning != "":
+		c.Seen, c.Mend = s.info.Path+" is "+s.info.Warning, ""
+		if d.mode == conf.ModeRootless {
+			c.Status = warn
+		}
+	case what == "":
+		c.Seen, c.Mend = "a part of ambi", ""
+	default:
+		c.Seen, c.Mend = what+", with all options that ambi uses", ""
 	}
-	d.pass(way.Name(), "%s, with all options that ambi uses", seen)
+	d.note(c)
 }
 
 func (d *doctor) lookAtNsenter(context.Context) {

@@ -12,7 +12,6 @@ import (
 	"github.com/ambi-cni/ambi/record"
 	"github.com/ambi-cni/ambi/root"
 	"github.com/ambi-cni/ambi/rootless"
-	"github.com/ambi-cni/ambi/rootless/driver"
 	"github.com/ambi-cni/ambi/rootless/supervisor"
 )
 
@@ -150,7 +149,7 @@ func (t *attachment) lookAtSupervisor() {
 		return
 	}
 	if t.status.Driver.PID == 0 {
-		t.wrong(driverDown, t.app.command("logs "+t.String()), "%s is down and being restarted: %s", driver.Of(t.options().Driver).Name(), t.status.Driver.Error)
+		t.wrong(driverDown, t.app.command("logs "+t.String()), "%s is down and being restarted: %s", t.status.Driver.Name, t.status.Driver.Error)
 	}
 }
 

@@ -13,7 +13,6 @@ import (
 
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/record"
-	"github.com/ambi-cni/ambi/rootless/driver"
 )
 
 func (a *app) inspectCommand() *cobra.Command {
@@ -204,7 +203,7 @@ func supervisorOf(t *attachment) *supervisorInfo {
 		d := t.status.Driver
 		return &supervisorInfo{
 			PID: t.record.Supervisor.PID, Since: &t.status.Since,
-			Driver: &driverInfo{Name: driver.Of(t.options().Driver).Name(), PID: d.PID, Restarts: d.Restarts, LastError: d.Error},
+			Driver: &driverInfo{Name: d.Name, PID: d.PID, Restarts: d.Restarts, LastError: d.Error},
 		}
 	case t.record.Supervisor != nil:
 		return &supervisorInfo{PID: t.record.Supervisor.PID}

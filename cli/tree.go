@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	"github.com/ambi-cni/ambi/conf"
-	"github.com/ambi-cni/ambi/rootless/driver"
 	"github.com/ambi-cni/ambi/rootless/hub"
 )
 
@@ -76,7 +75,7 @@ func (t *attachment) heldBy() (id string, means []string) {
 }
 
 func driverText(t *attachment) string {
-	name := driver.Of(t.options().Driver).Name()
+	name := t.status.Driver.Name
 	if t.status.Driver.PID == 0 {
 		return name + " down"
 	}

@@ -100,7 +100,7 @@ func requireSaneRootless(t *testing.T, r conf.Rootless) {
 		least = 1280
 	}
 	require.True(t, r.MTU >= least && r.MTU <= 65521, r.MTU)
-	require.Equal(t, "slirp4netns", r.Driver)
+	require.Contains(t, []string{conf.DriverAuto, "slirp4netns", "relay", "pasta"}, r.Driver)
 	require.Contains(t, []conf.PortHandler{conf.HandlerRootlessport, conf.HandlerSlirp4netns}, r.PortHandler)
 	require.Contains(t, []conf.SourceIP{conf.SourcePreserve, conf.SourceGateway}, r.SourceIP)
 	require.True(t, r.OutboundAddr6 == "" || r.EnableIPv6)

@@ -135,10 +135,13 @@ type Portmap struct {
 	SNAT    bool // masquerade connections that would come back otherwise (hairpin, 127.0.0.1)
 }
 
+// DriverAuto leaves the choice of the driver to the host.
+const DriverAuto = "auto"
+
 // Rootless has the keys of the rootless network.
 type Rootless struct {
 	Network           RootlessNetwork
-	Driver            string // slirp4netns
+	Driver            string // its name, or auto
 	CIDR              netip.Prefix
 	MTU               int
 	EnableIPv6        bool
@@ -190,7 +193,7 @@ func defaults() NetConf {
 		Portmap:  Portmap{Backend: BackendAuto, SNAT: true},
 		LogLevel: "info",
 		Rootless: Rootless{
-			Network: NetworkPrivate, Driver: "slirp4netns", CIDR: netip.MustParsePrefix("10.0.2.0/24"), MTU: defaultMTU, EnableIPv6: true,
+			Network: NetworkPrivate, Driver: DriverAuto, CIDR: netip.MustParsePrefix("10.0.2.0/24"), MTU: defaultMTU, EnableIPv6: true,
 			PortHandler: HandlerRootlessport, SourceIP: SourcePreserve, Sandbox: true, Seccomp: true,
 		},
 	}
@@ -435,7 +438,7 @@ func (p *Portmap) fields() fields {
 func (r *Rootless) fields() fields {
 	return fields{
 		"network":           oneOf(&r.Network, NetworkPrivate, NetworkShared),
-		"driver":            oneOf(&r.Driver, "slirp4netns", "relay"),
+		"driver":            oneOf(&r.Driver, DriverAuto, "slirp4netns", "relay", "pasta"),
 		"cidr":              r.setCIDR,
 		"mtu":               into(&r.MTU, mtuExpected),
 		"enableIPv6":        r.setEnableIPv6,

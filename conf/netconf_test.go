@@ -39,7 +39,7 @@ func TestParseDefaults(t *testing.T) {
 	require.Equal(t, conf.Bridge{Isolate: true}, n.Bridge)
 	require.Equal(t, conf.Portmap{Backend: conf.BackendAuto, SNAT: true}, n.Portmap)
 	require.Equal(t, conf.Rootless{
-		Network: conf.NetworkPrivate, Driver: "slirp4netns", CIDR: netip.MustParsePrefix("10.0.2.0/24"), MTU: 65520, EnableIPv6: true,
+		Network: conf.NetworkPrivate, Driver: conf.DriverAuto, CIDR: netip.MustParsePrefix("10.0.2.0/24"), MTU: 65520, EnableIPv6: true,
 		PortHandler: conf.HandlerRootlessport, SourceIP: conf.SourcePreserve, Sandbox: true, Seccomp: true,
 	}, n.Rootless)
 	require.Empty(t, n.StateDir)
@@ -87,7 +87,9 @@ func TestParseAccepts(t *testing.T) {
 		{`"portmap":{"backend":"iptables"}`, func(n *conf.NetConf) any { return n.Portmap.Backend }, "iptables"},
 		{`"portmap":{"backend":"none"}`, func(n *conf.NetConf) any { return n.Portmap.Backend }, "none"},
 		{`"portmap":{"snat":false}`, func(n *conf.NetConf) any { return n.Portmap.SNAT }, "false"},
+		{``, func(n *conf.NetConf) any { return n.Rootless.Driver }, "auto"},
 		{`"rootless":{"driver":"slirp4netns"}`, func(n *conf.NetConf) any { return n.Rootless.Driver }, "slirp4netns"},
+		{`"rootless":{"driver":"pasta"}`, func(n *conf.NetConf) any { return n.Rootless.Driver }, "pasta"},
 		{`"rootless":{"cidr":"192.168.128.0/25"}`, func(n *conf.NetConf) any { return n.Rootless.CIDR }, "192.168.128.0/25"},
 		{`"rootless":{"cidr":"128.0.0.0/1"}`, func(n *conf.NetConf) any { return n.Rootless.CIDR }, "128.0.0.0/1"},
 		{`"rootless":{"mtu":1500}`, func(n *conf.NetConf) any { return n.Rootless.MTU }, "1500"},
@@ -254,7 +256,7 @@ func TestParseRefusesValues(t *testing.T) {
 		{`"portmap":{"backend":"ipfw"}`, []string{`"portmap.backend"`, `"ipfw"`, "auto, nftables, iptables, none"}},
 		{`"portmap":{"snat":"no"}`, []string{`"portmap.snat"`, `"no"`, "true or false"}},
 		{`"rootless":[]`, []string{`"rootless"`, "[]", "object"}},
-		{`"rootless":{"driver":"pasta"}`, []string{`"rootless.driver"`, `"pasta"`, "slirp4netns"}},
+		{`"rootless":{"driver":"vpnkit"}`, []string{`"rootless.driver"`, `"vpnkit"`, "auto", "slirp4netns", "pasta"}},
 		{`"rootless":{"cidr":""}`, []string{`"rootless.cidr"`, `""`, "IPv4 network"}},
 		{`"rootless":{"cidr":"10.0.2.0"}`, []string{`"rootless.cidr"`, `"10.0.2.0"`}},
 		{`"rootless":{"cidr":"10.0.2.0/26"}`, []string{`"rootless.cidr"`, "10.0.2.0/26", "from 1 to 25"}},

@@ -56,15 +56,12 @@ func (n *Network) step(name string) {
 // Available says whether an ADD could work, as far as the host is concerned: code 50
 // with the remedy otherwise.
 func Available(r conf.Rootless, cacheDir string) error {
-	d := driver.Of(r.Driver)
-	program, err := d.Find(r.Path, cacheDir)
+	_, program, err := driver.Choose(r, cacheDir)
 	if err != nil {
 		return err
 	}
-	if _, err := program.Command(r, ""); err != nil {
-		return err
-	}
-	return d.CheckHost()
+	_, err = program.Command(r, "")
+	return err
 }
 
 // Add binds the host ports, starts the supervisor and returns when the network is
@@ -101,8 +98,7 @@ func (n *Network) Add(ctx context.Context, a *conf.Attachment) (*types100.Result
 // be.
 func (n *Network) choose(a *conf.Attachment) (*driver.Command, *plan.Interface, error) {
 	r := a.NetConf.Rootless
-	d := driver.Of(r.Driver)
-	program, err := d.Find(r.Path, n.Store.Dir())
+	d, program, err := driver.Choose(r, n.Store.Dir())
 	if err != nil {
 		return nil, nil, err
 	}
@@ -124,7 +120,7 @@ func (n *Network) choose(a *conf.Attachment) (*driver.Command, *plan.Interface, 
 	if d.Publishes(r.PortHandler) {
 		command.APISocket = n.Store.Path(a.Key, "api") // without ports, too: some may be added
 	}
-	return command, p, d.CheckHost()
+	return command, p, nil
 }
 
 // unsupported refuses what the runtime asks for and this network cannot give,

@@ -173,7 +173,9 @@ func hasEnded(ctx context.Context, h hub.Hub, state *hub.State) bool {
 
 // sameOptions: the driver is the network's, and its options those of the first member.
 func sameOptions(a *conf.Attachment, have, wanted *hub.State) error {
-	if have.Driver.Path == wanted.Driver.Path && slices.Equal(have.Driver.Args, wanted.Driver.Args) && have.Bridge == wanted.Bridge {
+	// The one that "auto" found first serves the later ones as well.
+	asked := a.NetConf.Rootless.Driver != conf.DriverAuto || have.Driver.Driver == wanted.Driver.Driver
+	if have.Bridge == wanted.Bridge && (!asked || have.Driver.Same(&wanted.Driver)) {
 		return nil
 	}
 	return conf.Mendf(conf.Errorf(types.ErrInvalidNetworkConfig, "network %q is running with other options: its driver is %s %q and bridge %s, and this container asks for %s %q and bridge %s",

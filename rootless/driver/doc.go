@@ -4,8 +4,8 @@
 // starts and ends it, keeps the host's loopback closed to it, and publishes ports by it
 // where it can do that itself.
 //
-// slirp4netns is the first driver, and nothing outside this room knows it: what others
-// need is in Driver, Program and Process.
+// slirp4netns, pasta and relay are the drivers, and nothing outside this room knows them:
+// what others need is in Driver, Program and Process.
 //
 // A verb finds the driver and works out the Command and the addresses; the supervisor
 // starts the Command, and does so again when the process has ended.

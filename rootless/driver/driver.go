@@ -1,13 +1,16 @@
 package driver
 
 import (
+	"errors"
 	"log/slog"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
+	"github.com/containernetworking/cni/pkg/types"
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
@@ -40,6 +43,7 @@ type Driver interface {
 	Publishable(conf.PortMapping) (conf.PortMapping, error)
 
 	start(*Command, Files, *slog.Logger) (Process, error)
+	ofHost(*Command) string // what one that is started now has of the host for good
 	move(*Command, netip.Prefix)
 	publisher(c *Command, container netip.Addr) Publisher
 }
@@ -81,6 +85,7 @@ type Info struct {
 	Path    string
 	Version string   // empty when it says nothing
 	Lacks   []string // options that ambi would use and it does not have
+	Warning string   // what is wrong with it; empty when nothing is known
 }
 
 // Command is a driver as it is started, the first time and again. It goes to the
@@ -90,6 +95,11 @@ type Command struct {
 	Path   string   `json:"path"`
 	Args   []string `json:"args"`
 	IfName string   `json:"ifName"`
+	// Outbound4 and 6 are what connections go out from: an address, an interface of the
+	// host that has one, or nothing.
+	Outbound4 string `json:"outbound4,omitempty"`
+	Outbound6 string `json:"outbound6,omitempty"`
+	Warning   string `json:"warning,omitempty"` // as Info has it
 	// APISocket is where it takes requests to publish ports; empty when it is asked for
 	// none.
 	APISocket string `json:"apiSocket,omitempty"`
@@ -121,18 +131,69 @@ func (c *Command) Publisher(container netip.Addr) Publisher {
 	return Of(c.Driver).publisher(c, container)
 }
 
-// known are all drivers, best first.
-var known = []Driver{slirp4netns{}, relay{}}
+// Known are all drivers, in the order in which "auto" looks for them.
+func Known() []Driver { return []Driver{slirp4netns{}, relay{}, pasta{}} }
 
-// Of is the driver that the key rootless.driver names, or the best when it names none
+// Of is the driver that the key rootless.driver names, or the first when it names none
 // ("auto").
 func Of(name string) Driver {
+	known := Known()
 	for _, d := range known {
 		if d.Name() == name {
 			return d
 		}
 	}
 	return known[0]
+}
+
+// Choose finds the driver for a configuration: the one that it names, or the first that
+// this host has all for. An error, of code 50, says of each why it cannot be.
+func Choose(r conf.Rootless, cacheDir string) (Driver, Program, error) {
+	var errs []error
+	candidates := Candidates(r)
+	for _, d := range candidates {
+		program, err := d.Find(r.Path, cacheDir)
+		if err == nil {
+			err = d.CheckHost()
+		}
+		if err == nil {
+			return d, program, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, nil, noneOf(errs)
+}
+
+// Candidates are the drivers that may be meant, best first.
+func Candidates(r conf.Rootless) []Driver {
+	switch {
+	case r.Driver != conf.DriverAuto:
+		return []Driver{Of(r.Driver)}
+	case r.PortHandler == conf.HandlerSlirp4netns:
+		return []Driver{slirp4netns{}}
+	case r.Path == "" && r.Network != conf.NetworkShared:
+		return slices.DeleteFunc(Known(), func(d Driver) bool { return d == relay{} }) // for shared networks so far
+	case r.Path == "":
+		return Known()
+	case strings.Contains(filepath.Base(r.Path), pasta{}.Name()):
+		return []Driver{pasta{}}
+	}
+	return []Driver{slirp4netns{}}
+}
+
+// noneOf is the error of a host for which no driver is good.
+func noneOf(errs []error) error {
+	if len(errs) == 1 {
+		return errs[0]
+	}
+	var texts, remedies []string
+	for _, err := range errs {
+		texts = append(texts, conf.Message(err))
+		if e, ok := errors.AsType[*types.Error](err); ok && !slices.Contains(remedies, e.Details) {
+			remedies = append(remedies, e.Details)
+		}
+	}
+	return conf.Mendf(conf.Errorf(conf.ErrPluginNotAvailable, "no driver can be used: %s", strings.Join(texts, "; ")), "%s", strings.Join(remedies, "; or "))
 }
 
 // usualFolders are looked into after PATH, which runtimes often leave empty.

@@ -9,7 +9,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -19,18 +21,107 @@ import (
 	"github.com/ambi-cni/ambi/record"
 )
 
-// process is one running slirp4netns.
-type process struct {
+// child is a running program that is a driver.
+type child struct {
+	name   string
 	helper []string // see Files
 	cmd    *exec.Cmd
-	ready  *os.File // held bytes of ours, and one when the interface is there (--ready-fd)
-	held   int
-	// folder of the API socket, while the driver binds that
-	folder *os.File
-	exit   *os.File      // closing it makes slirp4netns leave (--exit-fd)
 	done   chan struct{} // closed when it has ended
 	err    error         // how it ended; read after done
 	tail   *tail
+}
+
+func newChild(name string, files Files, log *slog.Logger, argv ...string) child {
+	c := child{
+		name: name, helper: files.Helper, cmd: exec.Command(argv[0], argv[1:]...), done: make(chan struct{}),
+		tail: &tail{name: name, log: log},
+	}
+	c.cmd.Stdout, c.cmd.Stderr = c.tail, c.tail
+	c.cmd.Env, c.cmd.Dir = []string{}, "/"
+	return c
+}
+
+func (c *child) wait() {
+	c.err = c.cmd.Wait()
+	close(c.done)
+}
+
+// startUnderUs starts the program by the helper from a thread that stays: the kernel ends
+// it with the thread that has started it (PR_SET_PDEATHSIG in prctl(2)).
+func (c *child) startUnderUs(argv []string) error {
+	c.cmd.Path = "/proc/self/exe"
+	c.cmd.Args = slices.Concat(c.helper, []string{underUs, strconv.Itoa(os.Getpid())}, argv)
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := c.cmd.Start()
+		started <- err
+		if err == nil {
+			c.wait()
+		}
+	}()
+	return <-started
+}
+
+// underUs is the first argument of a helper that becomes another program, which ends with
+// the process of the PID that follows. The helper does it, since the kernel forgets it at an
+// execve(2) that gives capabilities, as that of a supervisor does which has given up its own.
+const underUs = "under"
+
+func becomeUnder(args []string) error {
+	runtime.LockOSThread()
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
+		return fmt.Errorf("having it end with the supervisor: %w", err)
+	}
+	if strconv.Itoa(os.Getppid()) != args[0] {
+		return errors.New("the supervisor has ended meanwhile")
+	}
+	return unix.Exec(args[1], args[1:], os.Environ())
+}
+
+func (c *child) exitStatus() string {
+	if c.err == nil {
+		return "exit status 0"
+	}
+	return c.err.Error()
+}
+
+func (c *child) PID() int               { return c.cmd.Process.Pid }
+func (c *child) Ended() <-chan struct{} { return c.done }
+
+func (c *child) Ending() string {
+	return fmt.Sprintf("%s ended (%s): %s", c.name, c.exitStatus(), c.tail.last())
+}
+
+// awaitEnd waits for one that was told to leave.
+func (c *child) awaitEnd() {
+	select {
+	case <-c.done:
+	case <-time.After(leaveGrace):
+		_ = c.cmd.Process.Kill()
+		<-c.done
+	}
+}
+
+// notReady is the error of one that has closed its ready pipe and said nothing.
+func (c *child) notReady() error {
+	select {
+	case <-c.done:
+	case <-time.After(leaveGrace):
+		return fmt.Errorf("%s runs and could not say whether it is ready: %s", c.name, c.tail.last())
+	}
+	return fmt.Errorf("%s ended before it was ready (%s): %s", c.name, c.exitStatus(), c.tail.last())
+}
+
+// process is one running slirp4netns.
+type process struct {
+	child
+	ready *os.File // held bytes of ours, and one when the interface is there (--ready-fd)
+	held  int
+	// folder of the API socket, while the driver binds that
+	folder *os.File
+	exit   *os.File // closing it makes slirp4netns leave (--exit-fd)
 }
 
 // The descriptors that slirp4netns gets, in the order of ExtraFiles.
@@ -49,6 +140,10 @@ const readyPatience = time.Minute
 const leaveGrace = 5 * time.Second
 
 func (slirp4netns) start(c *Command, files Files, log *slog.Logger) (Process, error) {
+	outbound, err := slirpOutbound(c)
+	if err != nil {
+		return nil, err
+	}
 	exitRead, exitWrite, err := os.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("starting slirp4netns: %w", err)
@@ -59,11 +154,8 @@ func (slirp4netns) start(c *Command, files Files, log *slog.Logger) (Process, er
 		exitWrite.Close()
 		return nil, fmt.Errorf("starting slirp4netns: %w", err)
 	}
-	s := &process{helper: files.Helper, exit: exitWrite, ready: readyRead, held: held, done: make(chan struct{}), tail: &tail{log: log}}
-	s.cmd = exec.Command(c.Path, c.Args...)
+	s := &process{child: newChild("slirp4netns", files, log, slices.Concat([]string{c.Path}, c.Args, outbound)...), exit: exitWrite, ready: readyRead, held: held}
 	s.cmd.ExtraFiles = []*os.File{exitRead, readyWrite, files.Netns, files.Alive}
-	s.cmd.Stdout, s.cmd.Stderr = s.tail, s.tail
-	s.cmd.Env, s.cmd.Dir = []string{}, "/"
 	if c.APISocket != "" {
 		if err := s.addAPISocket(c.APISocket); err != nil {
 			exitWrite.Close()
@@ -131,11 +223,6 @@ func (s *process) closeFolder() {
 	}
 }
 
-func (s *process) wait() {
-	s.err = s.cmd.Wait()
-	close(s.done)
-}
-
 func (s *process) AwaitReady() error {
 	defer s.ready.Close()
 	defer s.closeFolder()
@@ -150,41 +237,19 @@ func (s *process) AwaitReady() error {
 	} else if !errors.Is(err, io.ErrUnexpectedEOF) {
 		return fmt.Errorf("waiting for slirp4netns to become ready: %w: %s", err, s.tail.last())
 	}
-	select {
-	case <-s.done:
-	case <-time.After(leaveGrace):
-		return fmt.Errorf("slirp4netns runs and could not say whether it is ready: %s", s.tail.last())
-	}
-	return fmt.Errorf("slirp4netns ended before it was ready (%s): %s", s.exitStatus(), s.tail.last())
+	return s.notReady()
 }
 
-func (s *process) exitStatus() string {
-	if s.err == nil {
-		return "exit status 0"
-	}
-	return s.err.Error()
-}
-
-func (s *process) PID() int               { return s.cmd.Process.Pid }
-func (s *process) Ended() <-chan struct{} { return s.done }
-func (s *process) Dismiss()               { s.exit.Close() }
-
-func (s *process) Ending() string {
-	return fmt.Sprintf("slirp4netns ended (%s): %s", s.exitStatus(), s.tail.last())
-}
+func (s *process) Dismiss() { s.exit.Close() }
 
 func (s *process) Stop() {
 	s.Dismiss()
-	select {
-	case <-s.done:
-	case <-time.After(leaveGrace):
-		_ = s.cmd.Process.Kill()
-		<-s.done
-	}
+	s.awaitEnd()
 }
 
 // tail keeps the last lines of the driver's output and logs each.
 type tail struct {
+	name  string
 	log   *slog.Logger
 	mu    sync.Mutex
 	lines []string
@@ -213,14 +278,20 @@ func (t *tail) Write(b []byte) (int, error) {
 }
 
 func (t *tail) keep(line string) {
-	if line == "" {
+	if line == "" || isNoise(line) {
 		return
 	}
-	t.log.Info("slirp4netns", "says", line)
+	t.log.Info(t.name, "says", line)
 	t.lines = append(t.lines, line)
 	if len(t.lines) > tailLines {
 		t.lines = append([]string{}, t.lines[1:]...)
 	}
+}
+
+// isNoise says that a line is about the others: without a system log a pasta of before
+// 2023-06 follows each of its lines with one.
+func isNoise(line string) bool {
+	return strings.HasPrefix(line, "Failed to send ") && strings.HasSuffix(line, " bytes to syslog")
 }
 
 func (t *tail) last() string {

@@ -38,8 +38,6 @@ type relayProgram struct{}
 const (
 	optionNetwork  = "--cidr="
 	optionNetwork6 = "--cidr6="
-	optionFrom4    = "--outbound-addr="
-	optionFrom6    = "--outbound-addr6="
 	optionLoopback = "--host-loopback"
 	optionNoDNS    = "--disable-dns"
 )
@@ -51,29 +49,21 @@ func (relayProgram) Command(r conf.Rootless, ifName string) (*Command, error) {
 	} else if ipv6 {
 		args = append(args, optionNetwork6+ipv6Network.String())
 	}
-	for _, o := range []struct {
-		key, value, option string
-		family             func(netip.Addr) bool
-	}{
-		{"rootless.outboundAddr", r.OutboundAddr, optionFrom4, netip.Addr.Is4},
-		{"rootless.outboundAddr6", r.OutboundAddr6, optionFrom6, netip.Addr.Is6},
-	} {
-		from, err := outboundAddress(o.key, o.value, o.family)
-		if err != nil {
-			return nil, err
-		}
-		if from != "" {
-			args = append(args, o.option+from)
-		}
-	}
 	if r.AllowHostLoopback {
 		args = append(args, optionLoopback)
 	}
 	if r.DisableDNS {
 		args = append(args, optionNoDNS)
 	}
-	return &Command{Driver: relay{}.Name(), Path: relay{}.Name(), Args: args, IfName: ifName}, nil
+	c := &Command{
+		Driver: relay{}.Name(), Path: relay{}.Name(), Args: args, IfName: ifName,
+		Outbound4: r.OutboundAddr, Outbound6: r.OutboundAddr6,
+	}
+	_, _, err := c.outbound()
+	return c, err
 }
+
+func (relay) ofHost(*Command) string { return "" }
 
 func (relayProgram) Plan(a *conf.Attachment) (*plan.Interface, error) {
 	return planFor(a, relay{}.Name(), true, true)
@@ -89,6 +79,12 @@ func (relay) move(c *Command, network netip.Prefix) {
 
 // relayConfig reads the options of a Command.
 func relayConfig(c *Command) (config way.Config, err error) {
+	from4, from6, err := c.outbound()
+	if err != nil {
+		return config, err
+	}
+	config.From4, _ = netip.ParseAddr(from4) // invalid: any
+	config.From6, _ = netip.ParseAddr(from6)
 	dns := true
 	for _, arg := range c.Args {
 		option, value, _ := strings.Cut(arg, "=")
@@ -97,10 +93,6 @@ func relayConfig(c *Command) (config way.Config, err error) {
 			config.IPv4.Network, err = netip.ParsePrefix(value)
 		case optionNetwork6:
 			config.IPv6.Network, err = netip.ParsePrefix(value)
-		case optionFrom4:
-			config.From4, err = netip.ParseAddr(value)
-		case optionFrom6:
-			config.From6, err = netip.ParseAddr(value)
 		case optionLoopback + "=":
 			config.AllowHostLoopback = true
 		case optionNoDNS + "=":

@@ -19,7 +19,7 @@ import (
 
 // driverWithout is a slirp4netns of all features but these.
 func driverWithout(missing ...string) *program {
-	d := &program{Path: "/usr/bin/slirp4netns", Features: make(map[string]bool)}
+	d := &program{binary{Path: "/usr/bin/slirp4netns", Features: make(map[string]bool)}}
 	for _, f := range features {
 		d.Features[f] = !slices.Contains(missing, f)
 	}
@@ -48,9 +48,8 @@ func TestDriverArguments(t *testing.T) {
 			"--netns-type=path --mtu=65520 --cidr=10.0.2.0/24 --enable-ipv6 --enable-sandbox --enable-seccomp"},
 		{"everything", `"rootless":{"cidr":"10.9.0.0/16","mtu":1500,"enableIPv6":true,"outboundAddr":"192.0.2.1","outboundAddr6":"2001:db8::1","disableDNS":true}`,
 			driverWithout(), "--netns-type=path --mtu=1500 --cidr=10.9.0.0/16 --enable-ipv6 --disable-host-loopback" +
-				" --outbound-addr=192.0.2.1 --outbound-addr6=2001:db8::1 --disable-dns --enable-sandbox --enable-seccomp"},
-		{"an interface", `"rootless":{"outboundAddr":"lo"}`, driverWithout(),
-			"--netns-type=path --mtu=65520 --cidr=10.0.2.0/24 --enable-ipv6 --disable-host-loopback --outbound-addr=lo --enable-sandbox --enable-seccomp"},
+				" --disable-dns --enable-sandbox --enable-seccomp --outbound-addr=192.0.2.1 --outbound-addr6=2001:db8::1"},
+		{"an interface", `"rootless":{"outboundAddr":"lo"}`, driverWithout(), all + " --outbound-addr=127.0.0.1"},
 		{"the API is not an argument here", `"rootless":{"portHandler":"slirp4netns"}`, driverWithout(), all},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -58,7 +57,9 @@ func TestDriverArguments(t *testing.T) {
 			parsed := a.NetConf.Rootless
 			c, err := tt.driver.Command(a.NetConf.Rootless, "eth0")
 			require.NoError(t, err)
-			require.Equal(t, tt.want, strings.Join(c.Args, " "))
+			outbound, err := slirpOutbound(c)
+			require.NoError(t, err)
+			require.Equal(t, tt.want, strings.Join(slices.Concat(c.Args, outbound), " "))
 			p, err := tt.driver.Plan(a)
 			require.NoError(t, err)
 			require.Equal(t, parsed, a.NetConf.Rootless, "nothing that was parsed is changed")
@@ -96,7 +97,7 @@ func TestOutboundInterfaceIsLookedFor(t *testing.T) {
 	}
 }
 
-func find(configured, cacheDir string) (*program, error) {
+func findSlirp(configured, cacheDir string) (*program, error) {
 	found, err := slirp4netns{}.Find(configured, cacheDir)
 	p, _ := found.(*program)
 	return p, err
@@ -119,7 +120,7 @@ const minimalHelp = "-e, --exit-fd=FD  x\n-r, --ready-fd=FD  x\n--netns-type=TYP
 
 func TestFindDriverLearnsFeatures(t *testing.T) {
 	path, _ := fakeDriver(t, minimalHelp+"-m, --mtu=MTU  x\n--outbound-addr6=IPv6 x\n--enable-sandbox x\n--enable-seccomp")
-	d, err := find(path, t.TempDir())
+	d, err := findSlirp(path, t.TempDir())
 	require.NoError(t, err)
 	var got []string
 	for _, f := range features {
@@ -134,7 +135,7 @@ func TestFindDriverCaches(t *testing.T) {
 	cache := t.TempDir()
 	path, runs := fakeDriver(t, minimalHelp)
 	search := func() *program {
-		d, err := find(path, cache)
+		d, err := findSlirp(path, cache)
 		require.NoError(t, err)
 		return d
 	}
@@ -156,7 +157,7 @@ func TestFindDriverCaches(t *testing.T) {
 	}
 	require.Len(t, glob(t, cache), 1, "and nothing else is left there")
 
-	_, err := find(path, "/nonexistent/cache")
+	_, err := findSlirp(path, "/nonexistent/cache")
 	require.NoError(t, err, "a cache that cannot be written does no harm")
 }
 
@@ -185,7 +186,7 @@ func TestFindDriverFails(t *testing.T) {
 		{"endless", endless, []string{endless, "more than 65536 bytes"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := find(tt.path, t.TempDir())
+			_, err := findSlirp(tt.path, t.TempDir())
 			unit.RequireError(t, err, conf.ErrPluginNotAvailable, tt.texts...)
 		})
 	}
@@ -195,7 +196,7 @@ func TestFindDriverOfThisHost(t *testing.T) {
 	if _, err := exec.LookPath("slirp4netns"); err != nil {
 		t.Skip("slirp4netns is not installed")
 	}
-	d, err := find("", t.TempDir())
+	d, err := findSlirp("", t.TempDir())
 	require.NoError(t, err)
 	for _, f := range []string{"mtu", "cidr", "enable-ipv6", "disable-host-loopback", "outbound-addr", "api-socket"} {
 		require.True(t, d.Features[f], f)

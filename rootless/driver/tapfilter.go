@@ -61,7 +61,7 @@ func ifEqual(value uint32, then, otherwise, at uint8) unix.SockFilter {
 const mostDescriptors = 256
 
 // errNoDriver: it has ended, and will say why.
-var errNoDriver = errors.New("slirp4netns has ended")
+var errNoDriver = errors.New("the driver has ended")
 
 // filterTap waits until the driver has its tap and sets the filter. Then it throws away
 // what the container has sent meanwhile: the filter looks at a frame when it is sent.
@@ -142,7 +142,7 @@ func discardFrames(tap int, deadline time.Time) error {
 }
 
 // closeLoopback sets the filter.
-func (s *process) closeLoopback() error {
+func (s *child) closeLoopback() error {
 	set := filterTap
 	if !record.HaveCapability(unix.CAP_SYS_PTRACE) {
 		set = s.filterTapByHelper
@@ -154,10 +154,10 @@ func (s *process) closeLoopback() error {
 	if err == nil || errors.Is(err, errNoDriver) || errors.Is(err, os.ErrProcessDone) {
 		return nil // one that has ended says why on the ready pipe
 	}
-	return conf.Mendf(conf.Errorf(conf.ErrNetwork, "closing the host's loopback to the container (a filter on the tap of slirp4netns): %v", err), "it takes Linux 5.6, a seccomp profile that allows pidfd_getfd, and the sysctl kernel.yama.ptrace_scope below 3")
+	return conf.Mendf(conf.Errorf(conf.ErrNetwork, "closing the host's loopback to the container (a filter on the tap of %s): %v", s.name, err), "it takes Linux 5.6, a seccomp profile that allows pidfd_getfd, and the sysctl kernel.yama.ptrace_scope below 3")
 }
 
-func (s *process) filterTapByHelper(pidfd int) error {
+func (s *child) filterTapByHelper(pidfd int) error {
 	own, err := unix.FcntlInt(uintptr(pidfd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -180,8 +180,15 @@ func (s *process) filterTapByHelper(pidfd int) error {
 // HelperMain is the main function of a process that sets the filter for a supervisor
 // which has given up the rights to: exec gives them back to uid 0, for this moment. The
 // pidfd of the driver is its first descriptor. It returns the exit status.
-func HelperMain() int {
+//
+// With arguments it becomes a driver, see startUnderUs.
+func HelperMain(args []string) int {
 	const pidfd = 3
+	if len(args) > 2 && args[0] == underUs {
+		err := becomeUnder(args[1:])
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	if err := filterTap(pidfd); err != nil && !errors.Is(err, errNoDriver) {
 		fmt.Println(err)
 		return 1

@@ -140,6 +140,7 @@ func (s *InterfaceStats) reversed() *InterfaceStats {
 
 // DriverStatus is the state of the driver.
 type DriverStatus struct {
+	Name     string `json:"name"`
 	PID      int    `json:"pid"` // 0 while it is down
 	Restarts int    `json:"restarts"`
 	Error    string `json:"error,omitempty"` // why the last one ended

@@ -49,12 +49,15 @@ type supervisor struct {
 	restarts int
 	lastErr  string
 	firstErr error // of a hub: why it had no driver at first
+
+	ofHost string        // what the driver has of the host, by work
+	hurry  chan struct{} // has something in it when the next try need not wait
 }
 
 // Main is the main function of the supervisor process; it returns the exit status.
 func Main() int {
 	if len(os.Args) > 2 && os.Args[2] == driverRole {
-		return driver.HelperMain()
+		return driver.HelperMain(os.Args[3:])
 	}
 	collectLate()
 	// rootlessport's workers, one a processor, wait in epoll without telling the
@@ -105,6 +108,7 @@ func Main() int {
 	close(s.started)
 	go serveControl(s.control, s.owner, s.log, s.answer)
 	go s.keepDriver()
+	go s.followHost()
 	s.run()
 	return 0
 }
@@ -134,6 +138,7 @@ func hubMain(config *Config, ready *os.File) int {
 		return 1
 	}
 	go s.firstDriver()
+	go s.followHost()
 	s.run()
 	return 0
 }
@@ -142,7 +147,7 @@ func hubMain(config *Config, ready *os.File) int {
 // a member that comes later may have it.
 func (s *supervisor) firstDriver() {
 	s.work.Lock()
-	process, err := s.command.Start(s.files, s.log)
+	process, err := s.startDriver()
 	if err == nil {
 		err = s.useDriver(process)
 	}
@@ -236,7 +241,7 @@ func newSupervisor(t tenant, command driver.Command, files driver.Files, log *sl
 	}
 	s := &supervisor{
 		tenant: t, command: command, files: files, log: log, since: time.Now(), owner: int(file.Uid),
-		control: control, signals: make(chan os.Signal, 1), stopped: make(chan struct{}), started: make(chan struct{}),
+		control: control, signals: make(chan os.Signal, 1), stopped: make(chan struct{}), started: make(chan struct{}), hurry: make(chan struct{}, 1),
 	}
 	// From the start, so that a signal in the middle of it is kept for after it.
 	signal.Notify(s.signals, unix.SIGTERM, unix.SIGINT)
@@ -249,7 +254,7 @@ func (s *supervisor) start() error {
 	if err := s.tenant.prepare(&s.command); err != nil {
 		return err
 	}
-	process, err := s.command.Start(s.files, s.log)
+	process, err := s.startDriver()
 	if err != nil {
 		return err
 	}
@@ -261,6 +266,12 @@ func (s *supervisor) start() error {
 		return meanwhile
 	}
 	return s.tenant.publish()
+}
+
+// startDriver starts one with what the host has at the moment.
+func (s *supervisor) startDriver() (driver.Process, error) {
+	s.ofHost = s.command.OfHost()
+	return s.command.Start(s.files, s.log)
 }
 
 // useDriver waits for a driver that was started and has the tenant use it.
@@ -371,7 +382,10 @@ func (s *supervisor) driverDied(process driver.Process) {
 // supervisor leaves.
 func (s *supervisor) restartDriver(pause time.Duration) time.Duration {
 	for {
-		time.Sleep(pause)
+		select {
+		case <-time.After(pause):
+		case <-s.hurry:
+		}
 		pause = min(2*pause, longestPause)
 		if s.leaving() {
 			return 0
@@ -398,7 +412,7 @@ func (s *supervisor) anotherDriver() error {
 	if s.leaving() {
 		return errLeaving
 	}
-	process, err := s.command.Start(s.files, s.log)
+	process, err := s.startDriver()
 	if err != nil {
 		return err
 	}
@@ -531,7 +545,7 @@ func (s *supervisor) check(r request) error {
 func (s *supervisor) status(r request) *Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st := &Status{PID: os.Getpid(), Since: s.since, Driver: DriverStatus{Restarts: s.restarts, Error: s.lastErr}}
+	st := &Status{PID: os.Getpid(), Since: s.since, Driver: DriverStatus{Name: s.command.Driver, Restarts: s.restarts, Error: s.lastErr}}
 	if s.driver != nil {
 		st.Driver.PID = s.driver.PID()
 	}
