@@ -77,6 +77,7 @@ bench: build setup
 	@$(GO) build -trimpath -o $(TOOLS)/bench ./e2e/bench
 	@$(GO) build -trimpath -tags ambi_nocli -ldflags '-s -w -X main.version=$(VERSION)' -o $(TOOLS)/ambi-nocli .
 	@$(TOOLS)/bench run $(BENCH_FLAGS)
+	@$(TOOLS)/bench run-out $(BENCH_FLAGS)
 	@$(TOOLS)/bench run-cost $(BENCH_FLAGS)
 
 # About five minutes.

@@ -23,7 +23,9 @@ func (r *report) publication() *publication {
 			}
 		}
 	}
-	p.tables = append(p.tables, r.addresses())
+	if slices.ContainsFunc(r.Columns, func(c *column) bool { return c.SeenAs != nil }) {
+		p.tables = append(p.tables, r.addresses())
+	}
 	p.extract = r.extract()
 	p.outro = append(r.failures(), r.configurations()...)
 	return p

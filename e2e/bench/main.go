@@ -4,6 +4,7 @@
 //	bench serve      the server: answers whatever a load asks for
 //	bench load       one measurement against a server, as JSON
 //	bench run        forwarders: ambi, its peers, and none
+//	bench run-out    ways out: ambi's drivers, their peers, and none
 //	bench run-cost   what ADD, DEL and an idle attachment cost
 //
 // It imports nothing of ambi and drives the built binary, as its users do. run and
@@ -27,6 +28,7 @@ func commands() []command {
 		{"serve", "answer loads on a TCP and UDP port", serve},
 		{"load", "measure once against a server; JSON on standard output", load},
 		{"run", "measure the forwarders in turns (root)", runForwarders},
+		{"run-out", "measure the ways out of containers in turns (root)", runOut},
 		{"run-cost", "measure what the CNI verbs cost (root)", runCost},
 	}
 }

@@ -141,7 +141,7 @@ func (p *plan) failTurn(r *report, f *forwarder, err error) {
 func (p *plan) loads(s *section, i *instance, c client) {
 	for _, rows := range byLoad(p.rows) {
 		for range max(1, rows[0].repeat) {
-			found, err := c.measure(i, rows[0].window(p.window), rows[0].kind, rows[0].args...)
+			found, err := c.measureCost(i, rows[0].window(p.window), rows[0].kind, rows[0].args...)
 			if err != nil {
 				fmt.Fprintf(os.Stderr, "  %s, %s: %s: %v\n", i.name, c.key, rows[0].key, err)
 			}
