@@ -10,7 +10,7 @@
 //	                      own, ":4000", and of all at the same time
 //	peer get URL          print the answer of an HTTP server
 //	peer lookup DNS NAME  print the address of a name
-//	peer ping ADDR        ask for an ICMP echo until one comes (needs root)
+//	peer ping ADDR [SIZE] ask for an ICMP echo of so many bytes until one comes (needs root)
 //	peer hold tcp|udp ADDR  bind and do nothing
 //	peer crowd tcp|udp COUNT ADDR  be so many clients at once, which want nothing, until SIGINT
 //	peer reserve HOW NETWORK ADDR CMD…  bind, run CMD, and end with it, as engines
@@ -99,7 +99,7 @@ func run(args []string) error {
 		"unchanged": {2, unchanged},
 		"without":   {2, without},
 		"reserve":   {4, reserve},
-		"ping":      {1, func(a []string) error { return ping(a[0]) }},
+		"ping":      {1, ping},
 		"askfrom":   {3, func(a []string) error { return ask(a[0], a[1], a[2:]) }},
 		"frames":    {3, frames},
 		"trespass":  {1, trespass},

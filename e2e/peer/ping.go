@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -15,9 +16,15 @@ const (
 	echo6, echoed6 = 128, 129
 )
 
-// ping sends echo requests until one is answered.
-func ping(address string) error {
-	address = strings.Trim(address, "[]")
+// ping sends echo requests until one is answered, with so many bytes in them, or none.
+func ping(args []string) error {
+	address, size := strings.Trim(args[0], "[]"), 0
+	if len(args) > 1 {
+		var err error
+		if size, err = strconv.Atoi(args[1]); err != nil {
+			return err
+		}
+	}
 	network, echo, echoed := "ip4:icmp", byte(echo4), byte(echoed4)
 	if strings.Contains(address, ":") {
 		network, echo, echoed = "ip6:ipv6-icmp", echo6, echoed6
@@ -30,7 +37,7 @@ func ping(address string) error {
 	}
 	defer conn.Close()
 	for ctx.Err() == nil {
-		if err := pingOnce(conn, echo, echoed); err == nil {
+		if err := pingOnce(conn, echo, echoed, size); err == nil {
 			fmt.Println("echo from", address)
 			return nil
 		}
@@ -38,9 +45,10 @@ func ping(address string) error {
 	return fmt.Errorf("no echo from %s", address)
 }
 
-func pingOnce(conn net.Conn, echo, echoed byte) error {
+func pingOnce(conn net.Conn, echo, echoed byte, size int) error {
 	const id, seq = 0x616d, 1
 	message := []byte{echo, 0, 0, 0, id >> 8, id & 0xff, 0, seq}
+	message = append(message, make([]byte, size)...)
 	if echo == echo4 {
 		// The kernel writes that of IPv6.
 		sum := checksum(message)
@@ -51,7 +59,7 @@ func pingOnce(conn net.Conn, echo, echoed byte) error {
 		return err
 	}
 	_ = conn.SetReadDeadline(time.Now().Add(time.Second))
-	answer := make([]byte, 1500)
+	answer := make([]byte, 1<<16)
 	for {
 		n, _, err := conn.(*net.IPConn).ReadFromIP(answer) // without the header of IPv4
 		if err != nil {

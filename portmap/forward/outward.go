@@ -36,6 +36,8 @@ type Outward struct {
 	ports     map[netip.AddrPort]*udpPort
 	listeners []*exitListener
 	nextSweep time.Duration
+	watched   int
+	later     []delayed
 
 	mu      sync.Mutex
 	members map[netip.Addr]*member
@@ -53,6 +55,9 @@ type Gate interface {
 	// Answered: the destination of a call has accepted, and the listener expects the
 	// packet that Dial was given.
 	Answered(c Call, packet []byte)
+
+	// Tick is called about once a second while something is watched.
+	Tick()
 
 	// Failed: it has not. The packet is the one that Dial was given, nil for a UDP flow.
 	Failed(c Call, packet []byte, errno unix.Errno)
@@ -237,10 +242,42 @@ func (p *packets) close(w *worker) { w.unwatch(int32(p.out.config.Packets)) }
 // sweepInterval is between two looks at what has waited too long.
 const sweepInterval = time.Second
 
-// busy says that there is something to look at.
-func (o *Outward) busy() bool { return len(o.dials) > 0 || len(o.ports) > 0 }
+// patience is how long the worker may sleep; never for as long as it likes.
+func (o *Outward) patience(now time.Duration) time.Duration {
+	switch {
+	case len(o.later) > 0:
+		return max(o.later[0].at-now, 0)
+	case len(o.dials) > 0 || len(o.ports) > 0 || o.watched > 0:
+		return max(o.nextSweep-now, 0)
+	}
+	return never
+}
+
+// delayed is something that is to be done at a time.
+type delayed struct {
+	at time.Duration
+	do func()
+}
+
+// moment is what Later means.
+const moment = time.Millisecond
+
+// Later has something done in a moment. For the Gate to call.
+func (o *Outward) Later(do func()) {
+	o.later = append(o.later, delayed{o.worker.now + moment, do})
+}
+
+// runLater does what is due.
+func (o *Outward) runLater(now time.Duration) {
+	for len(o.later) > 0 && o.later[0].at <= now {
+		first := o.later[0]
+		o.later = o.later[1:]
+		first.do()
+	}
+}
 
 func (o *Outward) sweep(w *worker) {
+	o.runLater(w.now)
 	if w.now < o.nextSweep {
 		return
 	}
@@ -261,7 +298,45 @@ func (o *Outward) sweep(w *worker) {
 	for _, l := range o.listeners {
 		l.proceed(w)
 	}
+	if o.watched > 0 {
+		o.gate.Tick()
+	}
 }
+
+// watch is a descriptor of the Gate.
+type watch struct {
+	ticket ticket
+	fd     int32
+	read   func()
+}
+
+// Watch has read called when there is something to read from a non-blocking descriptor, which is the
+// Outward's from now on; stop closes it. For the Gate to call. False when it cannot be.
+func (o *Outward) Watch(fd int, read func()) (stop func(), ok bool) {
+	w := o.worker
+	h := &watch{fd: int32(fd), read: read}
+	if !o.forwarder.budget.allows(h.fd) {
+		sysClose(h.fd)
+		return nil, false
+	}
+	h.ticket = w.seat(h)
+	if w.watch(h.fd, h.ticket, 0, level) != 0 {
+		w.leave(h.ticket)
+		sysClose(h.fd)
+		return nil, false
+	}
+	o.watched++
+	o.nextSweep = min(o.nextSweep, w.now+sweepInterval)
+	return func() {
+		o.watched--
+		w.leave(h.ticket)
+		sysClose(h.fd)
+	}, true
+}
+
+func (h *watch) ready(*worker, int, uint32) { h.read() }
+func (h *watch) resume(*worker)             {}
+func (h *watch) close(*worker)              { sysClose(h.fd) }
 
 // FromAddrPort and its reverse: the hot path of UDP keeps to sockaddr.
 func (s *sockaddr) addrPort() netip.AddrPort { return netip.AddrPortFrom(s.ip(), s.port()) }

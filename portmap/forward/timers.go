@@ -39,8 +39,10 @@ func (w *worker) patience() time.Duration {
 	if end, ok := w.forwarder.routes.idleEnd(); ok {
 		sooner(end)
 	}
-	if w.out != nil && w.out.busy() {
-		sooner(w.out.nextSweep)
+	if w.out != nil {
+		if left := w.out.patience(w.now); left != never {
+			sooner(w.now + left)
+		}
 	}
 	return next
 }

@@ -314,7 +314,7 @@ func (n *Namespace) Configure() error {
 	}{
 		{"loopback interface", n.raiseLoopback},
 		{"MAC address", n.setMAC},
-		{"MTU", func(l netlink.Link) error { return n.link.LinkSetMTU(l, n.plan.MTU) }},
+		{"MTU", n.setMTU},
 		{"IPv6 settings", n.quietIPv6},
 		{"link state", n.link.LinkSetUp},
 		{"IPv4 address", func(l netlink.Link) error { return n.address(l, n.plan.IPv4) }},
@@ -334,6 +334,15 @@ func (n *Namespace) raiseLoopback(netlink.Link) error {
 		return err
 	}
 	return n.link.LinkSetUp(lo)
+}
+
+// setMTU: an interface without a hardware address is no way for frames that somebody else
+// has to take, and its maker has set it.
+func (n *Namespace) setMTU(link netlink.Link) error {
+	if len(link.Attrs().HardwareAddr) == 0 {
+		return nil
+	}
+	return n.link.LinkSetMTU(link, n.plan.MTU)
 }
 
 // setMAC sets the MAC address asked for, or remembers the kernel's choice so that

@@ -110,13 +110,24 @@ func (i *inside) socket(domain, typ, proto int) (fd int, err error) {
 // again has a packet arrive in the hub, as if nobody had taken it.
 func (i *inside) again(p []byte) { _, _ = unix.Write(i.tun, p) }
 
-// send sends a packet to a container.
+// send sends a packet to a container. One that is too long goes in pieces, which the kernel
+// does not make of what has a header.
 func (i *inside) send(to netip.Addr, p []byte) {
-	if to.Is4() {
-		_ = unix.Sendto(i.raw[0], p, unix.MSG_DONTWAIT, &unix.SockaddrInet4{Addr: to.As4()})
-	} else if i.raw[1] >= 0 {
-		_ = unix.Sendto(i.raw[1], p, unix.MSG_DONTWAIT, &unix.SockaddrInet6{Addr: to.As16()})
+	if err := i.sendWhole(to, p); errors.Is(err, unix.EMSGSIZE) {
+		for _, piece := range fragments(p) {
+			_ = i.sendWhole(to, piece)
+		}
 	}
+}
+
+func (i *inside) sendWhole(to netip.Addr, p []byte) error {
+	if to.Is4() {
+		return unix.Sendto(i.raw[0], p, unix.MSG_DONTWAIT, &unix.SockaddrInet4{Addr: to.As4()})
+	}
+	if i.raw[1] < 0 {
+		return unix.EAFNOSUPPORT
+	}
+	return unix.Sendto(i.raw[1], p, unix.MSG_DONTWAIT, &unix.SockaddrInet6{Addr: to.As16()})
 }
 
 func (i *inside) makeTun(c *Config) error {
@@ -132,6 +143,15 @@ func (i *inside) makeTun(c *Config) error {
 	request.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, request); err != nil {
 		return fmt.Errorf("TUNSETIFF: %w", err)
+	}
+	// A packet that is longer than the containers' links take comes in one piece: the hub's
+	// firewall has put it together.
+	link, err := netlink.LinkByName(c.IfName)
+	if err == nil {
+		err = netlink.LinkSetMTU(link, packetMost)
+	}
+	if err != nil {
+		return fmt.Errorf("MTU: %w", err)
 	}
 	return i.trustSources(c)
 }

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"encoding/binary"
+	"math/rand/v2"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
@@ -14,6 +15,9 @@ type packet struct {
 	payload  []byte // whole, as far as the packet's lengths say
 	all      []byte // without what may follow it
 }
+
+// packetMost is the longest packet (drivers/net/tun.c).
+const packetMost = 65535
 
 // What a header has to have.
 const (
@@ -157,6 +161,40 @@ func makePacket(from, to netip.Addr, protocol byte, size int) []byte {
 	return b
 }
 
+// fragments are the pieces of a packet of makePacket, each no longer than every link takes
+// (RFC 791; RFC 8200, section 4.5).
+func fragments(b []byte) (pieces [][]byte) {
+	const most, unit = 1280, 8
+	p, ok := parse(b)
+	if !ok {
+		return nil
+	}
+	four, id := p.from.Is4(), rand.Uint32()
+	for at := 0; at < len(p.payload); {
+		const room = (most - header6 - unit) / unit * unit
+		end := min(at+room, len(p.payload))
+		more := uint16(0)
+		if end < len(p.payload) {
+			more = 1
+		}
+		var piece []byte
+		if four {
+			piece = makePacket(p.from, p.to, p.protocol, end-at)
+			binary.BigEndian.PutUint16(piece[4:], uint16(id))
+			binary.BigEndian.PutUint16(piece[6:], more<<13|uint16(at/unit))
+		} else {
+			piece = makePacket(p.from, p.to, unix.IPPROTO_FRAGMENT, unit+end-at)
+			piece[header6] = p.protocol
+			binary.BigEndian.PutUint16(piece[header6+2:], uint16(at)|more)
+			binary.BigEndian.PutUint32(piece[header6+4:], id)
+		}
+		copy(piece[len(piece)-(end-at):], p.payload[at:end])
+		pieces = append(pieces, piece)
+		at = end
+	}
+	return pieces
+}
+
 // reason is why something cannot be reached: a code of ICMP's destination unreachable
 // (RFC 792; RFC 4443, section 3.1).
 type reason struct{ four, six byte }
@@ -192,10 +230,17 @@ func quoted(all []byte, is4 bool) []byte {
 // unreachable tells who sent p that it cannot be delivered. It comes from a router's
 // address.
 func (p *packet) unreachable(router netip.Addr, why reason) []byte {
-	quote := quoted(p.all, p.to.Is4())
-	kind, code, protocol := byte(unreachable4), why.four, byte(unix.IPPROTO_ICMP)
 	if p.to.Is6() {
-		kind, code, protocol = unreachable6, why.six, unix.IPPROTO_ICMPV6
+		return p.failure(router, unreachable6, why.six)
+	}
+	return p.failure(router, unreachable4, why.four)
+}
+
+// failure is an error message of ICMP about p.
+func (p *packet) failure(router netip.Addr, kind, code byte) []byte {
+	quote, protocol := quoted(p.all, p.to.Is4()), byte(unix.IPPROTO_ICMP)
+	if p.to.Is6() {
+		protocol = unix.IPPROTO_ICMPV6
 	}
 	b := makePacket(router, p.from, protocol, headerU+len(quote))
 	m := b[len(b)-headerU-len(quote):]

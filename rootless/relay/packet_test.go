@@ -161,3 +161,29 @@ func datagramOf(from, to netip.AddrPort) []byte {
 	p := datagram(from, to)
 	return p.all
 }
+
+func TestFragments(t *testing.T) {
+	for _, ends := range [][2]netip.AddrPort{{client4, server4}, {client6, server6}} {
+		whole, got := makePacket(ends[0].Addr(), ends[1].Addr(), unix.IPPROTO_UDP, 4000), []byte{}
+		for i := range 4000 {
+			whole[len(whole)-4000+i] = byte(i / 7)
+		}
+		pieces := fragments(whole)
+		require.Len(t, pieces, 4)
+		for i, p := range pieces {
+			require.LessOrEqual(t, len(p), 1280)
+			_, ok := parse(p)
+			require.False(t, ok, "it is a fragment")
+			header, at, more := 20, int(binary.BigEndian.Uint16(p[6:])&0x1fff)*8, p[6]&0x20 != 0
+			if ends[0].Addr().Is6() {
+				f := p[40:]
+				header, at, more = 48, int(binary.BigEndian.Uint16(f[2:])&^7), f[3]&1 != 0
+				require.Equal(t, []byte{unix.IPPROTO_FRAGMENT, unix.IPPROTO_UDP}, []byte{p[6], f[0]})
+			}
+			require.Equal(t, len(got), at)
+			require.Equal(t, i < 3, more)
+			got = append(got, p[header:]...)
+		}
+		require.Equal(t, whole[len(whole)-4000:], got)
+	}
+}

@@ -41,10 +41,7 @@ type Network struct {
 // where says where a destination really is.
 func (r *Relay) where(to netip.AddrPort) (netip.AddrPort, class) {
 	a := to.Addr()
-	n := &r.config.IPv4
-	if a.Is6() {
-		n = &r.config.IPv6
-	}
+	n := r.network(a)
 	switch {
 	case n.DNS.IsValid() && a == n.DNS:
 		return r.nameServer(to)
@@ -57,6 +54,14 @@ func (r *Relay) where(to netip.AddrPort) (netip.AddrPort, class) {
 		return to, noNeighbour
 	}
 	return to, classOf(a)
+}
+
+// network is that of an address's family.
+func (r *Relay) network(a netip.Addr) *Network {
+	if a.Is6() {
+		return &r.config.IPv6
+	}
+	return &r.config.IPv4
 }
 
 func loopbackOf(a netip.Addr) netip.Addr {

@@ -33,12 +33,13 @@ type Relay struct {
 	engine   *forward.Outward
 	resolver resolver
 	refused  refusals
+	echoes   echoes
 }
 
 // Start opens a way out: the interface is there when it returns, and has neither addresses
 // nor routes.
 func Start(c Config) (*Relay, error) {
-	r := &Relay{config: c, resolver: resolver{path: "/etc/resolv.conf"}}
+	r := &Relay{config: c, resolver: resolver{path: "/etc/resolv.conf"}, echoes: newEchoes()}
 	var err error
 	if r.inside, err = enter(&c); err != nil {
 		return nil, err
@@ -78,7 +79,7 @@ func (r *Relay) Packet(b []byte) {
 	case unix.IPPROTO_UDP:
 		r.datagram(&p)
 	case unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6:
-		r.echo(&p)
+		r.ping(&p)
 	default:
 		if classOf(p.to) != everybody {
 			r.tell(&p, noProtocol)
@@ -163,14 +164,19 @@ func (r *Relay) Failed(c forward.Call, syn []byte, errno unix.Errno) {
 
 // tell has a container hear of ICMP why a packet is not delivered.
 func (r *Relay) tell(p *packet, why reason) {
-	router := r.config.IPv4.Gateway
-	if p.to.Is6() {
-		router = r.config.IPv6.Gateway
-	}
-	if !router.IsValid() || router.Is4() != p.to.Is4() {
+	router := r.network(p.to).Gateway
+	if !router.IsValid() {
 		router = p.to
 	}
-	r.inside.send(p.from, p.unreachable(router, why))
+	said := p.unreachable(router, why)
+	if p.protocol != unix.IPPROTO_TCP {
+		r.inside.send(p.from, said)
+		return
+	}
+	// connect(2) may not have let go of the socket yet, which is deaf to errors until then
+	// (tcp_v4_err in net/ipv4/tcp_ipv4.c) and would ask again after a second.
+	from := p.from
+	r.engine.Later(func() { r.inside.send(from, said) })
 }
 
 // refuse counts and logs that a class of destinations is refused to a container.
