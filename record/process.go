@@ -84,6 +84,34 @@ func (p *Process) Alive() bool {
 	return !errors.Is(err, os.ErrProcessDone)
 }
 
+// Stopped says that a signal has stopped the process (signal(7), "Standard signals").
+func (p *Process) Stopped() bool {
+	if p == nil {
+		return false
+	}
+	f, state, err := p.open()
+	if err == nil {
+		f.Close()
+	}
+	return err == nil && state == 'T'
+}
+
+// Continue has a stopped process go on. One that ends meanwhile is success.
+func (p Process) Continue() error {
+	f, _, err := p.open()
+	if errors.Is(err, os.ErrProcessDone) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.PidfdSendSignal(int(f.Fd()), unix.SIGCONT, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("continuing process %d: %w", p.PID, err)
+	}
+	return nil
+}
+
 // There says that the process is there, if only as a zombie.
 func (p Process) There() bool {
 	f, _, err := p.open()

@@ -30,6 +30,8 @@ type Network struct {
 	// Step is called at the end of each step of a verb with its name, for a log of
 	// what took how long; nil: nobody listens.
 	Step func(name string)
+
+	outside bool // an ADD that has not come into its hub
 }
 
 func (n *Network) controlOf(key conf.Key) supervisor.Control {
@@ -280,6 +282,9 @@ func recordedMAC(a *conf.Attachment) (string, error) {
 func (n *Network) Check(ctx context.Context, a *conf.Attachment) error {
 	if n.Record == nil || !n.Record.Supervisor.Alive() {
 		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "attachment %s: its supervisor is not running, so the container has no network", a.Key), "call DEL and ADD again")
+	}
+	if err := stopped("attachment "+a.Key.String(), n.Record.Supervisor); err != nil {
+		return err
 	}
 	if n.Record.Hub != "" {
 		return n.checkShared(ctx, a)

@@ -81,7 +81,7 @@ func (n *Network) runInside(h hub.Hub, a *conf.Attachment, command string, gone 
 		return nil, err
 	}
 	ran, err := controlOfHub(h).Run(a.Key, supervisor.Verb{
-		Command: command, Path: strings.Join(a.Path, ":"), Args: a.CNIArgs, Config: config, Gone: gone,
+		Command: command, Path: strings.Join(a.Path, ":"), Args: a.CNIArgs, Config: config, Gone: gone, Trace: trace(),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("the hub: %w", mute(err))
@@ -94,6 +94,19 @@ func (n *Network) runInside(h hub.Hub, a *conf.Attachment, command string, gone 
 		return nil, conf.Errorf(conf.ErrNetwork, "%s in the hub failed and does not say why; the hub's log has more", command)
 	}
 	return nil, &e
+}
+
+// trace is what our environment says of the trace that we belong to. Who runs plugins
+// judges it (package delegate).
+func trace() map[string]string {
+	const most = 8192 // bytes of the longest, BAGGAGE
+	t := map[string]string{}
+	for _, name := range supervisor.TraceVariables {
+		if value, has := os.LookupEnv(name); has && len(value) <= most {
+			t[name] = value
+		}
+	}
+	return t
 }
 
 // insideConfig is the plugin entry for root mode in the hub. The ports are published from

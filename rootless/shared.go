@@ -70,10 +70,12 @@ func (n *Network) addShared(ctx context.Context, a *conf.Attachment) (*types100.
 		return nil, err
 	}
 	n.step("save the record")
+	n.outside = true
 	state, lock, err := n.enterHub(ctx, h, a, wanted)
 	if err != nil {
 		return nil, err
 	}
+	n.outside = false
 	defer lock.Close()
 	n.Record.Supervisor = &state.Supervisor
 	container, err := enter()
@@ -130,18 +132,22 @@ func (n *Network) enterHub(ctx context.Context, h hub.Hub, a *conf.Attachment, w
 	if err != nil {
 		return nil, nil, err
 	}
-	state := answering(h)
+	state, err := answering(h)
+	if err != nil {
+		return nil, nil, errors.Join(err, lock.Close())
+	}
 	if state == nil {
 		lock.Close()
 		if lock, err = h.Lock(lockCtx, flock.Exclusive); err != nil {
 			return nil, nil, err
 		}
 		n.step("lock the hub")
-		if state = answering(h); state == nil {
-			if state, err = n.startHub(ctx, h, a, wanted); err != nil {
-				return nil, nil, errors.Join(err, lock.Close())
-			}
+		if state, err = answering(h); err == nil && state == nil {
+			state, err = n.startHub(ctx, h, a, wanted)
 			n.step("start the hub")
+		}
+		if err != nil {
+			return nil, nil, errors.Join(err, lock.Close())
 		}
 		// Others may come along, and nobody ends it: no one could be faster, being a member.
 		if err := flock.Try(lock, flock.Shared); err != nil {
@@ -155,12 +161,26 @@ func (n *Network) enterHub(ctx context.Context, h hub.Hub, a *conf.Attachment, w
 }
 
 // answering is the state of a running hub that is not about to leave.
-func answering(h hub.Hub) *hub.State {
-	state := h.Running()
-	if state == nil || controlOfHub(h).Refuses() {
+func answering(h hub.Hub) (*hub.State, error) {
+	state, err := h.Running()
+	if state == nil {
+		return nil, err
+	}
+	if err := stopped("network "+state.Network, &state.Supervisor); err != nil {
+		return nil, err
+	}
+	if controlOfHub(h).Refuses() {
+		return nil, nil
+	}
+	return state, nil
+}
+
+// stopped is the error of a supervisor that somebody has stopped.
+func stopped(whose string, p *record.Process) error {
+	if !p.Stopped() {
 		return nil
 	}
-	return state
+	return conf.Mendf(conf.Errorf(types.ErrTryAgainLater, "%s: its supervisor (process %d) was stopped by a signal", whose, p.PID), "let it go on: kill -CONT %d", p.PID)
 }
 
 // hasEnded says that a hub has ended, or is about to, and waits for it then.
@@ -390,21 +410,24 @@ func (c *insideContainer) close() {
 // delShared takes the member out of its hub, and ends the hub with the last one.
 func (n *Network) delShared(ctx context.Context, h hub.Hub, a *conf.Attachment) error {
 	if n.Record != nil {
-		// From now on it is nobody for whom the hub has to stay.
+		// From now on it is nobody for whom the hub has to stay. Where that cannot be
+		// written down, such as on a full disk, the hub ends by itself.
 		n.Record.State = record.Leaving
 		if err := n.Store.Save(n.Record); err != nil {
-			return err
+			n.step("leaving without word: " + err.Error())
 		}
 	}
-	state := h.Running()
-	var err error
-	if state != nil {
+	state, err := h.Running()
+	if err != nil {
+		return err
+	}
+	if state != nil && !n.outside {
 		if err = n.leaveHub(ctx, h, state, a); err != nil && hasEnded(ctx, h, state) {
 			state, err = nil, nil
 		}
 	}
 	n.step("leave the hub")
-	ended, endErr := endHub(ctx, h)
+	ended, endErr := endHub(ctx, h, a.Key)
 	n.step("end the hub")
 	switch {
 	case endErr == nil && (ended && err != nil || state == nil):
@@ -438,6 +461,11 @@ func (n *Network) abandon(a *conf.Attachment) error {
 }
 
 func (n *Network) leaveHub(ctx context.Context, h hub.Hub, state *hub.State, a *conf.Attachment) error {
+	if state.Supervisor.Stopped() {
+		if err := state.Supervisor.Continue(); err != nil {
+			return err
+		}
+	}
 	if err := controlOfHub(h).Leave(a.Key); err != nil {
 		return mute(err)
 	}
@@ -464,9 +492,13 @@ func (n *Network) recorded() *types100.Result {
 	return &r
 }
 
-// endHub ends the hub when nobody is in it, and nobody is coming.
-func endHub(ctx context.Context, h hub.Hub) (ended bool, err error) {
-	if members, err := h.Members(); err != nil || len(members) > 0 {
+// endHub ends the hub when nobody but the one that is leaving is in it, and nobody is coming.
+func endHub(ctx context.Context, h hub.Hub, leaving conf.Key) (ended bool, err error) {
+	others := func() (bool, error) {
+		members, err := h.Members()
+		return slices.ContainsFunc(members, func(r *record.Record) bool { return r.Key != leaving }), err
+	}
+	if some, err := others(); err != nil || some {
 		return false, err // most often, and then it takes no lock
 	}
 	lockCtx, cancel := record.LockContext(ctx)
@@ -476,7 +508,7 @@ func endHub(ctx context.Context, h hub.Hub) (ended bool, err error) {
 		return false, err
 	}
 	defer lock.Close()
-	if members, err := h.Members(); err != nil || len(members) > 0 {
+	if some, err := others(); err != nil || some {
 		return false, err
 	}
 	if err := endSupervisor(ctx, h); err != nil {
@@ -509,7 +541,7 @@ func EndHubs(ctx context.Context, store *record.Store, network string) error {
 	errs := []error{err}
 	for _, h := range hubs {
 		if s := h.State(); s != nil && s.Network == network {
-			_, err := endHub(ctx, h)
+			_, err := endHub(ctx, h, conf.Key{})
 			errs = append(errs, err)
 		}
 	}

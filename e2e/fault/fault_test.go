@@ -100,6 +100,8 @@ var onceFound = map[string][]*planned{
 	"shared": {
 		// DEL and ADD met a supervisor that was leaving, and failed.
 		{Verb: "ADD", Beside: true, After: "ADD", Fault: &inject.Fault{Role: "supervisor", Call: inject.Step, N: 45, Signal: "SIGTERM"}},
+		// A hub whose file could not be read was taken for one that had ended.
+		{Verb: "DEL", Beside: true, After: "GC", Fault: &inject.Fault{Role: "ambi", Call: "openat", N: 12, Errno: "ENOMEM"}},
 		// The routing rule of a port stayed in the hub, and nobody said so.
 		{Verb: "GC", Beside: true, After: "DEL", Fault: &inject.Fault{Role: "supervisor", Call: "recvfrom", N: 2, Errno: "EIO"}},
 	},

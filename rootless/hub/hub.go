@@ -138,13 +138,18 @@ func (h Hub) Save(s *State) error {
 	return os.Rename(half, file)
 }
 
-// Running is what was started when its supervisor lives; nil otherwise.
-func (h Hub) Running() *State {
+// Running is what was started when its supervisor lives; nil when it does not, or nobody can
+// say what it was. That the file cannot be read for now says neither.
+func (h Hub) Running() (*State, error) {
 	s, err := h.Load()
-	if err != nil || !s.Supervisor.Alive() {
-		return nil
+	var failed *fs.PathError
+	switch {
+	case errors.As(err, &failed) && !errors.Is(err, fs.ErrNotExist):
+		return nil, err
+	case err != nil || !s.Supervisor.Alive():
+		return nil, nil
 	}
-	return s
+	return s, nil
 }
 
 // Members are the records of those that are in the hub, or are coming: not of those that

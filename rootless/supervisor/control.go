@@ -68,13 +68,18 @@ type reply struct {
 	files []*os.File // that go along, and are closed then
 }
 
+// TraceVariables are those that a runtime's trace comes in (OpenTelemetry, OTEP 258).
+var TraceVariables = []string{"TRACEPARENT", "TRACESTATE", "BAGGAGE"}
+
 // Verb is a CNI verb that runs inside a hub.
 type Verb struct {
 	Command string          `json:"command"`
 	Path    string          `json:"path"`
 	Args    string          `json:"args"`
 	Config  json.RawMessage `json:"config"`
-	Gone    bool            `json:"gone,omitempty"` // the container is: there is nothing to stand in for it
+	// Trace are the variables of TraceVariables that the caller has.
+	Trace map[string]string `json:"trace,omitempty"`
+	Gone  bool              `json:"gone,omitempty"` // the container is: there is nothing to stand in for it
 }
 
 // Ran is what a verb did.

@@ -73,6 +73,11 @@ func (h *hub) run(r request) (*Ran, error) {
 		"CNI_COMMAND=" + r.Verb.Command, "CNI_CONTAINERID=" + r.Member.ContainerID, "CNI_IFNAME=" + r.Member.IfName,
 		"CNI_NETNS=" + s.Path, "CNI_PATH=" + r.Verb.Path, "CNI_ARGS=" + r.Verb.Args,
 	}
+	for _, name := range TraceVariables {
+		if value, has := r.Verb.Trace[name]; has {
+			cmd.Env = append(cmd.Env, name+"="+value)
+		}
+	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(r.Verb.Config), &out, os.Stderr
 	if err := h.inside.Start(cmd.Start); err != nil {
 		return nil, fmt.Errorf("running %s in the hub: %w", r.Verb.Command, err)
