@@ -86,7 +86,9 @@ func NewAttachment(env Env, n *NetConf) (*Attachment, error) {
 func namesOf(a *Attachment, args CNIArgs) (names []string) {
 	const shortID = 12
 	all := append(slices.Clone(args.Names), a.NetConf.Args.Hostname)
-	all = append(all, a.NetConf.RuntimeConfig.Aliases[a.Network]...)
+	for _, network := range []string{a.Network, ThisNetwork} {
+		all = append(all, a.NetConf.RuntimeConfig.Aliases[network]...)
+	}
 	for _, name := range append(all, a.ContainerID[:min(len(a.ContainerID), shortID)]) {
 		if name != "" && !slices.Contains(names, name) {
 			names = append(names, name)

@@ -165,9 +165,12 @@ type RuntimeConfig struct {
 	MAC          string
 	DNS          types.DNS
 	Bandwidth    Bandwidth
-	Aliases      map[string][]string        // other names of the container, by network
+	Aliases      map[string][]string        // other names of the container, by network or ThisNetwork
 	Raw          map[string]json.RawMessage // as received, for delegates
 }
+
+// ThisNetwork is the key of RuntimeConfig.Aliases for those that came without a network.
+const ThisNetwork = ""
 
 // Args is the part of args.cni that ambi reads (CONVENTIONS.md, "args").
 type Args struct {

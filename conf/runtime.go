@@ -42,7 +42,7 @@ func (rc *RuntimeConfig) fields() fields {
 			return err
 		},
 		"mac":     mac(&rc.MAC),
-		"aliases": into(&rc.Aliases, "an object of arrays of names, by network"),
+		"aliases": rc.parseAliases,
 		"dns": func(path string, raw json.RawMessage) error {
 			// CONVENTIONS.md calls them servers, searches and options here.
 			return decodeFolded(path, raw, rc.dnsFields(), anyKey)
@@ -52,6 +52,17 @@ func (rc *RuntimeConfig) fields() fields {
 			return decodeFolded(path, raw, rc.Bandwidth.fields(), anyKey)
 		},
 	}
+}
+
+// parseAliases takes them in both forms that there are: CONVENTIONS.md has an array of the
+// names in this network, Podman sends an object with such an array for each network.
+func (rc *RuntimeConfig) parseAliases(path string, raw json.RawMessage) error {
+	var names []string
+	if json.Unmarshal(raw, &names) == nil {
+		rc.Aliases = map[string][]string{ThisNetwork: names}
+		return nil
+	}
+	return into(&rc.Aliases, "an array of names, or an object of such arrays by network")(path, raw)
 }
 
 func (b *Bandwidth) fields() fields {

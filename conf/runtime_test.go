@@ -117,6 +117,22 @@ func TestNewAttachment(t *testing.T) {
 	unit.RequireError(t, err, types.ErrInvalidEnvironmentVariables, "COLOUR=red")
 }
 
+func TestAliases(t *testing.T) {
+	for aliases, want := range map[string]string{
+		`["db","primary"]`:                 "[db primary box]", // CONVENTIONS.md
+		`{"web":["db"],"other":["other"]}`: "[db box]",         // Podman
+		`[]`:                               "[box]",
+		`{}`:                               "[box]",
+		`null`:                             "[box]",
+	} {
+		a, err := conf.NewAttachment(conf.Env{ContainerID: "box"}, parse(t, `"runtimeConfig":{"aliases":`+aliases+`}`))
+		require.NoError(t, err, aliases)
+		require.Equal(t, want, fmt.Sprint(a.Names), aliases)
+	}
+	_, err := conf.Parse([]byte(`{"cniVersion":"1.1.0","name":"web","type":"ambi","runtimeConfig":{"aliases":"db"}}`))
+	unit.RequireError(t, err, types.ErrInvalidNetworkConfig, "an array of names, or an object of such arrays by network")
+}
+
 func TestBuiltIn(t *testing.T) {
 	for members, want := range map[string]bool{
 		``:                                true,
