@@ -90,6 +90,8 @@ type driverInfo struct {
 	PID       int    `json:"pid"` // 0 while it is down
 	Restarts  int    `json:"restarts"`
 	LastError string `json:"lastError,omitempty"`
+	OpenFiles int    `json:"openFiles,omitempty"` // 0 where that cannot be seen
+	MostFiles int    `json:"mostFiles,omitempty"`
 }
 
 func (a *app) inspect(ctx context.Context, args []string) error {
@@ -203,7 +205,7 @@ func supervisorOf(t *attachment) *supervisorInfo {
 		d := t.status.Driver
 		return &supervisorInfo{
 			PID: t.record.Supervisor.PID, Since: &t.status.Since,
-			Driver: &driverInfo{Name: d.Name, PID: d.PID, Restarts: d.Restarts, LastError: d.Error},
+			Driver: &driverInfo{Name: d.Name, PID: d.PID, Restarts: d.Restarts, LastError: d.Error, OpenFiles: d.OpenFiles, MostFiles: d.MostFiles},
 		}
 	case t.record.Supervisor != nil:
 		return &supervisorInfo{PID: t.record.Supervisor.PID}
@@ -334,6 +336,9 @@ func (a *app) showDriver(d *driverInfo) {
 	text := fmt.Sprintf("%s, process %d", d.Name, d.PID)
 	if d.PID == 0 {
 		text = d.Name + ", down"
+	}
+	if d.OpenFiles > 0 {
+		text += fmt.Sprintf(", %d of %d files open", d.OpenFiles, d.MostFiles)
 	}
 	if d.Restarts > 0 {
 		text += fmt.Sprintf(", restarted %d times (last: %s)", d.Restarts, d.LastError)

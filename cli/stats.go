@@ -53,7 +53,10 @@ type counted struct {
 	Mode      conf.Mode                  `json:"mode"`
 	Interface *supervisor.InterfaceStats `json:"interface"` // null when it cannot be seen
 	Ports     []countedPort              `json:"ports"`     // null where nobody counts them
-	Problem   string                     `json:"problem,omitempty"`
+	// FlowsRefused are those that a container of a shared network could not begin, having as
+	// many as it may.
+	FlowsRefused uint64 `json:"flowsRefused"`
+	Problem      string `json:"problem,omitempty"`
 }
 
 type countedPort struct {
@@ -144,7 +147,7 @@ func count(t *attachment) counted {
 		c.Problem = conf.Message(err)
 		return c
 	}
-	c.Interface = status.Interface
+	c.Interface, c.FlowsRefused = status.Interface, status.FlowsRefused
 	if t.options().PortHandler == conf.HandlerRootlessport {
 		c.Ports = countedPorts(status.Ports)
 	}
@@ -195,6 +198,9 @@ func (a *app) showStats(s, last *sample) {
 		ports.print(a.out, a.screen)
 	}
 	for _, c := range s.Attachments {
+		if c.FlowsRefused > 0 {
+			fmt.Fprintf(a.out, "%s: %d new flows refused: it had as many as it may, or began too many at once\n", c.ContainerID, c.FlowsRefused)
+		}
 		if c.Problem != "" {
 			fmt.Fprintln(a.errOut, c.Problem)
 		}

@@ -18,7 +18,7 @@ import (
 func (n *Network) Status() (status *supervisor.Status, err error) {
 	err = n.ask(func(c supervisor.Control) error {
 		if n.Record.Hub != "" {
-			status, err = c.StatusOf(n.Record.Key, n.hostEnd())
+			status, err = c.StatusOf(n.Record.Key, n.hostEnd(), n.addresses())
 		} else {
 			status, err = c.Status()
 		}

@@ -466,7 +466,7 @@ func (n *Network) leaveHub(ctx context.Context, h hub.Hub, state *hub.State, a *
 			return err
 		}
 	}
-	if err := controlOfHub(h).Leave(a.Key); err != nil {
+	if err := controlOfHub(h).Leave(a.Key, n.addresses()); err != nil {
 		return mute(err)
 	}
 	if state.Bridge == "" {
@@ -518,6 +518,17 @@ func endHub(ctx context.Context, h hub.Hub, leaving conf.Key) (ended bool, err e
 		return true, fmt.Errorf("folder of the hub: %w", err)
 	}
 	return true, nil
+}
+
+// addresses are the container's, of what ADD returned.
+func (n *Network) addresses() (all []netip.Addr) {
+	if result := n.recorded(); result != nil {
+		for _, ip := range conf.AddressesOf(result, n.Record.Key.IfName) {
+			address, _ := netip.AddrFromSlice(ip.Address.IP)
+			all = append(all, address.Unmap())
+		}
+	}
+	return all
 }
 
 // hostEnd is the hub's end of the link to the container, in what ADD returned.

@@ -36,12 +36,18 @@ func burst(args []string) error {
 }
 
 func beginFlow(kind int, at netip.AddrPort) error {
-	fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_NONBLOCK, 0)
+	family, to := unix.AF_INET, unix.Sockaddr(nil)
+	if at.Addr().Is6() {
+		family, to = unix.AF_INET6, &unix.SockaddrInet6{Port: int(at.Port()), Addr: at.Addr().As16()}
+	} else {
+		to = &unix.SockaddrInet4{Port: int(at.Port()), Addr: at.Addr().As4()}
+	}
+	fd, err := unix.Socket(family, kind|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	err = unix.Connect(fd, &unix.SockaddrInet4{Port: int(at.Port()), Addr: at.Addr().As4()})
+	err = unix.Connect(fd, to)
 	if kind == unix.SOCK_DGRAM && err == nil {
 		_, err = unix.Write(fd, []byte("who am I?"))
 	}

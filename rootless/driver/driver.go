@@ -111,6 +111,10 @@ type Files struct {
 	Alive *os.File // inherited, so that its lock lives as long as the last of us
 	// Helper is the command line that makes of this binary what HelperMain is about.
 	Helper []string
+	// Most is how many files it may have open (RLIMIT_NOFILE), a socket for each flow among
+	// them: what it takes in memory, and in time for each packet, grows with them. What
+	// would be one more it refuses.
+	Most uint64
 }
 
 // Start starts the driver. It is of use when AwaitReady has returned, which gives work

@@ -25,6 +25,7 @@ import (
 type child struct {
 	name   string
 	helper []string // see Files
+	most   uint64   // see Files
 	cmd    *exec.Cmd
 	done   chan struct{} // closed when it has ended
 	err    error         // how it ended; read after done
@@ -33,12 +34,23 @@ type child struct {
 
 func newChild(name string, files Files, log *slog.Logger, argv ...string) child {
 	c := child{
-		name: name, helper: files.Helper, cmd: exec.Command(argv[0], argv[1:]...), done: make(chan struct{}),
+		name: name, helper: files.Helper, most: files.Most, cmd: exec.Command(argv[0], argv[1:]...), done: make(chan struct{}),
 		tail: &tail{name: name, log: log},
 	}
 	c.cmd.Stdout, c.cmd.Stderr = c.tail, c.tail
-	c.cmd.Env, c.cmd.Dir = []string{}, "/"
+	c.cmd.Env, c.cmd.Dir = []string{giveBack}, "/"
 	return c
+}
+
+// giveBack has glibc give the two buffers of a connection, 128 KiB each in slirp4netns, back
+// to the kernel at its end (mallopt(3), M_MMAP_THRESHOLD: to set it keeps it from growing).
+// They would be touched here and there by one connection after the other and stay in memory.
+const giveBack = "MALLOC_MMAP_THRESHOLD_=131072"
+
+// bound sets the limit of open files of a program that was just started and has not read a
+// frame yet.
+func (c *child) bound() {
+	_ = unix.Prlimit(c.PID(), unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: c.most, Max: c.most}, nil) // of one that has ended
 }
 
 func (c *child) wait() {
@@ -56,6 +68,9 @@ func (c *child) startUnderUs(argv []string) error {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		err := c.cmd.Start()
+		if err == nil {
+			c.bound()
+		}
 		started <- err
 		if err == nil {
 			c.wait()
@@ -167,6 +182,9 @@ func (slirp4netns) start(c *Command, files Files, log *slog.Logger) (Process, er
 	s.cmd.Args = append(s.cmd.Args, fmt.Sprintf("--exit-fd=%d", exitFD), fmt.Sprintf("--ready-fd=%d", readyFD),
 		"--", fmt.Sprintf("/proc/self/fd/%d", netnsFD), c.IfName) // an interface may be called --help
 	err = s.cmd.Start()
+	if err == nil {
+		s.bound()
+	}
 	// Our copy of the write end goes at once, so that a driver that dies is the end
 	// of file on the read end and not a time-out.
 	readyWrite.Close()

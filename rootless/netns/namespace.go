@@ -75,10 +75,8 @@ func Make(key conf.Key, bridge string, p *plan.Interface) (*Namespace, error) {
 	if err := n.raiseLoopback(nil); err != nil {
 		return nil, fmt.Errorf("loopback interface of the hub: %w", err)
 	}
-	if n.folders {
-		if err := n.masquerade(); err != nil {
-			return nil, err
-		}
+	if err := n.wayOut(); err != nil {
+		return nil, err
 	}
 	return n, n.passOn()
 }
@@ -106,6 +104,11 @@ func (n *Namespace) passOn() error {
 		if err := n.SetSysctl(s.name, s.value); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("setting net.%s to %s in the hub: %w", strings.ReplaceAll(s.name, "/", "."), s.value, err)
 		}
+	}
+	// What goes from member to member needs no entry in a table that is bounded. (Where there
+	// is br_netfilter; Linux 5.3 and newer have these for each namespace.)
+	for _, family := range []string{"iptables", "ip6tables"} {
+		_ = n.SetSysctl("bridge/bridge-nf-call-"+family, "0")
 	}
 	return nil
 }

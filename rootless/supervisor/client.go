@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"strconv"
 	"time"
@@ -151,9 +152,10 @@ func (c Control) Await() error {
 	return err
 }
 
-// Leave has the hub take back all ports of a member.
-func (c Control) Leave(member conf.Key) error {
-	_, err := c.call(request{Op: opLeave, Member: &member})
+// Leave has the hub take back all ports of a member, and forget the flows that it counted of
+// its addresses.
+func (c Control) Leave(member conf.Key, addresses []netip.Addr) error {
+	_, err := c.call(request{Op: opLeave, Member: &member, Addresses: addresses})
 	return err
 }
 
@@ -179,9 +181,10 @@ func (c Control) Withdraw(member conf.Key, m conf.PortMapping) error {
 	return err
 }
 
-// StatusOf is Status of a member of the hub. link is the hub's end of the link to it.
-func (c Control) StatusOf(member conf.Key, link string) (*Status, error) {
-	return c.call(request{Op: opStatus, Member: &member, Link: link})
+// StatusOf is Status of a member of the hub, which has these addresses. link is the hub's end
+// of the link to it.
+func (c Control) StatusOf(member conf.Key, link string, addresses []netip.Addr) (*Status, error) {
+	return c.call(request{Op: opStatus, Member: &member, Link: link, Addresses: addresses})
 }
 
 // CheckOf is Check of a member of the hub.

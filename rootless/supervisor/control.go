@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"time"
 
@@ -48,8 +49,9 @@ type request struct {
 	Member *conf.Key       `json:"member,omitempty"`
 	Target *forward.Target `json:"target,omitempty"`
 	Verb   *Verb           `json:"verb,omitempty"`
-	// Link is the hub's end of the link to the member.
-	Link string `json:"link,omitempty"`
+	// Link is the hub's end of the link to the member, and Addresses are the member's.
+	Link      string       `json:"link,omitempty"`
+	Addresses []netip.Addr `json:"addresses,omitempty"`
 	// Sockets describe those that come along for the ports of a member.
 	Sockets []Socket `json:"sockets,omitempty"`
 	// MAC is the address that CHECK expects; empty for the supervisor's own.
@@ -105,6 +107,8 @@ type Status struct {
 	// Interface is nil while the interface is not there.
 	Interface *InterfaceStats `json:"interface,omitempty"`
 	Ports     []PortStats     `json:"ports"`
+	// FlowsRefused are those that a member of a hub could not begin, having as many as it may.
+	FlowsRefused uint64 `json:"flowsRefused,omitempty"`
 }
 
 // InterfaceStats are the kernel's counters of the container's interface. Received is
@@ -149,6 +153,10 @@ type DriverStatus struct {
 	PID      int    `json:"pid"` // 0 while it is down
 	Restarts int    `json:"restarts"`
 	Error    string `json:"error,omitempty"` // why the last one ended
+	// OpenFiles are those that it has, most of them flows, and MostFiles those that it may
+	// have. Both are 0 where they are not known.
+	OpenFiles int `json:"openFiles,omitempty"`
+	MostFiles int `json:"mostFiles,omitempty"`
 }
 
 // The bounds of one exchange.

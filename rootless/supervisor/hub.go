@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/exec"
 	"slices"
@@ -44,6 +45,7 @@ type hub struct {
 	verbs   atomic.Int32 // that run
 	ending  context.Context
 	end     context.CancelFunc
+	refused refusals
 }
 
 var _ tenant = (*hub)(nil)
@@ -61,10 +63,14 @@ func (h *hub) prepare(*driver.Command) error {
 }
 
 func (h *hub) meanwhile() error { return nil }
-func (h *hub) configure() error { return h.inside.Configure() }
 func (h *hub) publish() error   { return nil }
 func (h *hub) restored() error  { return nil }
 func (h *hub) deleted() bool    { return h.inside.Deleted() }
+
+func (h *hub) configure() error {
+	h.inside.BePatient()
+	return h.inside.Configure()
+}
 
 func (h *hub) serve(r request, files []*os.File) (reply, error) {
 	switch r.Op {
@@ -94,9 +100,6 @@ func (h *hub) serve(r request, files []*os.File) (reply, error) {
 // user who made the hub, and not the one to come in.
 func (h *hub) open() ([]*os.File, error) {
 	filter, err := h.inside.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
-	if errors.Is(err, unix.EPROTONOSUPPORT) {
-		return nil, conf.Mendf(conf.Errorf(conf.ErrNetwork, "the kernel has no nftables, by which a shared network forwards and masquerades: %v", err), "load its modules: modprobe nf_tables nft_masq nft_ct")
-	}
 	if err != nil {
 		return nil, fmt.Errorf("opening a netlink socket in the hub: %w", err)
 	}
@@ -157,7 +160,7 @@ func (h *hub) leaves(r request) error {
 	for _, m := range mappingsOf(sockets) {
 		errs = append(errs, h.forwarder.Remove(m))
 	}
-	if err := errors.Join(append(errs, h.inside.RemoveSender(target))...); err != nil {
+	if err := errors.Join(append(errs, h.inside.RemoveSender(target), h.inside.ForgetFlows(r.Addresses))...); err != nil {
 		return err
 	}
 	h.mu.Lock()
@@ -198,6 +201,11 @@ func (h *hub) status(r request, s *Status) {
 	}
 	if link, err := h.inside.LinkByName(r.Link); err == nil {
 		s.Interface = StatsOf(link).reversed()
+	}
+	if refused, err := h.inside.FlowsRefused(); err == nil {
+		for _, ip := range r.Addresses {
+			s.FlowsRefused += refused[ip]
+		}
 	}
 	own := mappingsOf(h.socketsOf(*r.Member))
 	s.Ports = slices.DeleteFunc(s.Ports, func(p PortStats) bool { return !slices.Contains(own, p.Mapping) })
@@ -269,6 +277,7 @@ func (h *hub) gone() bool {
 	if len(m.watched) == 0 {
 		return h.verbs.Load() == 0 && m.deserted()
 	}
+	h.sayRefused()
 	for key, w := range m.watched {
 		if w.gone() && time.Since(w.tried) > collectPause {
 			m.watched[key] = watched{w.watch, time.Now()}
@@ -276,6 +285,38 @@ func (h *hub) gone() bool {
 		}
 	}
 	return false
+}
+
+// refusals are what was said of members that have as many flows as they may.
+type refusals struct {
+	looked time.Time
+	said   map[netip.Addr]bool
+}
+
+// refusalPause is between two looks whether flows were refused.
+const refusalPause = 5 * time.Second
+
+// sayRefused says of each member once that flows of it are refused.
+func (h *hub) sayRefused() {
+	r := &h.refused
+	if time.Since(r.looked) < refusalPause {
+		return
+	}
+	r.looked = time.Now()
+	refused, err := h.inside.FlowsRefused()
+	if err != nil {
+		h.log.Warn("looking whether flows were refused", "error", err)
+		return
+	}
+	for ip := range refused {
+		if !r.said[ip] {
+			h.log.Warn("a member has as many flows as it may, more are refused", "address", ip)
+		}
+	}
+	r.said = map[netip.Addr]bool{}
+	for ip := range refused {
+		r.said[ip] = true
+	}
 }
 
 // collectPause is between two tries to take a member out.

@@ -49,6 +49,7 @@ type supervisor struct {
 	restarts int
 	lastErr  string
 	firstErr error // of a hub: why it had no driver at first
+	full     int   // process of the driver of which it was said that it has no file left
 
 	ofHost string        // what the driver has of the host, by work
 	hurry  chan struct{} // has something in it when the next try need not wait
@@ -83,7 +84,7 @@ func Main() int {
 	log := newLogger(newLogFile(os.Stderr), config.LogLevel).With("attachment", config.Container.Key)
 	c := &container{config: config.Container, log: log, file: os.NewFile(netnsFD, "network namespace")}
 	s, err := newSupervisor(c, config.Driver, driver.Files{
-		Netns: c.file, Alive: os.NewFile(aliveFD, "alive lock"), Helper: []string{"ambi", Role, driverRole},
+		Netns: c.file, Alive: os.NewFile(aliveFD, "alive lock"), Helper: []string{"ambi", Role, driverRole}, Most: affordable(mostOfContainer),
 	}, log)
 	if err != nil {
 		return tellFailure(ready, err)
@@ -126,7 +127,7 @@ func hubMain(config *Config, ready *os.File) int {
 		return tellFailure(ready, err)
 	}
 	s, err := newSupervisor(h, config.Driver, driver.Files{
-		Netns: h.inside.File(), Alive: os.NewFile(aliveFD, "alive lock"), Helper: []string{"ambi", Role, driverRole},
+		Netns: h.inside.File(), Alive: os.NewFile(aliveFD, "alive lock"), Helper: []string{"ambi", Role, driverRole}, Most: affordable(mostOfHub),
 	}, log)
 	if err != nil {
 		return tellFailure(ready, err)
@@ -200,6 +201,7 @@ func collectEarly() {
 // forgetCaller leaves what is inherited without being asked for, for the driver as well.
 func forgetCaller() {
 	unix.Umask(0o077)
+	_ = unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0)
 	unspare("/proc/self/oom_score_adj")
 }
 
@@ -329,6 +331,7 @@ func (s *supervisor) run() {
 				return
 			}
 			s.relieveDriver()
+			s.watchFiles()
 		}
 	}
 }
@@ -344,6 +347,17 @@ func (s *supervisor) relieveDriver() {
 		s.log.Warn("the interface was deleted in the container's namespace")
 		driver.Stop()
 	}
+}
+
+// watchFiles says once of each driver that it has as many files open as it may.
+func (s *supervisor) watchFiles() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.driver == nil || s.full == s.driver.PID() || openFiles(s.driver.PID()) < int(s.files.Most) {
+		return
+	}
+	s.full = s.driver.PID()
+	s.log.Warn("the driver has as many flows as it may, more are refused", "files", s.files.Most)
 }
 
 // keepDriver restarts a driver that died, with the same addresses.
@@ -548,6 +562,9 @@ func (s *supervisor) status(r request) *Status {
 	st := &Status{PID: os.Getpid(), Since: s.since, Driver: DriverStatus{Name: s.command.Driver, Restarts: s.restarts, Error: s.lastErr}}
 	if s.driver != nil {
 		st.Driver.PID = s.driver.PID()
+		if st.Driver.OpenFiles = openFiles(st.Driver.PID); st.Driver.OpenFiles > 0 {
+			st.Driver.MostFiles = int(s.files.Most)
+		}
 	}
 	s.tenant.status(r, st)
 	return st
