@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -30,18 +31,47 @@ type entry struct {
 // that go elsewhere than to the container.
 func forgetElsewhere(fs []forward) error {
 	elsewhere := func(f forward, e entry) bool { return e.answerer != f.to }
-	for _, proto := range []uint8{unix.IPPROTO_UDP, unix.IPPROTO_SCTP} {
-		var some []forward
-		for _, f := range fs {
-			if f.proto == proto {
-				some = append(some, f)
-			}
+	for _, l := range byPort(fs, func(f forward) uint16 { return f.port }, toPort) {
+		if l.forwards[0].proto == unix.IPPROTO_TCP {
+			continue
 		}
-		if err := forget(some, elsewhere, ofProtocol(proto)); err != nil {
+		if err := forget(l.forwards, elsewhere, l.filter); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// listed are mappings whose entries one list has.
+type listed struct {
+	forwards []forward
+	filter   attrs
+}
+
+// fewPorts are as many lists as cost less than one that a host's UDP entries are in, of
+// which there may be tens of thousands: for each the kernel goes through its whole table.
+const fewPorts = 4
+
+// byPort has for each protocol of mappings a list for each port, or where these are many one
+// for all.
+func byPort(fs []forward, port func(forward) uint16, filter func(proto uint8, port uint16) attrs) (lists []listed) {
+	of := map[uint8]map[uint16][]forward{}
+	for _, f := range fs {
+		if of[f.proto] == nil {
+			of[f.proto] = map[uint16][]forward{}
+		}
+		of[f.proto][port(f)] = append(of[f.proto][port(f)], f)
+	}
+	for proto, ports := range of {
+		if len(ports) > fewPorts {
+			lists = append(lists, listed{slices.Concat(slices.Collect(maps.Values(ports))...), ofProtocol(proto)})
+			continue
+		}
+		for p, some := range ports {
+			lists = append(lists, listed{some, filter(proto, p)})
+		}
+	}
+	return lists
 }
 
 // forgetForwards deletes the conversations that these mappings made.
@@ -51,8 +81,14 @@ func forgetForwards(fs []forward) error {
 		byTarget[f.to.Addr()] = append(byTarget[f.to.Addr()], f)
 	}
 	for ip, some := range byTarget {
-		if err := forget(some, func(f forward, e entry) bool { return e.answerer == f.to }, answeredBy(ip)); err != nil {
-			return err
+		lists := []listed{{some, answeredBy(ip)}}
+		if ip.Is6() {
+			lists = byPort(some, func(f forward) uint16 { return f.to.Port() }, fromPort)
+		}
+		for _, l := range lists {
+			if err := forget(l.forwards, func(f forward, e entry) bool { return e.answerer == f.to }, l.filter); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -102,20 +138,31 @@ func nothingRemembered() bool {
 	return err == nil && len(count) == 4 && binary.BigEndian.Uint32(count) == 0
 }
 
-// ofProtocol and answeredBy have the kernel (5.8) send the entries of a protocol,
-// or those answered by an IPv4 address, only: a host may have hundreds of
-// thousands. An older kernel sends all, so the entries are compared all the same.
+// ofProtocol has the kernel (5.8) send the entries of a protocol only: a host may have
+// hundreds of thousands. So do toPort, fromPort and answeredBy for what they are named after.
+// An older kernel sends all, so the entries are compared all the same.
 func ofProtocol(proto uint8) attrs {
 	tuple := attrs(nil).nest(ctaTupleProto, attrs(nil).bytes(ctaProtoNum, []byte{proto}))
 	return filterBy(ctaFilterOrig, filterProtocol).nest(ctaTupleOrig, tuple)
 }
 
+// toPort has the kernel send the entries whose client addressed a port, only.
+func toPort(proto uint8, port uint16) attrs {
+	var of attrs
+	of = of.bytes(ctaProtoNum, []byte{proto}).bytes(ctaProtoDstPort, binary.BigEndian.AppendUint16(nil, port))
+	return filterBy(ctaFilterOrig, filterProtocol|filterDstPort).nest(ctaTupleOrig, attrs(nil).nest(ctaTupleProto, of))
+}
+
+// fromPort has it send those that a port answers.
+func fromPort(proto uint8, port uint16) attrs {
+	var of attrs
+	of = of.bytes(ctaProtoNum, []byte{proto}).bytes(ctaProtoSrcPort, binary.BigEndian.AppendUint16(nil, port))
+	return filterBy(ctaFilterReply, filterProtocol|filterSrcPort).nest(ctaTupleReply, attrs(nil).nest(ctaTupleProto, of))
+}
+
+// answeredBy is of no use for IPv6: Linux up to 6.18 at least has the comparison of these
+// addresses the wrong way round (ctnetlink_filter_match_tuple) and would send all but those.
 func answeredBy(ip netip.Addr) attrs {
-	if ip.Is6() {
-		// Linux up to 6.18 at least has the comparison of IPv6 addresses the wrong way
-		// round (ctnetlink_filter_match_tuple) and would send all but those.
-		return nil
-	}
 	tuple := attrs(nil).nest(ctaTupleIP, attrs(nil).bytes(ctaIPv4Src, ip.AsSlice()))
 	return filterBy(ctaFilterReply, filterSource).nest(ctaTupleReply, tuple)
 }
@@ -258,6 +305,8 @@ const (
 	ctaFilterReply = 2
 	filterSource   = 1 << 0 // net/netfilter/nf_internals.h, CTA_IP_SRC
 	filterProtocol = 1 << 3 // CTA_PROTO_NUM
+	filterSrcPort  = 1 << 4 // CTA_PROTO_SRC_PORT, of TCP and UDP
+	filterDstPort  = 1 << 5 // CTA_PROTO_DST_PORT, the same
 
 	ctaTupleIP    = 1
 	ctaTupleProto = 2

@@ -293,6 +293,15 @@ func TestFlowFilters(t *testing.T) {
 	}{
 		{"all", ipv4, nil, 3},
 		{"udp", ipv4, ofProtocol(unix.IPPROTO_UDP), 1},
+		{"udp to a port", ipv4, toPort(unix.IPPROTO_UDP, 8080), 1},
+		{"udp from a port", ipv4, fromPort(unix.IPPROTO_UDP, 80), 1},
+		{"tcp from a port", ipv4, fromPort(unix.IPPROTO_TCP, 80), 2},
+		{"tcp from a port over IPv6", ipv6, fromPort(unix.IPPROTO_TCP, 80), 1},
+		{"tcp from another port over IPv6", ipv6, fromPort(unix.IPPROTO_TCP, 81), 0},
+		{"udp to another port", ipv4, toPort(unix.IPPROTO_UDP, 9090), 0},
+		{"tcp to a port", ipv4, toPort(unix.IPPROTO_TCP, 8080), 1},
+		{"sctp to a port", ipv4, toPort(unix.IPPROTO_SCTP, 8080), 0},
+		{"tcp to a port over IPv6", ipv6, toPort(unix.IPPROTO_TCP, 8080), 1},
 		{"sctp", ipv4, ofProtocol(unix.IPPROTO_SCTP), 0},
 		{"web", ipv4, answeredBy(netip.MustParseAddr(webAddr)), 2},
 		{"twin", ipv4, answeredBy(netip.MustParseAddr(twinAddr)), 1},
@@ -305,4 +314,29 @@ func TestFlowFilters(t *testing.T) {
 			require.Len(t, got, tt.want, tt.name)
 		})
 	}
+}
+
+// TestListedByPort shows which lists are asked for: few ports have one each, many have one
+// of their protocol.
+func TestListedByPort(t *testing.T) {
+	mappings := func(proto uint8, ports int) (fs []forward) {
+		for n := range ports {
+			fs = append(fs, forward{slot: slot{proto, netip.IPv4Unspecified(), uint16(5000 + n)}})
+		}
+		return fs
+	}
+	of := func(fs []forward) (filters []attrs, forwards int) {
+		for _, l := range byPort(fs, func(f forward) uint16 { return f.port }, toPort) {
+			filters, forwards = append(filters, l.filter), forwards+len(l.forwards)
+		}
+		return filters, forwards
+	}
+	filters, n := of(mappings(unix.IPPROTO_UDP, 2))
+	require.ElementsMatch(t, []attrs{toPort(unix.IPPROTO_UDP, 5000), toPort(unix.IPPROTO_UDP, 5001)}, filters)
+	require.Equal(t, 2, n)
+	filters, n = of(append(mappings(unix.IPPROTO_UDP, fewPorts+1), mappings(unix.IPPROTO_TCP, 1)...))
+	require.ElementsMatch(t, []attrs{ofProtocol(unix.IPPROTO_UDP), toPort(unix.IPPROTO_TCP, 5000)}, filters)
+	require.Equal(t, fewPorts+2, n)
+	filters, _ = of(nil)
+	require.Empty(t, filters)
 }
