@@ -15,6 +15,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/ambi-cni/ambi/names"
 	"github.com/ambi-cni/ambi/plugin"
 	"github.com/ambi-cni/ambi/rootless/supervisor"
 )
@@ -29,14 +30,16 @@ var number string
 
 func main() { os.Exit(run()) }
 
-// run finds out which face ambi has to show: a CNI verb, a supervisor, or a
-// command line.
+// run finds out which face ambi has to show: a CNI verb, a supervisor, a name server, or
+// a command line.
 func run() int {
 	switch {
 	case os.Getenv("CNI_COMMAND") != "":
 		return plugin.Main(about())
 	case len(os.Args) > 1 && os.Args[1] == supervisor.Role:
 		return supervisor.Main()
+	case len(os.Args) > 1 && os.Args[1] == names.Role:
+		return names.Main(os.Args[2:])
 	case len(os.Args) > 1:
 		return commandLine(os.Args[1:])
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"time"
 
@@ -83,4 +84,29 @@ func Named(f *os.File) bool {
 	}
 	there, err := os.Stat(f.Name())
 	return err == nil && os.SameFile(opened, there)
+}
+
+// Folder makes the folder if it is missing, and waits for the lock on it until ctx ends. It
+// may be removed by who has the lock alone: those who wait make another.
+func Folder(ctx context.Context, path string, how How) (*os.File, error) {
+	for {
+		if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, err
+		}
+		f, err := os.Open(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // whoever removed it was faster
+		}
+		if err != nil {
+			return nil, err
+		}
+		if err := Lock(ctx, f, how); err != nil {
+			f.Close()
+			return nil, fmt.Errorf("lock of %s: %w", path, err)
+		}
+		if Named(f) {
+			return f, nil
+		}
+		f.Close()
+	}
 }

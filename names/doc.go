@@ -6,6 +6,9 @@
 // others. Which containers there are is read from the records, at each query if they have
 // changed, so that a name is there when ADD returns, and gone when DEL does.
 //
+// As root one process for each network is the server, and [Place] says where it is; without
+// root the hub's supervisor is.
+//
 // Start reading at [Server] in server.go. Where things are:
 //
 //	server.go      queries by UDP and TCP, and the bounds of a client
@@ -17,6 +20,9 @@
 //	stream.go      the same by TCP, where an answer was too long
 //	resolvconf.go  the host's name servers, as they are now
 //	listen.go      the sockets on which queries come
+//	place.go       the server of a network as root: started, found, ended
+//	process.go     its process
+//	confine.go     what that gives up
 //
-// It may import record and conf.
+// It may import record, flock and conf.
 package names

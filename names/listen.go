@@ -36,9 +36,11 @@ func listen(a netip.Addr, kind int, device string, socket func(domain, kind, pro
 	if kind == unix.SOCK_STREAM {
 		what = "TCP"
 	}
-	var address unix.Sockaddr = &unix.SockaddrInet4{Port: port, Addr: a.Unmap().As4()}
-	if a.Is6() {
-		family, address = unix.AF_INET6, &unix.SockaddrInet6{Port: port, Addr: a.As16()}
+	var address unix.Sockaddr = &unix.SockaddrInet6{Port: port, Addr: a.As16()}
+	if a.Is4() {
+		address = &unix.SockaddrInet4{Port: port, Addr: a.As4()}
+	} else {
+		family = unix.AF_INET6
 	}
 	fd, err := socket(family, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err == nil {
@@ -95,7 +97,7 @@ func (s *Server) Serve(files []*os.File) error {
 		}
 		f.Close()
 		if err != nil {
-			return fmt.Errorf("the name server of the network: %w", err)
+			return err
 		}
 	}
 	return nil

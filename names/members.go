@@ -3,6 +3,7 @@ package names
 import (
 	"encoding/json"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 
@@ -113,4 +114,39 @@ func DNS(n *conf.NetConf, servers []netip.Addr) types.DNS {
 		dns.Search = []string{dns.Domain}
 	}
 	return n.DNSFor(dns)
+}
+
+// Members are the records of those that are in the network, as [NetworkOf] calls it, or are
+// coming: not of those that are leaving.
+func Members(store *record.Store, network string) (members []*record.Record, err error) {
+	records, _, err := store.List()
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range records {
+		if r.State != record.Leaving && NetworkOf(r) == network {
+			members = append(members, r)
+		}
+	}
+	return members, nil
+}
+
+// ServersOf are the addresses at which a record's container has its name server: those of
+// its gateways.
+func ServersOf(r *record.Record) (servers []netip.Addr) {
+	var result types100.Result
+	if json.Unmarshal(r.Result, &result) != nil {
+		return nil
+	}
+	return Gateways(&result, r.IfName)
+}
+
+// Gateways are those of a container's interface in a result.
+func Gateways(result *types100.Result, ifName string) (gateways []netip.Addr) {
+	for _, ip := range conf.AddressesOf(result, ifName) {
+		if a, ok := netip.AddrFromSlice(ip.Gateway); ok && !slices.Contains(gateways, a.Unmap()) {
+			gateways = append(gateways, a.Unmap())
+		}
+	}
+	return gateways
 }

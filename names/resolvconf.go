@@ -13,6 +13,9 @@ import (
 	"github.com/ambi-cni/ambi/record"
 )
 
+// ResolvConf names the host's name servers (resolv.conf(5)).
+const ResolvConf = "/etc/resolv.conf"
+
 // hostServers are the name servers of the host, read again whenever the file has changed:
 // it was written, replaced, or a link on the way to it leads elsewhere.
 type hostServers struct {

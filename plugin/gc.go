@@ -10,6 +10,7 @@ import (
 
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/record"
+	"github.com/ambi-cni/ambi/root"
 	"github.com/ambi-cni/ambi/rootless"
 )
 
@@ -95,6 +96,7 @@ func (v *verbs) collect(ctx context.Context, store *record.Store) error {
 			errs = append(errs, annotated(key, v.collectOne(ctx, store, key, nil)))
 		}
 	}
+	errs = append(errs, root.SettleNames(ctx, v.log.Logger, store, v.netConf.Name))
 	return errors.Join(append(errs, rootless.EndHubs(ctx, store, v.netConf.Name), store.Sweep(v.netConf.Name))...)
 }
 

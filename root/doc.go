@@ -9,11 +9,12 @@
 //	network.go   Add, Check, Del, Status
 //	chain.go     the one place that chooses what makes the interface
 //	builtin.go   the built-in network, as one of the choices
+//	names.go     the name server of the built-in network
 //	conflist.go  the conflist that the key delegates names
 //	ports.go     which ports are published, and how
 //	siblings.go  ports of a container that is in several networks
 //	heirs.go     who publishes them when the one that did is gone
 //	gc.go        what no record explains
 //
-// It may import bridge, delegate, portmap/nat, record, flock, inside and conf.
+// It may import bridge, names, delegate, portmap/nat, record, flock, inside and conf.
 package root

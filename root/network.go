@@ -2,6 +2,7 @@ package root
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 
@@ -69,6 +70,10 @@ func (n *Network) Add(ctx context.Context, a *conf.Attachment) (*types100.Result
 			return nil, err
 		}
 		n.Step("publish the ports")
+	}
+	if m.builtIn != nil && a.NetConf.Bridge.Names {
+		result.DNS, err = n.serveNames(ctx, a, result)
+		return result, err
 	}
 	result.DNS = a.NetConf.DNSFor(result.DNS)
 	return result, nil
@@ -181,6 +186,9 @@ func (n *Network) Check(ctx context.Context, a *conf.Attachment) error {
 	if err != nil {
 		return err
 	}
+	if err := n.settleNames(ctx, a.Network); err != nil {
+		return err
+	}
 	if n.Record.Published == nil {
 		return nil
 	}
@@ -197,6 +205,9 @@ func (n *Network) Del(ctx context.Context, a *conf.Attachment) error {
 	if n.Record != nil && !n.Record.Saved() {
 		return nil
 	}
+	if err := n.leaveNames(); err != nil {
+		return err
+	}
 	if err := record.AwaitEnd(ctx, n.Store.Path(a.Key, "busy")); err != nil {
 		return fmt.Errorf("delegates of a killed ADD: %w", err)
 	}
@@ -212,7 +223,7 @@ func (n *Network) Del(ctx context.Context, a *conf.Attachment) error {
 		defer m.close()
 		err := m.del(ctx, n.Record, a, n.lastResult(a))
 		n.Step("built-in network")
-		return err
+		return errors.Join(err, n.settleNames(ctx, a.Network))
 	}
 	return n.delChain(ctx, a, m.chain)
 }

@@ -28,6 +28,6 @@
 //	plan        the interface as it shall be, which those three pass to each other
 //
 // It may import rootless/supervisor, rootless/driver, rootless/plan, rootless/hub,
-// rootless/link, bridge, nlsock, portmap/forward, record, flock and conf. Start at
+// rootless/link, bridge, names, nlsock, portmap/forward, record, flock and conf. Start at
 // Network.Add.
 package rootless

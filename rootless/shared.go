@@ -19,6 +19,7 @@ import (
 	"github.com/ambi-cni/ambi/bridge"
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/flock"
+	"github.com/ambi-cni/ambi/names"
 	"github.com/ambi-cni/ambi/nlsock"
 	"github.com/ambi-cni/ambi/portmap/forward"
 	"github.com/ambi-cni/ambi/record"
@@ -260,6 +261,14 @@ func (n *Network) join(ctx context.Context, h hub.Hub, state *hub.State, c *insi
 	result, err := n.makeInterface(ctx, h, state, c, a)
 	if err != nil {
 		return nil, err
+	}
+	if state.Bridge != "" && a.NetConf.Bridge.Names {
+		servers := names.Gateways(result, a.IfName)
+		if err := controlOfHub(h).ServeNames(servers); err != nil {
+			return nil, fmt.Errorf("the hub: %w", mute(err))
+		}
+		result.DNS = names.DNS(a.NetConf, servers)
+		n.step("name server")
 	}
 	if len(sockets) > 0 {
 		if err := controlOfHub(h).Publish(a.Key, targetOf(a, result), sockets); err != nil {

@@ -4,7 +4,7 @@
 //	peer tcp ADDR         serve TCP: one line "you are ADDR", then echo
 //	peer udp ADDR         serve UDP: answers every datagram with "you are ADDR"
 //	peer http ADDR        serve HTTP: "hello ADDR"
-//	peer dns ADDR IP      serve DNS: every name is at IP
+//	peer dns ADDR IP      serve DNS: every name is at IP; prints each that it is asked
 //	peer ask tcp|udp ADDR print the answer of such a server
 //	peer askfrom tcp|udp LOCAL ADDR…  the same, from an address or port of one's
 //	                      own, ":4000", and of all at the same time
@@ -189,9 +189,13 @@ func serveDNS(addr, ip string) error {
 func dnsAnswer(q []byte, a netip.Addr) []byte {
 	const header = 12
 	end := header
+	name := ""
 	for end < len(q) && q[end] != 0 {
-		end += int(q[end]) + 1
+		next := end + int(q[end]) + 1
+		name += string(q[end+1:min(next, len(q))]) + "."
+		end = next
 	}
+	fmt.Println(name)
 	end += 1 + 4 // root label, type, class
 	if end > len(q) {
 		return nil

@@ -152,6 +152,12 @@ func (c Control) Await() error {
 	return err
 }
 
+// ServeNames has the hub serve the names of its members at the bridge's addresses.
+func (c Control) ServeNames(servers []netip.Addr) error {
+	_, err := c.call(request{Op: opNames, Servers: servers})
+	return err
+}
+
 // Leave has the hub take back all ports of a member, and forget the flows that it counted of
 // its addresses.
 func (c Control) Leave(member conf.Key, addresses []netip.Addr) error {

@@ -36,6 +36,7 @@ const (
 	opOpen  = "open"  // hands out files of the hub's namespace
 	opAwait = "await" // answers when the driver is there
 	opLeave = "leave" // takes back all ports of a member
+	opNames = "names" // serves names at the bridge's addresses
 
 	// Of a hub in which plugins run.
 	opStandIn = "stand-in" // hands out files of the namespace in place of a member's
@@ -54,6 +55,8 @@ type request struct {
 	Addresses []netip.Addr `json:"addresses,omitempty"`
 	// Sockets describe those that come along for the ports of a member.
 	Sockets []Socket `json:"sockets,omitempty"`
+	// Servers are where names are served.
+	Servers []netip.Addr `json:"servers,omitempty"`
 	// MAC is the address that CHECK expects; empty for the supervisor's own.
 	MAC string `json:"mac,omitempty"`
 	// Families of the sockets that come along, AF_INET or AF_INET6.

@@ -18,6 +18,6 @@
 // with the caller is the cgroup: a service manager that kills the whole group kills
 // it, too, and CHECK and GC find that out.
 //
-// It imports rootless/driver, rootless/netns, rootless/plan, rootless/hub, rootless/link, portmap/forward, record,
+// It imports rootless/driver, rootless/netns, rootless/plan, rootless/hub, rootless/link, names, portmap/forward, record,
 // flock and conf. Start at Main.
 package supervisor

@@ -42,6 +42,7 @@ type hub struct {
 	targets   map[conf.Key]forward.Target // of those who have, or had, ports
 
 	members members
+	names   nameServer
 	verbs   atomic.Int32 // that run
 	ending  context.Context
 	end     context.CancelFunc
@@ -81,6 +82,9 @@ func (h *hub) serve(r request, files []*os.File) (reply, error) {
 	case opLeave:
 		closeAll(files)
 		return reply{}, h.leaves(r)
+	case opNames:
+		closeAll(files)
+		return reply{}, h.serveNames(r)
 	case opStandIn:
 		closeAll(files)
 		out, err := h.openStandIn(r)
@@ -229,6 +233,9 @@ func (h *hub) finish() {
 
 func (h *hub) leave() bool {
 	h.finish()
+	h.names.mu.Lock()
+	h.names.close()
+	h.names.mu.Unlock()
 	if h.forwarder != nil {
 		if err := h.forwarder.Close(); err != nil {
 			h.log.Warn("closing ports", "error", err)

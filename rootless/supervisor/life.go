@@ -515,7 +515,7 @@ func (s *supervisor) answer(r request, files []*os.File) reply {
 
 func (s *supervisor) serve(r request, files []*os.File) (reply, error) {
 	switch r.Op {
-	case opAddPort, opRemovePort, opOpen, opLeave, opStandIn, opVerb:
+	case opAddPort, opRemovePort, opOpen, opLeave, opNames, opStandIn, opVerb:
 		return s.tenant.serve(r, files)
 	}
 	defer closeAll(files)
