@@ -127,7 +127,7 @@ func (a *app) find(all []*attachment, id string) ([]*attachment, error) {
 	begins := selected(all, func(t *attachment) bool { return id != "" && strings.HasPrefix(t.ContainerID, id) })
 	for _, t := range begins {
 		if t.ContainerID != begins[0].ContainerID {
-			return nil, hinted(fmt.Errorf("%q is the beginning of several container IDs: %s", id, names(begins)), "give more of the ID")
+			return nil, hinted(fmt.Errorf("%q is the beginning of several container IDs: %s", id, namesText(begins)), "give more of the ID")
 		}
 	}
 	if len(begins) == 0 {
@@ -144,12 +144,12 @@ func (a *app) one(id string) (*attachment, error) {
 		return nil, err
 	}
 	if len(found) > 1 {
-		return nil, hinted(fmt.Errorf("container %q has several attachments: %s", id, names(found)), "name one of these")
+		return nil, hinted(fmt.Errorf("container %q has several attachments: %s", id, namesText(found)), "name one of these")
 	}
 	return found[0], nil
 }
 
-func names(attachments []*attachment) string {
+func namesText(attachments []*attachment) string {
 	texts := make([]string, len(attachments))
 	for i, t := range attachments {
 		texts[i] = t.String()

@@ -141,7 +141,7 @@ work on the attachments of the user who calls them.`,
 		id       string
 		commands []*cobra.Command
 	}{
-		{groupLook, []*cobra.Command{a.listCommand(), a.inspectCommand(), a.statsCommand(), a.logsCommand()}},
+		{groupLook, []*cobra.Command{a.listCommand(), a.inspectCommand(), a.statsCommand(), a.namesCommand(), a.logsCommand()}},
 		{groupChange, []*cobra.Command{a.portCommand(), a.restoreCommand(), a.gcCommand()}},
 		{groupSetUp, []*cobra.Command{a.doctorCommand(), a.wrapCommand(), a.installCommand(), a.uninstallCommand(), completionCommand(), a.versionCommand()}},
 	} {

@@ -16,6 +16,6 @@
 //	people.go screen.go help.go  what people read: tables, colours, help texts
 //	environment.go packages.go   this program, folders of plugins, package managers
 //
-// It may import install, root, rootless, rootless/driver, rootless/hub, rootless/supervisor, portmap/nat, record,
+// It may import install, names, root, rootless, rootless/driver, rootless/hub, rootless/supervisor, portmap/nat, record,
 // inside and conf; not plugin, of which main hands it what it needs (Program).
 package cli

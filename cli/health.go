@@ -42,6 +42,7 @@ const (
 	supervisorMute   problemCode = "supervisor-mute" // rootless: it runs and does not answer
 	driverDown       problemCode = "driver-down"     // rootless: what carries what goes out is being restarted
 	rulesMissing     problemCode = "rules-missing"   // root: published ports are not in the firewall
+	nameServerGone   problemCode = "nameserver-gone" // root: containers find nobody by name
 	interfaceMissing problemCode = "interface-missing"
 	resultMismatch   problemCode = "result-mismatch" // the record does not tell of this interface
 	checkFailed      problemCode = "check-failed"    // what the supervisor found when it looked
@@ -50,7 +51,7 @@ const (
 // words are the problems as the table shows them.
 var words = map[problemCode]string{
 	recordUnreadable: "record unreadable", unfinished: "unfinished", namespaceGone: "namespace gone",
-	supervisorGone: "supervisor gone", supervisorMute: "supervisor mute", driverDown: "driver down", rulesMissing: "rules gone",
+	supervisorGone: "supervisor gone", supervisorMute: "supervisor mute", driverDown: "driver down", rulesMissing: "rules gone", nameServerGone: "no names",
 	interfaceMissing: "interface gone", resultMismatch: "no result", checkFailed: "check failed",
 }
 
@@ -110,6 +111,9 @@ func (t *attachment) look(ctx context.Context) {
 		t.lookAtSupervisor()
 	} else {
 		t.lookAtRules(ctx)
+	}
+	if noServer(t.store, t.record) {
+		t.wrong(nameServerGone, t.app.command("restore"), "the name server of the network has ended, so its containers find nobody by name, nor anything else if they ask it alone")
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/names"
 	"github.com/ambi-cni/ambi/record"
 )
 
@@ -46,6 +47,8 @@ type inspected struct {
 	IPv6       *familyInfo       `json:"ipv6"`
 	Routes     []routeInfo       `json:"routes"`
 	DNS        *types.DNS        `json:"dns,omitempty"`
+	Names      []string          `json:"names,omitempty"`
+	NameServer *nameServerInfo   `json:"nameServer,omitempty"`
 	Ports      []port            `json:"ports"`
 	Supervisor *supervisorInfo   `json:"supervisor,omitempty"`
 	Hub        string            `json:"hub,omitempty"`
@@ -83,6 +86,11 @@ type supervisorInfo struct {
 	PID    int         `json:"pid"`
 	Since  *time.Time  `json:"since,omitempty"` // absent when it does not answer
 	Driver *driverInfo `json:"driver,omitempty"`
+}
+
+// nameServerInfo is the name server of a network as root.
+type nameServerInfo struct {
+	PID int `json:"pid"`
 }
 
 type driverInfo struct {
@@ -131,6 +139,7 @@ func inspectedOf(t *attachment) inspected {
 		return info
 	}
 	info.Mode, info.Created, info.Netns = r.Mode, &r.Created, &r.Netns
+	info.Names = namesOf(r)
 	info.IPv4, info.IPv6 = familyOf(t.ips(), netip.Addr.Is4), familyOf(t.ips(), netip.Addr.Is6)
 	if t.result != nil {
 		if i := conf.InterfaceOf(t.result, t.IfName); i != nil {
@@ -151,6 +160,10 @@ func inspectedOf(t *attachment) inspected {
 		info.Hub, info.Bridge = r.Hub, r.Bridge
 	} else {
 		info.Delegates, info.Bridge = delegatesOf(r), r.Bridge
+		if s := (names.Place{Store: t.store, Network: t.Network}).Running(); s != nil && names.NetworkOf(r) != "" {
+			info.NameServer = &nameServerInfo{s.PID}
+			info.Files["nameServerLog"] = names.Place{Store: t.store, Network: t.Network}.LogFile()
+		}
 		if r.Published != nil {
 			info.Firewall = string(r.Published.Backend)
 		}
@@ -275,6 +288,7 @@ func (a *app) showInterface(info *inspected) {
 		a.field("DNS", printable(strings.Join(d.Nameservers, ", ")))
 		a.field("search", printable(strings.Join(d.Search, " ")))
 	}
+	a.field("names", a.screen.wrapped(printable(strings.Join(info.Names, ", ")), fieldIndent))
 }
 
 func mtuText(mtu int) string {
@@ -325,6 +339,9 @@ func (a *app) showMeans(info *inspected) {
 	}
 	a.field("hub", info.Hub)
 	a.field("bridge", info.Bridge)
+	if s := info.NameServer; s != nil {
+		a.field("name server", fmt.Sprintf("process %d", s.PID))
+	}
 	a.field("delegates", strings.Join(info.Delegates, ", "))
 	a.field("firewall", info.Firewall)
 }

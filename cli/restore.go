@@ -23,7 +23,7 @@ func (a *app) restoreCommand() *cobra.Command {
 		Short: "publish again what a firewall reload flushed (root)",
 		Long: `Put the published ports of every attachment, and the rules of built-in networks,
 back into the firewall, from the records, after something such as a firewall reload
-has flushed them. What is in place stays untouched. The rules of other CNI plugins
+has flushed them; and start name servers of networks again that have ended. What is in place stays untouched. The rules of other CNI plugins
 are theirs to put back.
 
 With --firewalld it goes on, and does so again each time firewalld says over D-Bus that

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/names"
 	"github.com/ambi-cni/ambi/rootless/hub"
 )
 
@@ -69,7 +70,11 @@ func (t *attachment) heldBy() (id string, means []string) {
 	case r.Mode == conf.ModeRootless:
 		return "private", []string{"private"}
 	case r.Bridge != "":
-		return r.Bridge, []string{"bridge " + r.Bridge}
+		means = []string{"bridge " + r.Bridge}
+		if s := (names.Place{Store: t.store, Network: t.Network}).Running(); s != nil && names.NetworkOf(r) != "" {
+			means = append(means, fmt.Sprintf("name server %d", s.PID))
+		}
+		return r.Bridge, means
 	}
 	return strings.Join(delegatesOf(r), ", "), []string{strings.Join(delegatesOf(r), ", ")}
 }

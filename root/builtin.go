@@ -27,7 +27,8 @@ func RestoreNetworks(ctx context.Context, log *slog.Logger, store *record.Store,
 	}
 	var errs []error
 	for _, name := range slices.Sorted(maps.Keys(members)) {
-		if err := restoreNetwork(ctx, log, store, members[name]); err != nil {
+		err := restoreNetwork(ctx, log, store, members[name])
+		if err := errors.Join(err, SettleNames(ctx, log, store, name)); err != nil {
 			errs = append(errs, err)
 		} else {
 			names = append(names, name)
