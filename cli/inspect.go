@@ -340,7 +340,7 @@ func (a *app) showMeans(info *inspected) {
 	a.field("hub", info.Hub)
 	a.field("bridge", info.Bridge)
 	if s := info.NameServer; s != nil {
-		a.field("name server", fmt.Sprintf("process %d", s.PID))
+		a.field("nameserver", fmt.Sprintf("process %d", s.PID))
 	}
 	a.field("delegates", strings.Join(info.Delegates, ", "))
 	a.field("firewall", info.Firewall)
