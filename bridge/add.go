@@ -166,9 +166,9 @@ func (n *Network) ownerOfMAC(k conf.Key, s state, mac net.HardwareAddr, ip netip
 // makePair makes the two ends, the one on the host marked, on the bridge, and down.
 func (n *Network) makePair(c *Container, p placement, s state) error {
 	var b batch
-	b.newVeth(veth{
-		host: p.name, container: p.IfName, hostMAC: hostMAC(p.Key), containerMAC: p.mac,
-		mtu: p.mtu, master: s.bridge.index, namespace: int(c.Namespace.Fd()),
+	b.NewVeth(nlsock.Veth{
+		Host: p.name, Container: p.IfName, HostMAC: hostMAC(p.Key), ContainerMAC: p.mac,
+		MTU: p.mtu, Master: s.bridge.index, Namespace: int(c.Namespace.Fd()),
 	})
 	b.setAlias(p.name, portAlias(p.Key))
 	b.noIPv6Address(p.name)
@@ -238,7 +238,7 @@ func (n *Network) hostEnd(p placement) (*link, error) {
 // start sets lo up and says which index the container's interface has.
 func (c *Container) start(ifName string) (int, error) {
 	var b batch
-	b.linkUp("lo", loIndex)
+	b.LinkUp("lo", loIndex)
 	b.getLink(ifName)
 	answers, err := b.Send(c.Route)
 	if err != nil {
@@ -268,9 +268,9 @@ func (n *Network) configure(c *Container, p placement, index int) error {
 			if err := c.wantIPv6(p.IfName); err != nil {
 				return err
 			}
-			b.addAddress(netip.PrefixFrom(linkLocal(p.mac), 64), p.IfName, index)
+			b.AddAddress(netip.PrefixFrom(linkLocal(p.mac), 64), p.IfName, index)
 		}
-		b.addAddress(prefix, p.IfName, index)
+		b.AddAddress(prefix, p.IfName, index)
 	}
 	b.containerUp(p.IfName, index)
 	if _, err := b.Send(c.Route); err != nil {

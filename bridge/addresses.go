@@ -20,6 +20,7 @@ import (
 
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/flock"
+	"github.com/ambi-cni/ambi/nlsock"
 )
 
 // addresses is host-local's store of one network: a file per address, named by it,
@@ -86,7 +87,7 @@ func (s *addresses) candidates(subnet netip.Prefix, rangeID string, asked netip.
 	if asked.IsValid() {
 		return slices.Values([]netip.Addr{asked})
 	}
-	first, last := gatewayOf(subnet).Addr().Next(), lastAddress(subnet)
+	first, last := gatewayOf(subnet).Addr().Next(), nlsock.LastAddress(subnet)
 	if last.Is4() {
 		last = last.Prev() // broadcast
 	}
@@ -118,7 +119,7 @@ func (s *addresses) mayHave(k conf.Key, subnet netip.Prefix, asked netip.Addr) e
 	case !asked.IsValid():
 	case asked == gatewayOf(subnet).Addr():
 		why = "is the gateway's"
-	case asked == subnet.Addr() || asked.Is4() && asked == lastAddress(subnet):
+	case asked == subnet.Addr() || asked.Is4() && asked == nlsock.LastAddress(subnet):
 		why = "stands for all of " + subnet.String()
 	}
 	if why == "" {

@@ -80,7 +80,7 @@ func (n *Network) collectUnmarked() error {
 			continue
 		}
 		var b batch
-		b.deleteLink(l.name, l.index)
+		b.DeleteLink(l.name, l.index)
 		if _, err := b.Send(n.Host.Route); err != nil && !errors.Is(err, unix.ENODEV) {
 			errs = append(errs, err)
 		}

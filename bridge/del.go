@@ -76,7 +76,7 @@ func (n *Network) removeLinks(links []*link) error {
 	switch len(links) {
 	case 0:
 	case 1:
-		b.deleteLink(links[0].name, links[0].index)
+		b.DeleteLink(links[0].name, links[0].index)
 	default:
 		group := rand.Uint32() | 1<<31
 		for _, l := range links {
@@ -102,7 +102,7 @@ func Abandon(c *Container, k conf.Key, result *types100.Result) error {
 		return err
 	}
 	var b batch
-	b.deleteLink(k.IfName, l.index)
+	b.DeleteLink(k.IfName, l.index)
 	if _, err := b.Send(c.Route); err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("the container's namespace %s: %w", c.Path, err)
 	}
@@ -141,7 +141,7 @@ func (n *Network) DelUnmarked(ctx context.Context, c *Container, k conf.Key) err
 		return err
 	}
 	var b batch
-	b.deleteLink(ports[i].name, ports[i].index)
+	b.DeleteLink(ports[i].name, ports[i].index)
 	_, err = b.Send(n.Host.Route)
 	return err
 }

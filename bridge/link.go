@@ -28,9 +28,8 @@ type link struct {
 
 const loIndex = 1 // in every namespace (net/core/dev.c, LOOPBACK_IFINDEX)
 
-// Attributes that golang.org/x/sys lacks (linux/if_link.h, linux/veth.h).
+// Attributes that golang.org/x/sys lacks (linux/if_link.h).
 const (
-	vethInfoPeer       = 1
 	ifAliasSize        = 256 // with the 0 at the end
 	brportMode         = 4   // IFLA_BRPORT_MODE: hairpin
 	inet6AddrGenMode   = 8   // IFLA_INET6_ADDR_GEN_MODE
@@ -204,43 +203,6 @@ func hasDriver(c *nlsock.Socket, kind string) error {
 	return nil
 }
 
-// veth is a pair: the host's end is a port of a bridge, the other one is made in the
-// container's namespace.
-type veth struct {
-	host, container       string
-	hostMAC, containerMAC net.HardwareAddr
-	mtu, master           int
-	namespace             int // descriptor
-}
-
-func (b *batch) newVeth(v veth) {
-	about := fmt.Sprintf("making interface %s in the container, and %s on the host", v.container, v.host)
-	b.Add(about, unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, nlsock.IfInfoMsg(unix.AF_UNSPEC, 0, 0, 0), func(e *nlsock.Encoder) {
-		e.String(unix.IFLA_IFNAME, v.host)
-		e.Bytes(unix.IFLA_ADDRESS, v.hostMAC)
-		e.Uint32(unix.IFLA_MTU, uint32(v.mtu))
-		e.Uint32(unix.IFLA_MASTER, uint32(v.master))
-		e.Nested(unix.IFLA_LINKINFO, func(e *nlsock.Encoder) error {
-			e.Bytes(unix.IFLA_INFO_KIND, []byte("veth"))
-			e.Nested(unix.IFLA_INFO_DATA, func(e *nlsock.Encoder) error {
-				e.Do(vethInfoPeer, v.peer)
-				return nil
-			})
-			return nil
-		})
-	})
-}
-
-func (v veth) peer() ([]byte, error) {
-	e := netlink.NewAttributeEncoder()
-	e.String(unix.IFLA_IFNAME, v.container)
-	e.Bytes(unix.IFLA_ADDRESS, v.containerMAC)
-	e.Uint32(unix.IFLA_MTU, uint32(v.mtu))
-	e.Uint32(unix.IFLA_NET_NS_FD, uint32(v.namespace))
-	b, err := e.Encode()
-	return append(nlsock.IfInfoMsg(unix.AF_UNSPEC, 0, 0, 0), b...), err
-}
-
 // newIFB makes the interface that a container's own traffic is led through to be
 // slowed down.
 func (b *batch) newIFB(name string, mtu int, mac net.HardwareAddr) {
@@ -262,10 +224,6 @@ func (b *batch) setAlias(name, alias string) {
 		e.String(unix.IFLA_IFNAME, name)
 		e.Bytes(unix.IFLA_IFALIAS, []byte(alias))
 	})
-}
-
-func (b *batch) linkUp(name string, index int) {
-	b.Add("setting interface "+name+" up", unix.RTM_SETLINK, 0, nlsock.IfInfoMsg(unix.AF_UNSPEC, index, unix.IFF_UP, unix.IFF_UP), nil)
 }
 
 // containerUp sets the container's interface up and has it tell its neighbours its
@@ -314,10 +272,6 @@ func (b *batch) noIPv6Address(name string) {
 	})
 }
 
-func (b *batch) deleteLink(name string, index int) {
-	b.Add("removing interface "+name, unix.RTM_DELLINK, 0, nlsock.IfInfoMsg(unix.AF_UNSPEC, index, 0, 0), nil)
-}
-
 // setGroup puts an interface into a group, and deleteGroup removes all interfaces of one
 // (rtnl_group_dellink, Linux 4.1).
 func (b *batch) setGroup(name string, index int, group uint32) {
@@ -336,30 +290,6 @@ func (b *batch) deleteGroup(about string, group uint32) {
 type linkAddress struct {
 	index  int
 	prefix netip.Prefix
-}
-
-// addAddress puts an address on an interface; one of IPv6 is usable at once, without
-// duplicate address detection: who gets it has been written down by us.
-func (b *batch) addAddress(p netip.Prefix, name string, index int) {
-	b.addressMessage(fmt.Sprintf("setting address %s on interface %s", p, name), unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL, p, index)
-}
-
-func (b *batch) deleteAddress(p netip.Prefix, name string, index int) {
-	b.addressMessage(fmt.Sprintf("removing address %s of interface %s", p, name), unix.RTM_DELADDR, 0, p, index)
-}
-
-func (b *batch) addressMessage(about string, kind, flags uint16, p netip.Prefix, index int) {
-	var how uint8
-	if p.Addr().Is6() {
-		how = unix.IFA_F_NODAD
-	}
-	b.Add(about, kind, flags, nlsock.IfAddrMsg(p, how, index), func(e *nlsock.Encoder) {
-		e.Bytes(unix.IFA_LOCAL, p.Addr().AsSlice())
-		e.Bytes(unix.IFA_ADDRESS, p.Addr().AsSlice())
-		if last := lastAddress(p); p.Addr().Is4() && p.Bits() < 31 {
-			e.Bytes(unix.IFA_BROADCAST, last.AsSlice())
-		}
-	})
 }
 
 // listAddresses are the addresses of one interface, or of all with index 0.
@@ -422,14 +352,4 @@ func parseAddress(data []byte) (linkAddress, error) {
 		}
 	}
 	return a, d.Err()
-}
-
-// lastAddress is the highest address of a network.
-func lastAddress(p netip.Prefix) netip.Addr {
-	b := p.Masked().Addr().AsSlice()
-	for i := p.Bits(); i < len(b)*8; i++ {
-		b[i/8] |= 0x80 >> (i % 8)
-	}
-	last, _ := netip.AddrFromSlice(b)
-	return last
 }

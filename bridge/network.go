@@ -269,13 +269,13 @@ func (n *Network) address(s *state) error {
 		if i := slices.Index(wanted, a.prefix); i >= 0 {
 			wanted = slices.Delete(wanted, i, i+1)
 		} else if a.prefix == gatewayOf(a.prefix) && n.replaces(s, a.prefix) {
-			b.deleteAddress(a.prefix, s.bridge.name, s.bridge.index)
+			b.DeleteAddress(a.prefix, s.bridge.name, s.bridge.index)
 		}
 	}
 	for _, p := range wanted {
-		b.addAddress(p, s.bridge.name, s.bridge.index)
+		b.AddAddress(p, s.bridge.name, s.bridge.index)
 	}
-	b.linkUp(s.bridge.name, s.bridge.index)
+	b.LinkUp(s.bridge.name, s.bridge.index)
 	if _, err := b.Send(n.Host.Route); err != nil {
 		return fmt.Errorf("network %q: %w", n.Name, err)
 	}

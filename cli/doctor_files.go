@@ -17,6 +17,7 @@ import (
 
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/root"
+	"github.com/ambi-cni/ambi/rootless/hub"
 	"github.com/ambi-cni/ambi/rootless/supervisor"
 )
 
@@ -321,8 +322,8 @@ type supervisorProcess struct {
 	key string
 }
 
-// straySupervisors are this user's supervisors without a record beside their log,
-// which is their standard error. Of one whose log cannot be seen nothing is said.
+// straySupervisors are this user's supervisors of private networks without a record beside
+// the hub's folder, in which their log is, their standard error. Of one whose log cannot be seen nothing is said.
 func straySupervisors() []supervisorProcess {
 	var strays []supervisorProcess
 	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline") // the pattern is well formed
@@ -334,13 +335,14 @@ func straySupervisors() []supervisorProcess {
 			continue
 		}
 		log, err := os.Readlink(folder + "/fd/2")
-		base, isLog := strings.CutSuffix(strings.TrimSuffix(log, " (deleted)"), ".log")
-		if err != nil || !isLog {
+		base, isLog := strings.CutSuffix(strings.TrimSuffix(log, " (deleted)"), ".hub/log")
+		if err != nil || !isLog || !(hub.Hub{Name: filepath.Base(base)}).Private() {
 			continue
 		}
 		if _, err := os.Lstat(base + ".json"); errors.Is(err, fs.ErrNotExist) {
 			pid, _ := strconv.Atoi(filepath.Base(folder))
-			strays = append(strays, supervisorProcess{pid, words[2]})
+			key, _, _ := strings.Cut(words[2], " ")
+			strays = append(strays, supervisorProcess{pid, key})
 		}
 	}
 	return strays

@@ -17,7 +17,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
-	"github.com/ambi-cni/ambi/rootless"
 	"github.com/ambi-cni/ambi/rootless/driver"
 )
 
@@ -90,17 +89,6 @@ func (d *doctor) noteDriver(s driverSeen) {
 		c.Seen, c.Mend = what+", with all options that ambi uses", ""
 	}
 	d.note(c)
-}
-
-func (d *doctor) lookAtNsenter(context.Context) {
-	const name = "nsenter"
-	path, err := rootless.LookUpNsenter()
-	if err != nil {
-		what := conf.Message(err)
-		d.forMode(conf.ModeRootless, check{Name: name, Status: fail, Seen: what, Mend: installing("util-linux"), AsRoot: true})
-		return
-	}
-	d.pass(name, "%s", path)
 }
 
 func (d *doctor) lookAtTun(context.Context) {

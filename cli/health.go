@@ -12,6 +12,7 @@ import (
 	"github.com/ambi-cni/ambi/record"
 	"github.com/ambi-cni/ambi/root"
 	"github.com/ambi-cni/ambi/rootless"
+	"github.com/ambi-cni/ambi/rootless/hub"
 	"github.com/ambi-cni/ambi/rootless/supervisor"
 )
 
@@ -136,11 +137,16 @@ func (t *attachment) network() *rootless.Network {
 	return &rootless.Network{Store: t.store, Record: t.record}
 }
 
+// shared says whether it is a member of a shared network's hub.
+func (t *attachment) shared() bool {
+	return t.record.Hub != "" && !hub.Hub{Name: t.record.Hub}.Private()
+}
+
 func (t *attachment) lookAtSupervisor() {
 	if !rootless.Alive(t.record) {
 		if t.record.Supervisor != nil {
 			what := "its supervisor"
-			if t.record.Hub != "" {
+			if t.shared() {
 				what = "the supervisor of its hub"
 			}
 			t.wrong(supervisorGone, t.app.command("gc"), "%s (process %d) is gone, so the container has no network", what, t.record.Supervisor.PID)

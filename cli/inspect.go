@@ -157,7 +157,10 @@ func inspectedOf(t *attachment) inspected {
 	if t.rootless() {
 		info.Supervisor = supervisorOf(t)
 		info.Files["log"] = t.network().LogFile(t.Key)
-		info.Hub, info.Bridge = r.Hub, r.Bridge
+		info.Bridge = r.Bridge
+		if t.shared() {
+			info.Hub = r.Hub
+		}
 	} else {
 		info.Delegates, info.Bridge = delegatesOf(r), r.Bridge
 		if s := (names.Place{Store: t.store, Network: t.Network}).Running(); s != nil && names.NetworkOf(r) != "" {

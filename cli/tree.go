@@ -31,6 +31,9 @@ func (a *app) networksOf(all []*attachment) ([]network, error) {
 			held[id] = true
 			networks = append(networks, network{name: t.Network, means: means})
 		}
+		if t.record != nil {
+			held[t.Network+"\x00"+t.record.Hub] = true
+		}
 		last := &networks[len(networks)-1]
 		last.members = append(last.members, t)
 	}
@@ -58,7 +61,7 @@ func (t *attachment) heldBy() (id string, means []string) {
 	switch {
 	case r == nil:
 		return "", nil
-	case r.Hub != "":
+	case t.shared():
 		means = []string{"hub " + r.Hub}
 		if r.Supervisor != nil {
 			means = append(means, fmt.Sprintf("supervisor %d", r.Supervisor.PID))

@@ -147,6 +147,18 @@ func (s *Store) Load(k conf.Key) (*Record, error) {
 	return r, err
 }
 
+// Named is the record in the file NAME.json; none when that is not there, or damaged.
+func (s *Store) Named(name string) ([]*Record, error) {
+	r, err := load(filepath.Join(s.dir, name+".json"))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrUnreadable) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return []*Record{r}, nil
+}
+
 func load(path string) (*Record, error) {
 	b, err := readNoFollow(path)
 	if err != nil {

@@ -3,18 +3,13 @@ package rootless
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"net"
-	"os"
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
-	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
-	"github.com/ambi-cni/ambi/portmap/forward"
 	"github.com/ambi-cni/ambi/record"
 	"github.com/ambi-cni/ambi/rootless/driver"
 	"github.com/ambi-cni/ambi/rootless/hub"
@@ -34,20 +29,17 @@ type Network struct {
 	outside bool // an ADD that has not come into its hub
 }
 
-func (n *Network) controlOf(key conf.Key) supervisor.Control {
+// hub is the hub of the attachment: the one that the record names, else that which it would
+// have for itself.
+func (n *Network) hub(key conf.Key) hub.Hub {
 	if n.Record != nil && n.Record.Hub != "" {
-		return controlOfHub(hub.Hub{Store: n.Store, Name: n.Record.Hub})
+		return hub.Hub{Store: n.Store, Name: n.Record.Hub}
 	}
-	return supervisor.Control(n.Store.Path(key, "sock"))
+	return hub.OfOne(n.Store, key)
 }
 
 // LogFile is the log of an attachment's supervisor.
-func (n *Network) LogFile(key conf.Key) string {
-	if n.Record != nil && n.Record.Hub != "" {
-		return hub.Hub{Store: n.Store, Name: n.Record.Hub}.Path("log")
-	}
-	return n.Store.Path(key, "log")
-}
+func (n *Network) LogFile(key conf.Key) string { return n.hub(key).Path("log") }
 
 func (n *Network) step(name string) {
 	if n.Step != nil {
@@ -66,34 +58,14 @@ func Available(r conf.Rootless, cacheDir string) error {
 	return err
 }
 
-// Add binds the host ports, starts the supervisor and returns when the network is
-// up. It saves the record before its first change, and notes the supervisor in
-// it. After an error, Del cleans up.
+// Add binds the host ports, connects the container with a hub, which it starts when there is
+// none, and returns when the network is up. It saves the record before its first change, and
+// notes hub and supervisor in it. After an error, Del cleans up.
 func (n *Network) Add(ctx context.Context, a *conf.Attachment) (*types100.Result, error) {
 	if a.NetConf.Rootless.Network == conf.NetworkShared {
 		return n.addShared(ctx, a)
 	}
-	command, p, err := n.choose(a)
-	if err != nil {
-		return nil, err
-	}
-	ns, err := openNamespace(a.NetnsPath)
-	if err != nil {
-		return nil, err
-	}
-	defer ns.Close()
-	n.step("open the namespace")
-	config := &supervisor.Config{
-		Container: supervisor.Container{
-			Key: a.Key, StateDir: n.Store.Dir(), Netns: ns.Netns, Plan: *p, SourceIP: a.NetConf.Rootless.SourceIP,
-		},
-		Driver: *command, LogLevel: a.NetConf.LogLevel,
-	}
-	message, err := n.launch(ctx, a, config, ns)
-	if err != nil {
-		return nil, err
-	}
-	return result(a, message.Plan), nil
+	return n.addPrivate(ctx, a)
 }
 
 // choose finds the driver, and works out how it is started and what the interface shall
@@ -119,9 +91,6 @@ func (n *Network) choose(a *conf.Attachment) (*driver.Command, *plan.Interface, 
 	if err != nil {
 		return nil, nil, err
 	}
-	if d.Publishes(r.PortHandler) {
-		command.APISocket = n.Store.Path(a.Key, "api") // without ports, too: some may be added
-	}
 	return command, p, nil
 }
 
@@ -142,72 +111,6 @@ func unsupported(a *conf.Attachment, ports ...conf.PortMapping) error {
 		return conf.Mendf(conf.Unsupported("runtimeConfig.bandwidth", a.NetConf.RuntimeConfig.Raw["bandwidth"], "without root the bandwidth of a container cannot be limited"), "run as root, or take the capability bandwidth away")
 	}
 	return nil
-}
-
-// launch hands everything to a new supervisor.
-func (n *Network) launch(ctx context.Context, a *conf.Attachment, config *supervisor.Config, ns *namespace) (*supervisor.Ready, error) {
-	sockets, err := forward.Listen(a.Ports)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { forward.CloseSockets(sockets) }()
-	if config.Driver.APISocket != "" {
-		// The driver binds them itself and cannot say why it fails; now we know that it
-		// can.
-		forward.CloseSockets(sockets)
-		sockets = nil
-		config.Container.Ports = a.Ports
-	}
-	for _, s := range sockets {
-		config.Container.Sockets = append(config.Container.Sockets, supervisor.Socket{Mapping: s.Mapping, Family: s.Family})
-	}
-	n.step("bind the ports")
-	// Up to here nothing has to be undone.
-	if err := n.Store.Save(n.Record); err != nil {
-		return nil, err
-	}
-	n.step("save the record")
-	l, err := n.newLauncher(a.Key, config, ns, sockets)
-	if err != nil {
-		return nil, err
-	}
-	defer l.close()
-	process, message, err := l.start(ctx)
-	if err != nil {
-		return nil, err
-	}
-	n.step("start the supervisor")
-	n.Record.Supervisor = &process
-	return message, nil
-}
-
-func (n *Network) newLauncher(key conf.Key, config *supervisor.Config, ns *namespace, sockets []forward.Socket) (*launcher, error) {
-	l := &launcher{config: config, namespace: ns, sockets: sockets}
-	return l, l.open(n.Store.Path(key, "alive"), n.controlOf(key), n.Store.Path(key, "log"))
-}
-
-// open makes the files that a supervisor holds. After an error none is open.
-func (l *launcher) open(alive string, control supervisor.Control, log string) (err error) {
-	if l.alive, err = supervisor.LockAlive(alive); err != nil {
-		return err
-	}
-	if l.control, err = control.Listen(); err != nil {
-		l.close()
-		return err
-	}
-	if l.log, err = os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_RDWR|unix.O_NOFOLLOW, 0o600); err != nil {
-		l.close()
-		return fmt.Errorf("supervisor's log: %w", err)
-	}
-	return nil
-}
-
-func (l *launcher) close() {
-	for _, f := range []*os.File{l.alive, l.control, l.log} {
-		if f != nil {
-			f.Close()
-		}
-	}
 }
 
 // result is the attachment as the specification shows it (section 5, "Success").
@@ -277,8 +180,7 @@ func recordedMAC(a *conf.Attachment) (string, error) {
 	return "", nil
 }
 
-// Check asks the supervisor, which looks at the driver, at its ports and into the
-// namespace.
+// Check compares hub and container with what ADD has made.
 func (n *Network) Check(ctx context.Context, a *conf.Attachment) error {
 	if n.Record == nil || !n.Record.Supervisor.Alive() {
 		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "attachment %s: its supervisor is not running, so the container has no network", a.Key), "call DEL and ADD again")
@@ -286,102 +188,52 @@ func (n *Network) Check(ctx context.Context, a *conf.Attachment) error {
 	if err := stopped("attachment "+a.Key.String(), n.Record.Supervisor); err != nil {
 		return err
 	}
-	if n.Record.Hub != "" {
-		return n.checkShared(ctx, a)
+	if n.Record.Hub == "" {
+		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "attachment %s: it was made by an older ambi, which this one cannot ask", a.Key), "call DEL and ADD again")
 	}
-	mac, err := recordedMAC(a)
-	if err != nil {
-		return err
+	if state := n.hub(a.Key).State(); state != nil && state.Private != nil {
+		return n.checkPrivate(a, state)
 	}
-	err = n.controlOf(a.Key).Check(mac)
-	var e *types.Error
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return conf.Mendf(conf.Errorf(types.ErrTryAgainLater, "attachment %s: its supervisor (process %d) is there and does not answer in time", a.Key, n.Record.Supervisor.PID), "try again, and if it stays so call DEL and ADD")
-	}
-	if err != nil && !errors.As(err, &e) {
-		return conf.Errorf(conf.ErrNetwork, "attachment %s: its supervisor (process %d) does not answer: %v", a.Key, n.Record.Supervisor.PID, err)
-	}
-	return err
+	return n.checkShared(ctx, a)
 }
 
 // Alive says whether the supervisor of the record runs.
 func Alive(r *record.Record) bool { return r.Supervisor.Alive() }
 
-// Del stops the supervisor and returns when its ports are free and its driver is
-// gone. What is gone already is success.
+// Del takes the container out of its hub, and returns when its ports are free and, with the
+// last member, the driver is gone. What is gone already is success.
 func (n *Network) Del(ctx context.Context, a *conf.Attachment) error {
-	if n.Record != nil && n.Record.Hub != "" {
-		return n.delShared(ctx, hub.Hub{Store: n.Store, Name: n.Record.Hub}, a)
+	h := n.hub(a.Key)
+	if n.Record != nil && n.Record.Hub != "" || h.There() {
+		return n.leave(ctx, h, a)
 	}
 	if n.Record == nil {
 		if err := n.delUnrecorded(ctx, a); err != nil {
 			return err
 		}
 	}
-	p, err := n.findSupervisor(a)
-	started := p != nil || err != nil
-	if p != nil {
-		if err := p.Stop(ctx); err != nil {
-			return fmt.Errorf("stopping the supervisor of %s: %w", a.Key, err)
-		}
+	return n.endLost(ctx, a)
+}
+
+// endLost ends a supervisor that has no hub's folder any more, or never had one, being an
+// older ambi's.
+func (n *Network) endLost(ctx context.Context, a *conf.Attachment) error {
+	var p *record.Process
+	if n.Record != nil {
+		p = n.Record.Supervisor
+	} else if f, netns, err := record.OpenNetns(a.NetnsPath); err == nil {
+		f.Close()
+		p = supervisor.Find(a.Key, netns)
+	}
+	if p == nil {
+		return nil
+	}
+	if err := p.Stop(ctx); err != nil {
+		return fmt.Errorf("stopping the supervisor of %s: %w", a.Key, err)
 	}
 	n.step("stop the supervisor")
 	if err := record.AwaitEnd(ctx, n.Store.Path(a.Key, "alive")); err != nil {
 		return fmt.Errorf("attachment %s: %w", a.Key, err)
-	}
-	n.step("wait for the driver")
-	if started && !supervisor.SaidClean(n.Store.Path(a.Key, "alive")) {
-		return n.cleanInside(ctx, a)
-	}
-	return nil
-}
-
-var errKilled = errors.New("the supervisor ended without cleaning up")
-
-// findSupervisor finds the process by the record, else by its control socket, else
-// by its namespace. No process is errKilled when one was there, and no error when
-// there never was.
-func (n *Network) findSupervisor(a *conf.Attachment) (*record.Process, error) {
-	key := a.Key
-	if n.Record != nil && n.Record.Supervisor != nil && n.Record.Supervisor.There() {
-		return n.Record.Supervisor, nil
-	}
-	if p, err := n.controlOf(key).Process(); err == nil {
-		return p, nil
-	}
-	if _, err := os.Lstat(n.Store.Path(key, "alive")); errors.Is(err, fs.ErrNotExist) {
-		return supervisor.FindByNamespace(key, a.NetnsPath), nil
-	}
-	return nil, errKilled
-}
-
-// cleanInside removes the routing rules that a killed supervisor left in the
-// container's namespace, if that is still there.
-func (n *Network) cleanInside(ctx context.Context, a *conf.Attachment) error {
-	path, expected := a.NetnsPath, record.Netns{}
-	if n.Record != nil {
-		path, expected = n.Record.Netns.Path, n.Record.Netns
-	}
-	if path == "" {
-		return nil
-	}
-	ns, err := openNamespace(path)
-	if err != nil {
-		return nil // gone, or no namespace: the rules went with it
-	}
-	defer ns.Close()
-	if n.Record != nil && !ns.Same(expected) {
-		return nil
-	}
-	config := &supervisor.Config{Container: supervisor.Container{Key: a.Key, Netns: expected}, CleanOnly: true}
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	l := &launcher{config: config, namespace: ns, alive: null, control: null, log: null}
-	defer null.Close()
-	if _, _, err := l.start(ctx); err != nil {
-		return fmt.Errorf("cleaning the container's namespace after a killed supervisor: %w", err)
 	}
 	return nil
 }

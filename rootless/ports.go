@@ -17,11 +17,7 @@ import (
 // Status asks the supervisor how it is.
 func (n *Network) Status() (status *supervisor.Status, err error) {
 	err = n.ask(func(c supervisor.Control) error {
-		if n.Record.Hub != "" {
-			status, err = c.StatusOf(n.Record.Key, n.hostEnd(), n.addresses())
-		} else {
-			status, err = c.Status()
-		}
+		status, err = c.StatusOf(n.Record.Key, n.hostEnd(), n.addresses())
 		return err
 	})
 	return status, err
@@ -32,7 +28,7 @@ func (n *Network) ask(question func(supervisor.Control) error) error {
 	if !Alive(n.Record) {
 		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "attachment %s: its supervisor is not running, so the container has no network", n.Record.Key), "call DEL and ADD again")
 	}
-	err := question(n.controlOf(n.Record.Key))
+	err := question(controlOfHub(n.hub(n.Record.Key)))
 	var e *types.Error
 	if err != nil && !errors.As(err, &e) {
 		return conf.Errorf(conf.ErrNetwork, "attachment %s: its supervisor (process %d) does not answer: %v", n.Record.Key, n.Record.Supervisor.PID, err)
@@ -60,7 +56,7 @@ func (n *Network) AddPort(m conf.PortMapping) error {
 			return conf.Errorf(conf.ErrPortInUse, "port %s of attachment %s is published already", m, n.Record.Key)
 		}
 	}
-	sockets, err := bindFor(a.NetConf.Rootless, m)
+	sockets, err := bindFor(a, m)
 	if err != nil {
 		return err
 	}
@@ -77,36 +73,41 @@ func (n *Network) AddPort(m conf.PortMapping) error {
 
 // publish has the supervisor publish a port.
 func (n *Network) publish(c supervisor.Control, a *conf.Attachment, m conf.PortMapping, sockets []forward.Socket) error {
-	if n.Record.Hub == "" {
-		return c.AddPort(m, sockets)
+	if publishesItself(a) {
+		return c.PublishByDriver(m)
 	}
 	result := n.recorded()
 	if result == nil {
 		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "the record of %s does not say which addresses it has", n.Record.Key), "call DEL and ADD again")
 	}
-	return c.Publish(n.Record.Key, targetOf(a, result), sockets)
+	return c.Publish(n.Record.Key, targetOf(a, result, n.hub(a.Key).State()), sockets)
 }
 
 // withdraw has it take one back.
 func (n *Network) withdraw(c supervisor.Control, m conf.PortMapping) error {
-	if n.Record.Hub == "" {
-		return c.RemovePort(m)
-	}
 	return c.Withdraw(n.Record.Key, m)
 }
 
-// bindFor binds the host's port. A driver that publishes binds it itself, and cannot say
+// publishesItself says whether the driver does.
+func publishesItself(a *conf.Attachment) bool {
+	r := a.NetConf.Rootless
+	return driver.Of(r.Driver).Publishes(r.PortHandler)
+}
+
+// bindFor binds the host's ports. A driver that publishes binds them itself, and cannot say
 // why it fails; now we know that it can.
-func bindFor(r conf.Rootless, m conf.PortMapping) ([]forward.Socket, error) {
-	d := driver.Of(r.Driver)
-	if !d.Publishes(r.PortHandler) {
-		return forward.Listen([]conf.PortMapping{m})
+func bindFor(a *conf.Attachment, ports ...conf.PortMapping) ([]forward.Socket, error) {
+	if !publishesItself(a) {
+		return forward.Listen(ports)
 	}
-	m, err := d.Publishable(m)
-	if err != nil {
-		return nil, err
+	mine := make([]conf.PortMapping, len(ports))
+	for i, m := range ports {
+		var err error
+		if mine[i], err = driver.Of(a.NetConf.Rootless.Driver).Publishable(m); err != nil {
+			return nil, err
+		}
 	}
-	sockets, err := forward.Listen([]conf.PortMapping{m})
+	sockets, err := forward.Listen(mine)
 	forward.CloseSockets(sockets)
 	return nil, err
 }

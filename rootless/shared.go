@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/version"
+	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/bridge"
 	"github.com/ambi-cni/ambi/conf"
@@ -89,9 +91,8 @@ func (n *Network) addShared(ctx context.Context, a *conf.Attachment) (*types100.
 
 // wantedHub is what the hub of the attachment's network has to be.
 func (n *Network) wantedHub(a *conf.Attachment) (*hub.State, error) {
-	const ifName = "tap0"
 	driverSide := *a
-	driverSide.IfName, driverSide.IPs, driverSide.MAC = ifName, nil, ""
+	driverSide.IfName, driverSide.IPs, driverSide.MAC = hub.DriverEnd, nil, ""
 	if err := unsupportedShared(a); err != nil {
 		return nil, err
 	}
@@ -216,11 +217,15 @@ func (n *Network) startHub(ctx context.Context, h hub.Hub, a *conf.Attachment, w
 		Hub:    &supervisor.Hub{Network: a.Network, Name: h.Name, StateDir: n.Store.Dir(), Bridge: wanted.Bridge, Plan: wanted.Plan},
 		Driver: wanted.Driver, LogLevel: a.NetConf.LogLevel,
 	}}
-	if err := l.open(h.Path("alive"), controlOfHub(h), h.Path("log")); err != nil {
+	if wanted.Private != nil {
+		l.config.Hub.Bridge = hub.HostEnd
+		l.config.Hub.Only = &supervisor.Only{Key: a.Key, Netns: n.Record.Netns, Plan: *wanted.Private}
+	}
+	if err := l.open(h); err != nil {
 		return nil, err
 	}
 	defer l.close()
-	process, _, err := l.start(ctx)
+	process, err := l.start(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -233,6 +238,9 @@ func controlOfHub(h hub.Hub) supervisor.Control { return supervisor.Control(h.Pa
 
 // mute is the error of a hub that does not answer.
 func mute(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.ECONNREFUSED) {
+		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "its supervisor has ended: %v", err), "call DEL and ADD again; the log may say why")
+	}
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		return err
 	}
@@ -270,20 +278,28 @@ func (n *Network) join(ctx context.Context, h hub.Hub, state *hub.State, c *insi
 		result.DNS = names.DNS(a.NetConf, servers)
 		n.step("name server")
 	}
-	if len(sockets) > 0 {
-		if err := controlOfHub(h).Publish(a.Key, targetOf(a, result), sockets); err != nil {
-			return nil, fmt.Errorf("publishing the ports of %s: %w", a.Key, mute(err))
-		}
-		n.step("publish the ports")
+	if err := n.open(h, state, a, result, sockets); err != nil {
+		return nil, err
 	}
-	if err := controlOfHub(h).Await(); err != nil {
-		return nil, fmt.Errorf("the way out of network %q: %w", a.Network, mute(err))
-	}
-	n.step("wait for the driver")
 	if len(result.DNS.Nameservers) == 0 {
 		result.DNS = dns(a, nameServers(&state.Plan, result))
 	}
 	return result, nil
+}
+
+// open publishes the ports, and returns when there is a way out.
+func (n *Network) open(h hub.Hub, state *hub.State, a *conf.Attachment, result *types100.Result, sockets []forward.Socket) error {
+	if len(sockets) > 0 {
+		if err := controlOfHub(h).Publish(a.Key, targetOf(a, result, state), sockets); err != nil {
+			return fmt.Errorf("publishing the ports of %s: %w", a.Key, mute(err))
+		}
+		n.step("publish the ports")
+	}
+	if err := controlOfHub(h).Await(); err != nil {
+		return fmt.Errorf("the way out of network %q: %w", a.Network, mute(err))
+	}
+	n.step("wait for the driver")
+	return nil
 }
 
 // makeInterface makes the link between hub and container.
@@ -318,7 +334,7 @@ func nameServers(p *plan.Interface, result *types100.Result) *plan.Interface {
 
 // targetOf is where published ports lead. Where the container's default route leads
 // elsewhere, a reply to a client's own address would not come back.
-func targetOf(a *conf.Attachment, result *types100.Result) forward.Target {
+func targetOf(a *conf.Attachment, result *types100.Result, state *hub.State) forward.Target {
 	t := forward.Target{SourceIP: a.NetConf.Rootless.SourceIP}
 	for _, ip := range conf.AddressesOf(result, a.IfName) {
 		address, _ := netip.AddrFromSlice(ip.Address.IP)
@@ -336,6 +352,10 @@ func targetOf(a *conf.Attachment, result *types100.Result) forward.Target {
 		}) {
 			t.SourceIP = conf.SourceGateway
 		}
+	}
+	if state != nil && state.Second {
+		// The IPv6 network of a private network is that of every other one as well.
+		t.SourceIP, t.Container6, t.Gateway6, t.Subnet6 = conf.SourceGateway, netip.Addr{}, netip.Addr{}, netip.Prefix{}
 	}
 	return t
 }
@@ -416,8 +436,8 @@ func (c *insideContainer) close() {
 	c.namespace.Close()
 }
 
-// delShared takes the member out of its hub, and ends the hub with the last one.
-func (n *Network) delShared(ctx context.Context, h hub.Hub, a *conf.Attachment) error {
+// leave takes the member out of its hub, and ends the hub with the last one.
+func (n *Network) leave(ctx context.Context, h hub.Hub, a *conf.Attachment) error {
 	if n.Record != nil {
 		// From now on it is nobody for whom the hub has to stay. Where that cannot be
 		// written down, such as on a full disk, the hub ends by itself.
@@ -430,6 +450,7 @@ func (n *Network) delShared(ctx context.Context, h hub.Hub, a *conf.Attachment) 
 	if err != nil {
 		return err
 	}
+	made := n.made(h, a)
 	if state != nil && !n.outside {
 		if err = n.leaveHub(ctx, h, state, a); err != nil && hasEnded(ctx, h, state) {
 			state, err = nil, nil
@@ -442,7 +463,7 @@ func (n *Network) delShared(ctx context.Context, h hub.Hub, a *conf.Attachment) 
 	case endErr == nil && (ended && err != nil || state == nil):
 		// The hub has gone with all that was in it. The kernel is in no hurry to take the
 		// container's end of a link with it.
-		return n.abandon(a)
+		return n.abandon(a, made)
 	case err != nil:
 		err = fmt.Errorf("taking %s out of the hub: %w", a.Key, err)
 	}
@@ -456,17 +477,17 @@ func (n *Network) delUnrecorded(ctx context.Context, a *conf.Attachment) error {
 	if err != nil || !h.There() {
 		return err
 	}
-	return n.delShared(ctx, h, a)
+	return n.leave(ctx, h, a)
 }
 
 // abandon takes the interface out of the container, if that is there.
-func (n *Network) abandon(a *conf.Attachment) error {
+func (n *Network) abandon(a *conf.Attachment, made *types100.Result) error {
 	c, err := n.openRecorded()
 	if c == nil {
 		return err
 	}
 	defer c.close()
-	return bridge.Abandon(&c.Container, a.Key, n.recorded())
+	return bridge.Abandon(&c.Container, a.Key, made)
 }
 
 func (n *Network) leaveHub(ctx context.Context, h hub.Hub, state *hub.State, a *conf.Attachment) error {
@@ -474,6 +495,9 @@ func (n *Network) leaveHub(ctx context.Context, h hub.Hub, state *hub.State, a *
 		if err := state.Supervisor.Continue(); err != nil {
 			return err
 		}
+	}
+	if state.Private != nil {
+		return n.unlink(h)
 	}
 	if err := controlOfHub(h).Leave(a.Key, n.addresses()); err != nil {
 		return mute(err)
@@ -487,6 +511,14 @@ func (n *Network) leaveHub(ctx context.Context, h hub.Hub, state *hub.State, a *
 	}
 	defer inside.close()
 	return inside.network(a, state.Bridge).Del(ctx, a.Key, n.recorded())
+}
+
+// made is what ADD has made, or was about to; nil when that is not known.
+func (n *Network) made(h hub.Hub, a *conf.Attachment) *types100.Result {
+	if state := h.State(); state != nil && state.Private != nil {
+		return result(a, state.Private)
+	}
+	return n.recorded()
 }
 
 // recorded is what ADD returned; nil when that is not known.
@@ -542,6 +574,9 @@ func (n *Network) addresses() (all []netip.Addr) {
 
 // hostEnd is the hub's end of the link to the container, in what ADD returned.
 func (n *Network) hostEnd() string {
+	if state := n.hub(n.Record.Key).State(); state != nil && state.Private != nil {
+		return hub.HostEnd
+	}
 	result := n.recorded()
 	if result == nil {
 		return ""
@@ -570,8 +605,8 @@ func EndHubs(ctx context.Context, store *record.Store, network string) error {
 
 // checkShared compares hub and container with what ADD has made.
 func (n *Network) checkShared(ctx context.Context, a *conf.Attachment) error {
-	h := hub.Hub{Store: n.Store, Name: n.Record.Hub}
-	if err := n.ask(func(c supervisor.Control) error { return c.CheckOf(a.Key) }); err != nil {
+	h := n.hub(a.Key)
+	if err := n.ask(func(c supervisor.Control) error { return mute(c.CheckOf(a.Key)) }); err != nil {
 		return err
 	}
 	container, err := enterContainer(a.NetnsPath)

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/flock"
 	"github.com/ambi-cni/ambi/record"
 	"github.com/ambi-cni/ambi/rootless/driver"
@@ -33,7 +34,17 @@ type State struct {
 	Supervisor record.Process `json:"supervisor"`
 	Driver     driver.Command `json:"driver"` // as it was asked for
 	Plan       plan.Interface `json:"plan"`   // of the driver's interface
+	// Private is the interface of the only member; nil of a shared network.
+	Private *plan.Interface `json:"private,omitempty"`
+	// Second says that the only member's default route is over another interface.
+	Second bool `json:"second,omitempty"`
 }
+
+// The interfaces of a hub that is a private network.
+const (
+	DriverEnd = "tap0"  // of any hub
+	HostEnd   = "veth0" // of the link to the only member
+)
 
 const suffix = ".hub"
 
@@ -47,10 +58,18 @@ func Of(store *record.Store, network string) (Hub, error) {
 	const longest = 180 // with the rest below NAME_MAX (255 bytes)
 	if len(network) > longest {
 		sum := sha256.Sum256([]byte(network))
-		network = network[:100] + "@@" + hex.EncodeToString(sum[:12])
+		network = network[:100] + "~" + hex.EncodeToString(sum[:12])
 	}
 	return Hub{store, fmt.Sprintf("%s.%d", network, st.Ino)}, nil
 }
+
+// OfOne is the hub of one attachment with a private network.
+func OfOne(store *record.Store, key conf.Key) Hub {
+	return Hub{store, strings.TrimSuffix(filepath.Base(store.Path(key, "json")), ".json")}
+}
+
+// Private says whether it is one: no network's name has such a character.
+func (h Hub) Private() bool { return strings.Contains(h.Name, "@") }
 
 // List is every hub that has a folder in the state folder.
 func List(store *record.Store) (hubs []Hub, err error) {
@@ -155,7 +174,12 @@ func (h Hub) Running() (*State, error) {
 // Members are the records of those that are in the hub, or are coming: not of those that
 // are leaving.
 func (h Hub) Members() (members []*record.Record, err error) {
-	records, _, err := h.Store.List()
+	var records []*record.Record
+	if h.Private() {
+		records, err = h.Store.Named(h.Name)
+	} else {
+		records, _, err = h.Store.List()
+	}
 	if err != nil {
 		return nil, fmt.Errorf("members of the hub: %w", err)
 	}

@@ -44,6 +44,7 @@ const (
 	stepNet
 	stepSocket
 	stepSysctls
+	stepPass
 )
 
 var stepNames = map[byte]string{
@@ -53,6 +54,7 @@ var stepNames = map[byte]string{
 	stepNet:     "joining it",
 	stepSocket:  "opening a netlink socket in it",
 	stepSysctls: "opening its sysctls",
+	stepPass:    "passing out what was opened in it",
 }
 
 // visitByFork has a child join the user namespace, then the network namespace, open
@@ -223,7 +225,12 @@ func (v *visit) end(step byte, e syscall.Errno) {
 	if step != stepDone {
 		v.message.Controllen = 0
 	}
-	unix.RawSyscall(unix.SYS_SENDMSG, v.out, uintptr(unsafe.Pointer(&v.message)), 0)
+	if _, _, e := unix.RawSyscall(unix.SYS_SENDMSG, v.out, uintptr(unsafe.Pointer(&v.message)), 0); e != 0 {
+		// ETOOMANYREFS: processes of this user have as many descriptors under way as may be.
+		v.word[0], v.word[1] = stepPass, byte(e)
+		v.message.Controllen = 0
+		unix.RawSyscall(unix.SYS_SENDMSG, v.out, uintptr(unsafe.Pointer(&v.message)), 0)
+	}
 	for {
 		unix.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
 	}

@@ -52,6 +52,21 @@ func (p *Place) links() ([]Link, error) {
 // Link is the interface of a name; nil when there is none.
 func (p *Place) Link(name string) (*Link, error) { return p.find(0, name) }
 
+// ByIndex is the interface of an index; nil when there is none.
+func (p *Place) ByIndex(index int) (*Link, error) { return p.find(index, "") }
+
+// Remove removes the interface of a name. One that is not there is success.
+func (p *Place) Remove(name string) error {
+	l, err := p.find(0, name)
+	if err != nil || l == nil {
+		return err
+	}
+	var b nlsock.Batch
+	b.DeleteLink(name, l.Index)
+	_, err = b.Send(p.Route)
+	return ignoring(err, unix.ENODEV)
+}
+
 // find is the interface of an index, or with 0 that of a name; nil when there is none.
 func (p *Place) find(index int, name string) (*Link, error) {
 	var b nlsock.Batch

@@ -18,25 +18,18 @@ import (
 )
 
 // This file keeps the client's source address: rootlessport sends to the service
-// from the client's address, and policy routing inside the namespace brings the
-// replies back to it instead of sending them out by the tap. Per published port
+// from the client's address, and policy routing in the hub brings the
+// replies back to it instead of sending them out by the driver. Per published port
 //
-//	ip rule add iif lo ipproto X sport P lookup T
+//	ip rule add iif BRIDGE from CONTAINER ipproto X sport P lookup T
 //
 // where T holds only the clients of the moment, as the container itself may send from
 // a published port to somebody else:
 //
-//	local CLIENT/32 dev lo src CONTAINER
-//
-// TCP's say "congctl reno": what does not leave the kernel need not be paced, as bbr
-// would.
-// Without "src" an unconnected UDP socket would answer from the client's own
-// address, the default of a local route. Needs Linux 4.17 (FRA_SPORT_RANGE).
-//
-// In a hub the service is in another namespace, at the other end of the bridge, so there
-//
-//	ip rule add iif BRIDGE from CONTAINER ipproto X sport P lookup T
 //	local CLIENT/32 dev lo
+//
+// In a private network BRIDGE is the link to the container. Needs Linux 4.17
+// (FRA_SPORT_RANGE).
 
 // rulePriority is after the table local (0), before main (32766).
 const rulePriority = 24941
@@ -44,13 +37,11 @@ const rulePriority = 24941
 // loopbackIndex is the index of lo in every network namespace.
 const loopbackIndex = 1
 
-// tables are the two routing tables of an attachment.
+// tables are the two routing tables of a hub.
 type tables struct{ tcp, udp int }
 
-// tablesOf gives each attachment tables of its own, far from the numbers that
-// people use ("am" in the upper bytes). The key alone decides, so that they can be
-// cleaned up without any memory; the interface's name would not do, since an ADD
-// that finds the name taken must not clean up after the one who has it.
+// tablesOf gives each hub tables of its own, far from the numbers that
+// people use ("am" in the upper bytes).
 func tablesOf(key conf.Key) tables {
 	h := fnv.New32a()
 	h.Write([]byte(key.String()))
@@ -72,11 +63,10 @@ func ipProto(protocol conf.Protocol) int {
 	return unix.IPPROTO_UDP
 }
 
-// SourceRoutes are the rules and routes of one attachment.
+// SourceRoutes are the rules and routes of a hub.
 type SourceRoutes struct {
 	link  *netlink.Handle
-	iif   string // where replies come in: lo when the service itself is in the namespace
-	plan  *plan.Interface
+	iif   string // where replies come in
 	table tables
 
 	mu      sync.Mutex
@@ -88,16 +78,10 @@ type SourceRoutes struct {
 // sender is whose replies a rule is about.
 type sender struct {
 	protocol conf.Protocol
-	ip4, ip6 netip.Addr // invalid ones: whoever sends inside
+	ip4, ip6 netip.Addr
 }
 
-// inside says that the services are in the namespace itself.
-func (s *SourceRoutes) inside() bool { return s.iif == "lo" }
-
-func (s *SourceRoutes) senderOf(protocol conf.Protocol, t forward.Target) sender {
-	if s.inside() {
-		return sender{protocol: protocol}
-	}
+func senderOf(protocol conf.Protocol, t forward.Target) sender {
 	return sender{protocol, t.Container4, t.Container6}
 }
 
@@ -109,9 +93,9 @@ func (s *SourceRoutes) rangesOf(from sender) *portRanges {
 	return s.rules[from]
 }
 
-func newSourceRoutes(link *netlink.Handle, key conf.Key, iif string, p *plan.Interface) *SourceRoutes {
+func newSourceRoutes(link *netlink.Handle, key conf.Key, iif string) *SourceRoutes {
 	return &SourceRoutes{
-		link: link, iif: iif, plan: p, table: tablesOf(key),
+		link: link, iif: iif, table: tablesOf(key),
 		rules:   make(map[sender]*portRanges),
 		clients: make(map[client]bool),
 	}
@@ -122,7 +106,7 @@ func newSourceRoutes(link *netlink.Handle, key conf.Key, iif string, p *plan.Int
 func (s *SourceRoutes) AddPort(protocol conf.Protocol, port uint16, of forward.Target) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	from := s.senderOf(protocol, of)
+	from := senderOf(protocol, of)
 	added, gone := s.rangesOf(from).add(port)
 	if added == (portRange{}) {
 		return nil
@@ -134,9 +118,9 @@ func (s *SourceRoutes) AddPort(protocol conf.Protocol, port uint16, of forward.T
 	return err
 }
 
-// LeaveAtOnce has RemovePort and RemoveClient do nothing, as RemoveAll is about to take
-// everything away. One by one, ten thousand ports would take seconds,
-// each splitting the rule that it has with its neighbours.
+// LeaveAtOnce has RemovePort and RemoveClient do nothing, as the namespace is about to go.
+// One by one, ten thousand ports would take seconds, each splitting the rule that it has with
+// its neighbours.
 func (s *SourceRoutes) LeaveAtOnce() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -150,7 +134,7 @@ func (s *SourceRoutes) RemovePort(protocol conf.Protocol, port uint16, of forwar
 	if s.leaving {
 		return nil
 	}
-	from := s.senderOf(protocol, of)
+	from := senderOf(protocol, of)
 	ranges := s.rangesOf(from)
 	added, gone := ranges.remove(port)
 	if gone == (portRange{}) {
@@ -172,7 +156,7 @@ func (s *SourceRoutes) RemoveSender(of forward.Target) error {
 	defer s.mu.Unlock()
 	var errs []error
 	for _, protocol := range []conf.Protocol{conf.TCP, conf.UDP} {
-		from := s.senderOf(protocol, of)
+		from := senderOf(protocol, of)
 		if s.rules[from] == nil {
 			continue
 		}
@@ -209,44 +193,40 @@ func (s *SourceRoutes) deleteRules(from sender, ranges []portRange) error {
 
 func (s *SourceRoutes) eachRule(from sender, ranges []portRange, do func(*netlink.Rule) error) error {
 	for _, ports := range ranges {
-		for _, family := range s.families(from) {
+		for _, family := range from.families() {
 			r := netlink.NewRule()
 			r.Family, r.Priority, r.Table = family, rulePriority, s.table.of(from.protocol)
 			r.IifName, r.IPProto = s.iif, ipProto(from.protocol)
 			r.Sport = netlink.NewRulePortRange(ports.first, ports.last)
 			r.Src = from.network(family)
 			if err := do(r); err != nil {
-				return fmt.Errorf("routing rule for %s ports %d-%d inside the container's namespace: %w", from.protocol, ports.first, ports.last, err)
+				return fmt.Errorf("routing rule for %s ports %d-%d in the hub: %w", from.protocol, ports.first, ports.last, err)
 			}
 		}
 	}
 	return nil
 }
 
-// network is the sender's address of a family; nil for whoever sends.
+// network is the sender's address of a family.
 func (f sender) network(family int) *net.IPNet {
 	ip := f.ip4
 	if family == unix.AF_INET6 {
 		ip = f.ip6
 	}
-	if !ip.IsValid() {
-		return nil
-	}
 	return plan.IPNet(netip.PrefixFrom(ip, ip.BitLen()))
 }
 
-func (s *SourceRoutes) families(from sender) (families []int) {
-	if from.ip4.IsValid() || s.inside() {
+func (f sender) families() (families []int) {
+	if f.ip4.IsValid() {
 		families = append(families, unix.AF_INET)
 	}
-	if from.ip6.IsValid() || s.inside() && s.plan.IPv6.Enabled() {
+	if f.ip6.IsValid() {
 		families = append(families, unix.AF_INET6)
 	}
 	return families
 }
 
-// Has asks the kernel, as the container may change its addresses at any time. What
-// cannot be looked up is not local.
+// Has says whether the hub itself has an address. What cannot be looked up is not local.
 func (s *SourceRoutes) Has(ip netip.Addr) bool {
 	routes, err := s.link.RouteGet(ip.AsSlice())
 	return err == nil && slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.Type != unix.RTN_UNICAST })
@@ -258,7 +238,7 @@ func (s *SourceRoutes) AddClient(protocol conf.Protocol, ip netip.Addr) error {
 	defer s.mu.Unlock()
 	c := client{protocol, ip}
 	if err := s.link.RouteReplace(s.clientRoute(c)); err != nil {
-		return fmt.Errorf("route to client %s inside the container's namespace: %w", ip, err)
+		return fmt.Errorf("route to client %s in the hub: %w", ip, err)
 	}
 	s.clients[c] = true
 	return nil
@@ -274,7 +254,7 @@ func (s *SourceRoutes) RemoveClient(protocol conf.Protocol, ip netip.Addr) error
 		return nil
 	}
 	if err := s.link.RouteDel(s.clientRoute(c)); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("removing the route to client %s inside the container's namespace: %w", ip, err)
+		return fmt.Errorf("removing the route to client %s in the hub: %w", ip, err)
 	}
 	return nil
 }
@@ -286,80 +266,10 @@ type client struct {
 }
 
 func (s *SourceRoutes) clientRoute(c client) *netlink.Route {
-	route := &netlink.Route{
+	return &netlink.Route{
 		LinkIndex: loopbackIndex, Dst: plan.IPNet(netip.PrefixFrom(c.ip, c.ip.BitLen())),
 		Table: s.table.of(c.protocol), Type: unix.RTN_LOCAL, Scope: netlink.SCOPE_HOST,
 	}
-	switch {
-	case !s.inside():
-		return route
-	case c.ip.Is4():
-		route.Src = s.plan.IPv4.First().AsSlice()
-	default:
-		route.Src = s.plan.IPv6.First().AsSlice()
-	}
-	if c.protocol == conf.TCP {
-		route.Congctl = "reno"
-	}
-	return route
-}
-
-// restore puts the routes in place after the driver came back: the kernel drops
-// them with the address they name.
-func (s *SourceRoutes) restore() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for c := range s.clients {
-		if err := s.link.RouteReplace(s.clientRoute(c)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// RemoveAll takes away every rule and route of the attachment's tables, whoever put
-// them there: also what a killed supervisor left.
-func (s *SourceRoutes) RemoveAll() error {
-	var errs []error
-	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
-		rules, err := s.link.RuleList(family)
-		errs = append(errs, err)
-		for _, r := range rules {
-			if r.Priority == rulePriority && (r.Table == s.table.tcp || r.Table == s.table.udp) {
-				r.Family = family
-				errs = append(errs, ignoring(s.link.RuleDel(&r), unix.ENOENT))
-			}
-		}
-		for _, table := range []int{s.table.tcp, s.table.udp} {
-			errs = append(errs, s.removeRoutes(family, table))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// The container can fill our tables with millions of routes, which are its own business:
-// more than rootlessport can have clients are not ours. That many are taken away, some at
-// a time, so that it costs neither the host's memory nor DEL its end.
-const (
-	mostRoutes   = 1 << 17
-	routesAtOnce = 1 << 13
-)
-
-func (s *SourceRoutes) removeRoutes(family, table int) error {
-	for range mostRoutes / routesAtOnce {
-		var routes []netlink.Route
-		errs := []error{s.link.RouteListFilteredIter(family, &netlink.Route{Table: table}, netlink.RT_FILTER_TABLE, func(r netlink.Route) bool {
-			routes = append(routes, r)
-			return len(routes) < routesAtOnce
-		})}
-		for _, r := range routes {
-			errs = append(errs, ignoring(s.link.RouteDel(&r), unix.ESRCH))
-		}
-		if err := errors.Join(errs...); err != nil || len(routes) < routesAtOnce {
-			return err
-		}
-	}
-	return nil
 }
 
 // CheckRules looks for what brings replies of published ports back.
@@ -373,7 +283,7 @@ func (s *SourceRoutes) CheckRules() error {
 			return fmt.Errorf("routing rules: %w", err)
 		}
 		for from, ranges := range s.rules {
-			if !slices.Contains(s.families(from), family) {
+			if !slices.Contains(from.families(), family) {
 				continue
 			}
 			for _, ports := range ranges.runs {
@@ -390,7 +300,7 @@ func (s *SourceRoutes) isRule(r netlink.Rule, family int, from sender, ports por
 	src := from.network(family)
 	return r.Table == s.table.of(from.protocol) && r.IPProto == ipProto(from.protocol) &&
 		r.Sport != nil && *r.Sport == *netlink.NewRulePortRange(ports.first, ports.last) &&
-		(src == nil || r.Src != nil && r.Src.String() == src.String())
+		r.Src != nil && r.Src.String() == src.String()
 }
 
 func familyName(family int) string {

@@ -14,7 +14,6 @@ import (
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/e2e/lab/unit"
 	"github.com/ambi-cni/ambi/portmap/forward"
-	"github.com/ambi-cni/ambi/rootless/plan"
 )
 
 // TestMain has the tests make namespaces, whoever runs them.
@@ -52,8 +51,8 @@ func TestPortsAndRulesStayInStep(t *testing.T) {
 	runtime.LockOSThread() // for good: the thread goes with the test
 	require.NoError(t, n.Enter())
 	// The empty handle has a socket of its own for each request.
-	in := newSourceRoutes(&netlink.Handle{}, conf.Key{}, "lo",
-		&plan.Interface{IPv6: plan.Subnet{Addresses: []netip.Prefix{netip.MustParsePrefix("fd00::64/64")}}})
+	in := newSourceRoutes(&netlink.Handle{}, conf.Key{}, "lo")
+	of := forward.Target{Container4: netip.MustParseAddr("10.0.2.100"), Container6: netip.MustParseAddr("fd00::64")}
 	rules := func() (ports []string) {
 		for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 			have, err := in.link.RuleList(family)
@@ -71,21 +70,21 @@ func TestPortsAndRulesStayInStep(t *testing.T) {
 		var limit unix.Rlimit
 		require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
 		require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 0, Max: limit.Max}))
-		err := do(conf.TCP, port, forward.Target{})
+		err := do(conf.TCP, port, of)
 		require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit))
 		require.ErrorIs(t, err, unix.EMFILE)
 	}
 	refused(in.AddPort, 80)
-	require.NoError(t, in.AddPort(conf.TCP, 80, forward.Target{}))
+	require.NoError(t, in.AddPort(conf.TCP, 80, of))
 	require.Equal(t, []string{"IPv4 80-80", "IPv6 80-80"}, rules())
 	refused(in.AddPort, 81)
-	require.NoError(t, in.AddPort(conf.TCP, 81, forward.Target{}))
+	require.NoError(t, in.AddPort(conf.TCP, 81, of))
 	require.Equal(t, []string{"IPv4 80-81", "IPv6 80-81"}, rules())
 	refused(in.RemovePort, 80)
 	require.Equal(t, []string{"IPv4 80-81", "IPv6 80-81"}, rules())
-	require.NoError(t, in.RemovePort(conf.TCP, 80, forward.Target{}))
+	require.NoError(t, in.RemovePort(conf.TCP, 80, of))
 	require.Equal(t, []string{"IPv4 81-81", "IPv6 81-81"}, rules())
 	refused(in.RemovePort, 81)
-	require.NoError(t, in.RemovePort(conf.TCP, 81, forward.Target{}))
+	require.NoError(t, in.RemovePort(conf.TCP, 81, of))
 	require.Empty(t, rules())
 }

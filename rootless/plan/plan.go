@@ -14,6 +14,28 @@ type Interface struct {
 	IPv6   Subnet `json:"ipv6"` // zero without IPv6
 }
 
+// Own are the interface's addresses.
+func (i *Interface) Own() (own []netip.Addr) {
+	for _, s := range []Subnet{i.IPv4, i.IPv6} {
+		for _, address := range s.Addresses {
+			own = append(own, address.Addr())
+		}
+	}
+	return own
+}
+
+// Others are the addresses of its networks that the driver has.
+func (i *Interface) Others() (others []netip.Addr) {
+	for _, s := range []Subnet{i.IPv4, i.IPv6} {
+		for _, address := range []netip.Addr{s.Gateway, s.DNS} {
+			if s.Enabled() && address.IsValid() {
+				others = append(others, address)
+			}
+		}
+	}
+	return others
+}
+
 // Subnet is what the interface has of one address family.
 type Subnet struct {
 	Addresses []netip.Prefix `json:"addresses,omitempty"` // the first is where ports go

@@ -33,40 +33,29 @@ func LockAlive(path string) (*os.File, error) {
 	return f, nil
 }
 
-// cleanMark is what a supervisor writes into BASE.alive when it has taken its rules out
-// of the container's namespace. One that was killed meanwhile, or failed, does not.
-const cleanMark = "clean"
-
-func sayClean(alive *os.File) error {
-	_, err := alive.WriteAt([]byte(cleanMark), 0)
-	return err
-}
-
-// SaidClean says whether the last supervisor that held this lock left nothing behind.
-func SaidClean(path string) bool {
-	said, err := os.ReadFile(path)
-	return err == nil && string(said) == cleanMark
-}
-
-// FindByNamespace looks for the supervisor of an attachment whose files are all
-// gone, among the processes: by its command line and by the namespace that it has
-// open. With the namespace gone it leaves by itself.
-func FindByNamespace(key conf.Key, netnsPath string) *record.Process {
-	want, err := os.Stat(netnsPath)
-	if err != nil {
-		return nil
+// Title is the argument by which people, and Find, know a supervisor's process: of a private
+// network the attachment and its namespace, else the network.
+func (h *Hub) Title() string {
+	if h.Only != nil {
+		return titleOf(h.Only.Key, h.Only.Netns)
 	}
-	title := strings.Join([]string{"", Role, key.String(), ""}, "\x00")
+	return h.Network
+}
+
+func titleOf(key conf.Key, netns record.Netns) string {
+	return fmt.Sprintf("%s net:[%d]", key, netns.Inode)
+}
+
+// Find looks for the supervisor of a private network whose files are all gone, among the
+// processes. With the namespace gone it leaves by itself.
+func Find(key conf.Key, netns record.Netns) *record.Process {
+	title := strings.Join([]string{"", Role, titleOf(key, netns), ""}, "\x00")
 	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, line := range lines {
 		if b, err := os.ReadFile(line); err != nil || !strings.HasSuffix(string(b), title) {
 			continue
 		}
-		folder := filepath.Dir(line)
-		if st, err := os.Stat(fmt.Sprintf("%s/fd/%d", folder, netnsFD)); err != nil || !os.SameFile(st, want) {
-			continue
-		}
-		pid, _ := strconv.Atoi(filepath.Base(folder))
+		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(line)))
 		if p, err := record.ProcessOf(pid); err == nil {
 			return &p
 		}

@@ -14,5 +14,5 @@ func TestCgoCannotDropCapabilities(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, to have some")
 	}
-	require.ErrorContains(t, dropCapabilities(0, 0), "build with CGO_ENABLED=0")
+	require.ErrorContains(t, dropCapabilities(), "build with CGO_ENABLED=0")
 }

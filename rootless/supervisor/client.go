@@ -73,31 +73,7 @@ func (c Control) dial() (*net.UnixConn, error) {
 // backlog is how many may wait to be answered: all members of a hub at once.
 const backlog = 1024
 
-// Status asks the supervisor how it is.
-func (c Control) Status() (*Status, error) { return c.call(request{Op: opStatus}) }
-
-// Check has it look whether all is as it should be. mac is the interface's address when
-// that may be another one than it was given.
-func (c Control) Check(mac string) error {
-	_, err := c.call(request{Op: opCheck, MAC: mac})
-	return err
-}
-
-// AddPort has it publish one more port, by the sockets that are bound for it.
-func (c Control) AddPort(m conf.PortMapping, sockets []forward.Socket) error {
-	_, err := c.call(request{Op: opAddPort, Port: &m}, sockets...)
-	return err
-}
-
-// RemovePort has it take a published port back.
-func (c Control) RemovePort(m conf.PortMapping) error {
-	_, err := c.call(request{Op: opRemovePort, Port: &m})
-	return err
-}
-
-// Of a hub.
-
-// Open hands out files of the hub's network namespace: a netlink socket of
+// Open hands out files of the hub's network namespace: of a shared network a netlink socket of
 // NETLINK_NETFILTER, then those of a link.Place.
 func (c Control) Open() ([]*os.File, error) { return c.open(request{Op: opOpen}) }
 
@@ -181,6 +157,12 @@ func (c Control) Publish(member conf.Key, t forward.Target, sockets []forward.So
 	return nil
 }
 
+// PublishByDriver has the driver of a private network forward a port to its only member.
+func (c Control) PublishByDriver(m conf.PortMapping) error {
+	_, err := c.call(request{Op: opAddPort, Port: &m})
+	return err
+}
+
 // Withdraw has the hub take back a port of a member.
 func (c Control) Withdraw(member conf.Key, m conf.PortMapping) error {
 	_, err := c.call(request{Op: opRemovePort, Member: &member, Port: &m})
@@ -213,7 +195,6 @@ func (c Control) call(r request, sockets ...forward.Socket) (*Status, error) {
 	for _, s := range sockets {
 		files = append(files, s.File)
 		if r.Member == nil {
-			r.Families = append(r.Families, s.Family)
 		}
 	}
 	conn, err := c.ask(r, files)

@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
-	"github.com/ambi-cni/ambi/portmap/forward"
 	"github.com/ambi-cni/ambi/record"
 	"github.com/ambi-cni/ambi/rootless/driver"
 	"github.com/ambi-cni/ambi/rootless/plan"
@@ -26,66 +25,61 @@ const (
 )
 
 // The descriptors that a supervisor is started with, beside standard error, which
-// is BASE.log, for appending. Descriptors puts them in this order.
+// is the log, for appending. Descriptors puts them in this order.
 const (
 	configFD  = 3 + iota // pipe, Config as JSON
 	readyFD              // pipe, Ready as JSON
-	netnsFD              // the container's network namespace
-	aliveFD              // BASE.alive, locked
+	aliveFD              // the file alive, locked
 	controlFD            // control socket, listening
-	OwnerFD              // the user namespace that nsenter joins, when it does
-	socketFD             // the first of the published ports' sockets
 )
 
 // Descriptors are the open files that a supervisor is started with.
-type Descriptors struct {
-	Config, Ready         *os.File
-	Netns, Alive, Control *os.File
-	Owner                 *os.File // nil: no user namespace is joined
-	Sockets               []forward.Socket
-}
+type Descriptors struct{ Config, Ready, Alive, Control *os.File }
 
 // List has them as exec.Cmd.ExtraFiles wants them.
-func (d Descriptors) List() []*os.File {
-	files := []*os.File{d.Config, d.Ready, d.Netns, d.Alive, d.Control, d.Owner}
-	for _, s := range d.Sockets {
-		files = append(files, s.File)
-	}
-	return files
-}
+func (d Descriptors) List() []*os.File { return []*os.File{d.Config, d.Ready, d.Alive, d.Control} }
 
 // Config is all a supervisor knows.
 type Config struct {
-	Container Container      `json:"container,omitzero"` // one of the two
-	Hub       *Hub           `json:"hub,omitempty"`
-	Driver    driver.Command `json:"driver"`
-	LogLevel  string         `json:"logLevel"`
-	Joined    bool           `json:"joined,omitempty"` // OwnerFD is open
-	// CleanOnly: take away what a killed supervisor left inside, and leave.
-	CleanOnly bool `json:"cleanOnly,omitempty"`
+	Hub      *Hub           `json:"hub"`
+	Driver   driver.Command `json:"driver"`
+	LogLevel string         `json:"logLevel"`
 }
 
-// Container is the tenant's part.
-type Container struct {
-	Key      conf.Key           `json:"key"`
-	StateDir string             `json:"stateDir"`
-	Netns    record.Netns       `json:"netns"`
-	Plan     plan.Interface     `json:"plan"`
-	SourceIP conf.SourceIP      `json:"sourceIP"`
-	Sockets  []Socket           `json:"sockets,omitempty"` // of the ports that rootlessport publishes
-	Ports    []conf.PortMapping `json:"ports,omitempty"`   // that the driver publishes
-}
-
-// Hub is the tenant's part when it is a hub.
+// Hub is what it lives for.
 type Hub struct {
 	Network  string         `json:"network"`
 	Name     string         `json:"name"` // of the hub, see rootless/hub
 	StateDir string         `json:"stateDir"`
 	Bridge   string         `json:"bridge"` // the interface over which members come
 	Plan     plan.Interface `json:"plan"`   // of the driver's interface
+	Only     *Only          `json:"only,omitempty"`
 }
 
-// Socket describes an inherited socket; they come in this order from socketFD.
+// String is the hub as people know it.
+func (h *Hub) String() string {
+	if h.Only != nil {
+		return h.Only.Key.String()
+	}
+	return "hub " + h.Network
+}
+
+// about is that for the log.
+func (h *Hub) about() []any {
+	if h.Only != nil {
+		return []any{"attachment", h.Only.Key}
+	}
+	return []any{"hub", h.Network}
+}
+
+// Only is the one member of a private network.
+type Only struct {
+	Key   conf.Key       `json:"key"`
+	Netns record.Netns   `json:"netns"`
+	Plan  plan.Interface `json:"plan"` // of its interface
+}
+
+// Socket describes a socket of a published port.
 type Socket struct {
 	Mapping conf.PortMapping `json:"mapping"`
 	Family  int              `json:"family"`
@@ -105,14 +99,12 @@ func (s Socket) local() localAddress {
 
 // Ready ends the start of a supervisor, well or not.
 type Ready struct {
-	Plan       *plan.Interface `json:"plan,omitempty"` // as it was carried out
-	Error      *types.Error    `json:"error,omitempty"`
-	LostRights bool            `json:"lostRights,omitempty"` // exec took the capabilities: start again as uid 0
+	Done  bool         `json:"done,omitempty"`
+	Error *types.Error `json:"error,omitempty"`
 }
 
-// DecodeReady reads what a supervisor says about its start. One that succeeded has
-// a plan, unless it was only to clean.
-func DecodeReady(from io.Reader, cleanOnly bool) (*Ready, error) {
+// DecodeReady reads what a supervisor says about its start.
+func DecodeReady(from io.Reader) (*Ready, error) {
 	var m Ready
 	err := json.NewDecoder(from).Decode(&m)
 	switch {
@@ -120,27 +112,26 @@ func DecodeReady(from io.Reader, cleanOnly bool) (*Ready, error) {
 		return nil, errors.New("the supervisor ended before it was ready")
 	case err != nil:
 		return nil, fmt.Errorf("waiting for the supervisor: %w", err)
-	case m.Plan == nil && m.Error == nil && !m.LostRights && !cleanOnly:
-		return nil, errors.New("the supervisor says that it is ready and not what it has set up: is it of another version of ambi?")
+	case !m.Done && m.Error == nil:
+		return nil, errors.New("the supervisor says neither that it is ready nor why not: is it of another version of ambi?")
 	}
 	return &m, nil
 }
 
-// readConfig reads the configuration and closes what is of no use after it.
+// readConfig reads the configuration.
 func readConfig() (*Config, error) {
 	pipe := os.NewFile(configFD, "configuration pipe")
 	defer pipe.Close()
-	config, err := decodeConfig(pipe)
-	if err == nil && config.Joined {
-		unix.Close(OwnerFD)
-	}
-	return config, err
+	return decodeConfig(pipe)
 }
 
 func decodeConfig(from io.Reader) (*Config, error) {
 	var config Config
 	if err := json.NewDecoder(from).Decode(&config); err != nil {
 		return nil, fmt.Errorf("reading the supervisor's configuration: %w", err)
+	}
+	if config.Hub == nil {
+		return nil, errors.New("reading the supervisor's configuration: there is no hub in it")
 	}
 	return &config, nil
 }

@@ -31,12 +31,10 @@ const (
 	opStop       = "stop"
 	opAddPort    = "port-add" // the bound sockets come along (SCM_RIGHTS), IPv4 before IPv6
 	opRemovePort = "port-remove"
-
-	// Of a hub, whose ports, status and check are those of a member.
-	opOpen  = "open"  // hands out files of the hub's namespace
-	opAwait = "await" // answers when the driver is there
-	opLeave = "leave" // takes back all ports of a member
-	opNames = "names" // serves names at the bridge's addresses
+	opOpen       = "open"  // hands out files of the hub's namespace
+	opAwait      = "await" // answers when the driver is there
+	opLeave      = "leave" // takes back all ports of a member
+	opNames      = "names" // serves names at the bridge's addresses
 
 	// Of a hub in which plugins run.
 	opStandIn = "stand-in" // hands out files of the namespace in place of a member's
@@ -45,8 +43,9 @@ const (
 
 type request struct {
 	Op   string            `json:"op"`
-	Port *conf.PortMapping `json:"port,omitempty"`
-	// Member of a hub that the request is about, and where its ports lead.
+	Port *conf.PortMapping `json:"port,omitempty"` // to take back, or for the driver to publish
+	// Member that the request is about, and where its ports lead. There is a hub with a single
+	// one, which need not be named.
 	Member *conf.Key       `json:"member,omitempty"`
 	Target *forward.Target `json:"target,omitempty"`
 	Verb   *Verb           `json:"verb,omitempty"`
@@ -57,10 +56,6 @@ type request struct {
 	Sockets []Socket `json:"sockets,omitempty"`
 	// Servers are where names are served.
 	Servers []netip.Addr `json:"servers,omitempty"`
-	// MAC is the address that CHECK expects; empty for the supervisor's own.
-	MAC string `json:"mac,omitempty"`
-	// Families of the sockets that come along, AF_INET or AF_INET6.
-	Families []int `json:"families,omitempty"`
 
 	caller context.Context //nolint:containedctx // ends with the connection on which the request came
 }
@@ -115,7 +110,7 @@ type Status struct {
 }
 
 // InterfaceStats are the kernel's counters of the container's interface. Received is
-// what came to the container. Published ports of rootlessport do not cross it.
+// what came to the container.
 type InterfaceStats struct {
 	RxBytes   uint64 `json:"rxBytes"`
 	RxPackets uint64 `json:"rxPackets"`
@@ -282,7 +277,7 @@ func readRequest(conn *net.UnixConn) (r request, files []*os.File, err error) {
 }
 
 // errNoRequest is of a connection that ends before its first byte.
-var errNoRequest = errors.New("nothing was said")
+var errNoRequest = fmt.Errorf("nothing was said: %w", io.EOF)
 
 // receive reads the begin of a message, with which its files come, and gives the rest to
 // read.

@@ -21,11 +21,10 @@ import (
 )
 
 func TestDecodeRequest(t *testing.T) {
-	r, err := decodeRequest(strings.NewReader(`{"op":"port-add","port":{"hostPort":8080,"containerPort":80,"protocol":"tcp","hostIP":"::1"},"families":[10]}` + "\nrest"))
+	r, err := decodeRequest(strings.NewReader(`{"op":"port-add","port":{"hostPort":8080,"containerPort":80,"protocol":"tcp","hostIP":"::1"}}` + "\nrest"))
 	require.NoError(t, err)
 	require.Equal(t, "port-add", r.Op)
 	require.Equal(t, "[::1]:8080->80/tcp", r.Port.String())
-	require.Equal(t, []int{unix.AF_INET6}, r.Families)
 
 	for in, why := range map[string]string{
 		"":                                     "not one line",
@@ -45,7 +44,7 @@ func TestDecodeRequest(t *testing.T) {
 // FuzzDecodeRequest: nothing that a caller sends makes the supervisor panic, or
 // read more than a request may have.
 func FuzzDecodeRequest(f *testing.F) {
-	for _, s := range []string{"", "\n", "null\n", `{"op":"status"}` + "\n", `{"op":"port-add","port":{"hostPort":1,"hostIP":"fe80::1%e"},"families":[2,10]}` + "\n", "{\"op\":\"\\ud800\"}\n"} {
+	for _, s := range []string{"", "\n", "null\n", `{"op":"status"}` + "\n", `{"op":"port-add","port":{"hostPort":1,"hostIP":"fe80::1%e"}}` + "\n", "{\"op\":\"\\ud800\"}\n"} {
 		f.Add([]byte(s), 0)
 	}
 	f.Add([]byte("x"), requestLimit)
@@ -102,7 +101,7 @@ func TestControlSocket(t *testing.T) {
 		case opAddPort:
 			b := make([]byte, 2)
 			n, _ := files[0].Read(b)
-			return reply{Status: &Status{PID: len(files), MAC: string(b[:n]) + r.Port.String() + fmt.Sprint(r.Families)}}
+			return reply{Status: &Status{PID: len(files), MAC: string(b[:n]) + r.Port.String()}}
 		}
 		return reply{Error: conf.Errorf(conf.ErrNetwork, "no %s today", r.Op)}
 	})
@@ -130,7 +129,7 @@ func TestControlSocket(t *testing.T) {
 	status, err = path.call(request{Op: opAddPort, Port: &conf.PortMapping{HostPort: 1, ContainerPort: 2, Protocol: conf.UDP}}, sockets...)
 	require.NoError(t, err)
 	require.Equal(t, 2, status.PID, "both descriptors arrive")
-	require.Equal(t, "ok*:1->2/udp[2 10]", status.MAC)
+	require.Equal(t, "ok*:1->2/udp", status.MAC)
 
 	_, err = path.call(request{Op: opAddPort}, slices.Repeat(sockets, filesAtOnce/2+1)...)
 	unit.RequireError(t, err, types.ErrDecodingFailure, "more descriptors")

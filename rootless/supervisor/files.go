@@ -8,12 +8,20 @@ import (
 )
 
 // The open files of a driver, see driver.Files: so many that what they cost stays below 5 % of
-// a processor, and so many for a hub that a member with all flows that it may have
+// a processor, and so many for a shared network that a member with all flows that it may have
 // (rootless/netns) leaves some to the others.
 const (
-	mostOfContainer = 4096
-	mostOfHub       = 8192
+	mostOfPrivate = 4096
+	mostOfShared  = 8192
 )
+
+// mostFiles is the bound for a hub's driver.
+func mostFiles(h *Hub) uint64 {
+	if h.Only != nil {
+		return mostOfPrivate
+	}
+	return mostOfShared
+}
 
 // affordable is so many files, or as many as this process may have and give.
 func affordable(files uint64) uint64 {

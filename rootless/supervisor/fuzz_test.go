@@ -18,7 +18,7 @@ const planJSON = `{"ifName":"eth0","mtu":65520,"ipv4":{"addresses":["10.0.2.100/
 // at the container, and what it takes survives being written again.
 func FuzzConfig(f *testing.F) {
 	for _, s := range []string{
-		"", "null", "{}", `{"container":{"key":{},"plan":` + planJSON + `,"sockets":[{"mapping":{"hostPort":1},"family":2}]}}`, `{"container":{"ports":[{"hostIP":"fe80::1%e"}]},"joined":true}`, `{"cleanOnly":true,"container":{"netns":{"inode":-1}}}`,
+		"", "null", "{}", `{"hub":{}}`, `{"hub":{"network":"web","plan":` + planJSON + `}}`, `{"hub":{"only":{"key":{},"plan":` + planJSON + `,"netns":{"inode":1}}}}`, `{"hub":{"only":{"netns":{"inode":-1}}}}`,
 	} {
 		f.Add([]byte(s))
 	}
@@ -27,7 +27,7 @@ func FuzzConfig(f *testing.F) {
 		if err != nil {
 			return
 		}
-		for _, subnet := range []plan.Subnet{config.Container.Plan.IPv4, config.Container.Plan.IPv6} {
+		for _, subnet := range []plan.Subnet{config.Hub.Plan.IPv4, config.Hub.Plan.IPv6} {
 			require.Equal(t, subnet.Enabled(), len(subnet.Addresses) > 0)
 			_, _ = subnet.First(), subnet.Network()
 		}

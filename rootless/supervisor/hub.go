@@ -29,13 +29,17 @@ import (
 	"github.com/ambi-cni/ambi/rootless/netns"
 )
 
-// hub is a tenant that is a shared network: the namespace with its bridge, and the
-// published ports of its members. Who they are the records say.
+// hub is what the process lives for, a network: the namespace with its bridge, or the way between its
+// only member and the driver, and the published ports of its members. Who they are the records
+// say.
 type hub struct {
 	config    Hub
 	log       *slog.Logger
 	inside    *netns.Namespace
 	forwarder *forward.Forwarder
+	byDriver  *byDriver // nil: the forwarder publishes
+	watch     watch     // of the only member
+	packet    int       // of its hub, a socket to announce it; made while we have the right to
 
 	mu        sync.Mutex
 	published map[conf.Key][]Socket
@@ -49,28 +53,71 @@ type hub struct {
 	refused refusals
 }
 
-var _ tenant = (*hub)(nil)
-
-func (h *hub) String() string { return "hub " + h.config.Network }
+func (h *hub) String() string { return h.config.String() }
 
 // prepare makes the namespace.
-func (h *hub) prepare(*driver.Command) error {
+func (h *hub) prepare(command *driver.Command) error {
 	var err error
-	if h.inside, err = netns.Make(conf.Key{Network: h.config.Network}, h.config.Bridge, &h.config.Plan); err != nil {
+	if h.inside, err = netns.Make(conf.Key{Network: h.config.Network}, h.config.Bridge, &h.config.Plan, h.config.Only == nil); err != nil {
 		return err
+	}
+	if only := h.config.Only; only != nil {
+		if h.watch, err = newWatch(only.Netns); err != nil {
+			return err
+		}
+		if h.packet, err = h.inside.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0); err != nil {
+			return fmt.Errorf("opening a packet socket in the hub: %w", err)
+		}
+		if err := h.between(func(p *link.Place) error { return p.AdmitOnly(h.config.Bridge, only.Plan.Own()) }); err != nil {
+			return err
+		}
+		if six := only.Plan.IPv6; six.Enabled() {
+			if err := h.inside.RouteErrors(six.Gateway); err != nil {
+				h.log.Warn("a container may have to wait for what has no IPv6", "error", err)
+			}
+		}
+		if p := command.Publisher(only.Plan.IPv4.First()); p != nil {
+			h.byDriver = &byDriver{kind: driver.Of(command.Driver), driver: p}
+		}
 	}
 	h.forwarder, err = forward.New(forward.Config{Namespace: h.inside, Logger: h.log})
 	return err
 }
 
-func (h *hub) meanwhile() error { return nil }
-func (h *hub) publish() error   { return nil }
-func (h *hub) restored() error  { return nil }
-func (h *hub) deleted() bool    { return h.inside.Deleted() }
-
+// configure gives the driver's interface its addresses, and the only member the way to it.
 func (h *hub) configure() error {
 	h.inside.BePatient()
-	return h.inside.Configure()
+	if err := h.inside.Configure(); err != nil || h.config.Only == nil {
+		return err
+	}
+	p := &h.config.Only.Plan
+	name := h.config.Plan.IfName
+	return h.between(func(at *link.Place) error {
+		if err := at.Between(name, p.Others(), p.Own()); err != nil {
+			return err
+		}
+		return at.Announce(h.packet, name, p.Own())
+	})
+}
+
+// between does something about the way between the only member and the driver.
+func (h *hub) between(do func(*link.Place) error) error {
+	place, err := h.place()
+	if err == nil {
+		defer place.Close()
+		err = do(place)
+	}
+	if err != nil {
+		return fmt.Errorf("the way between container and driver: %w", err)
+	}
+	return nil
+}
+
+func (h *hub) restored() error {
+	if h.byDriver == nil {
+		return nil
+	}
+	return h.byDriver.restored()
 }
 
 func (h *hub) serve(r request, files []*os.File) (reply, error) {
@@ -103,21 +150,40 @@ func (h *hub) serve(r request, files []*os.File) (reply, error) {
 // open opens what a verb needs of the namespace: it has the right to use it, being of the
 // user who made the hub, and not the one to come in.
 func (h *hub) open() ([]*os.File, error) {
+	if h.config.Only != nil {
+		place, err := h.place()
+		if err != nil {
+			return nil, err
+		}
+		return place.Files(), nil
+	}
 	filter, err := h.inside.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
 	if err != nil {
 		return nil, fmt.Errorf("opening a netlink socket in the hub: %w", err)
 	}
 	files := []*os.File{os.NewFile(uintptr(filter), "netlink socket")}
-	var place *link.Place
-	h.inside.Do(func() { place, err = link.Here() })
+	place, err := h.place()
 	if err != nil {
 		closeAll(files)
-		return nil, fmt.Errorf("the network namespace of the hub: %w", err)
+		return nil, err
 	}
 	return append(files, place.Files()...), nil
 }
 
+// place is the namespace from outside.
+func (h *hub) place() (place *link.Place, err error) {
+	h.inside.Do(func() { place, err = link.Here() })
+	if err != nil {
+		return nil, fmt.Errorf("the network namespace of the hub: %w", err)
+	}
+	return place, nil
+}
+
 func (h *hub) publishFor(r request, files []*os.File) error {
+	if h.byDriver != nil && r.Port != nil {
+		closeAll(files)
+		return h.byDriver.add(*r.Port)
+	}
 	if r.Member == nil || r.Target == nil || len(r.Sockets) != len(files) {
 		closeAll(files)
 		return conf.Errorf(types.ErrDecodingFailure, "control request %s: no member, no target, or not one description for each socket", r.Op)
@@ -137,6 +203,9 @@ func (h *hub) publishFor(r request, files []*os.File) error {
 }
 
 func (h *hub) withdraw(r request) error {
+	if r.Port != nil && h.byDriver != nil {
+		return h.byDriver.remove(*r.Port)
+	}
 	if r.Member == nil || r.Port == nil {
 		return conf.Errorf(types.ErrDecodingFailure, "control request %s: no member or no port", r.Op)
 	}
@@ -188,7 +257,11 @@ func (h *hub) check(r request) []error {
 	if r.Member == nil {
 		return nil
 	}
-	return []error{checkBound(h.socketsOf(*r.Member)), h.inside.CheckRules()}
+	errs := []error{checkBound(h.socketsOf(*r.Member)), h.inside.CheckRules()}
+	if h.byDriver != nil {
+		errs = append(errs, h.byDriver.check())
+	}
+	return errs
 }
 
 func (h *hub) socketsOf(member conf.Key) []Socket {
@@ -200,19 +273,36 @@ func (h *hub) socketsOf(member conf.Key) []Socket {
 // status has the ports of one member, or of all.
 func (h *hub) status(r request, s *Status) {
 	s.MAC, s.Ports = h.config.Plan.MAC, h.forwarder.Stats()
+	if only := h.config.Only; only != nil {
+		s.MAC = only.Plan.MAC
+	}
 	if r.Member == nil {
 		return
 	}
 	if link, err := h.inside.LinkByName(r.Link); err == nil {
 		s.Interface = StatsOf(link).reversed()
 	}
-	if refused, err := h.inside.FlowsRefused(); err == nil {
-		for _, ip := range r.Addresses {
-			s.FlowsRefused += refused[ip]
-		}
+	if h.byDriver != nil {
+		s.Ports = h.byDriver.stats()
+		return
+	}
+	if h.config.Only == nil {
+		s.FlowsRefused = h.flowsRefused(r.Addresses)
 	}
 	own := mappingsOf(h.socketsOf(*r.Member))
 	s.Ports = slices.DeleteFunc(s.Ports, func(p PortStats) bool { return !slices.Contains(own, p.Mapping) })
+}
+
+// flowsRefused is how many flows of a member were, all its addresses together.
+func (h *hub) flowsRefused(addresses []netip.Addr) (n uint64) {
+	refused, err := h.inside.FlowsRefused()
+	if err != nil {
+		return 0
+	}
+	for _, ip := range addresses {
+		n += refused[ip]
+	}
+	return n
 }
 
 // verbGrace is less than the patience of those who stop us.
@@ -231,28 +321,57 @@ func (h *hub) finish() {
 	}
 }
 
-func (h *hub) leave() bool {
+// leave takes back the ports. The way to the members goes with this process; but the kernel is
+// in no hurry to take the only one's interface, which DEL has removed, if it was DEL.
+func (h *hub) leave() {
 	h.finish()
 	h.names.mu.Lock()
 	h.names.close()
 	h.names.mu.Unlock()
-	if h.forwarder != nil {
-		if err := h.forwarder.Close(); err != nil {
-			h.log.Warn("closing ports", "error", err)
-		}
+	h.inside.LeaveAtOnce()
+	if err := h.forwarder.Close(); err != nil {
+		h.log.Warn("closing ports", "error", err)
 	}
-	return true // the namespace goes with this process
+	if h.config.Only == nil {
+		return
+	}
+	if err := h.between(func(p *link.Place) error { return p.Remove(h.config.Bridge) }); err != nil {
+		h.log.Warn("removing the interface", "error", err)
+	}
 }
 
-// forget removes the folder of a hub that ends by itself.
+// forget removes the folder of a hub that ends by itself, unless DEL or GC is about to.
 func (h *hub) forget() {
-	if h.members.lock == nil {
-		return // DEL or GC does that
+	lock := h.members.lock
+	if only := h.config.Only; only != nil {
+		unlock := h.forgetRecord(only.Key)
+		if unlock == nil {
+			return
+		}
+		defer unlock()
+		lock = h.members.lockNow()
 	}
+	if lock == nil {
+		return
+	}
+	defer lock.Close()
 	if err := h.members.hub.Remove(); err != nil {
 		h.log.Warn("removing the folder of the hub", "error", err)
 	}
-	h.members.lock.Close()
+}
+
+// forgetRecord removes the record, and keeps the attachment's lock; nil when another has it.
+func (h *hub) forgetRecord(key conf.Key) (unlock func()) {
+	now, cancel := context.WithTimeout(context.Background(), 0)
+	defer cancel()
+	unlock, err := h.members.hub.Store.Lock(now, key)
+	if err != nil {
+		return nil
+	}
+	if err := h.members.hub.Store.Remove(key); err != nil {
+		h.log.Warn("removing the record", "error", err)
+	}
+	return unlock
 }
 
 // members are those of a hub as its records say.
@@ -274,8 +393,22 @@ type watched struct {
 // same tick of the file system's clock.
 const settled = time.Second
 
+// lockNow is the lock of the hub; nil when another has it.
+func (m *members) lockNow() *os.File {
+	now, cancel := context.WithTimeout(context.Background(), 0)
+	defer cancel()
+	lock, err := m.hub.Lock(now, flock.Exclusive)
+	if err != nil {
+		return nil
+	}
+	return lock
+}
+
 // gone takes out the members whose namespaces are gone, and says whether none is left.
 func (h *hub) gone() bool {
+	if h.config.Only != nil {
+		return h.watch.gone()
+	}
 	m := &h.members
 	if err := m.read(); err != nil {
 		h.log.Warn("reading the members of the hub", "error", err)
@@ -368,10 +501,8 @@ func (m *members) read() error {
 
 // deserted says that there is no member, and that none is coming: the lock is ours.
 func (m *members) deserted() bool {
-	at, cancel := context.WithTimeout(context.Background(), 0)
-	defer cancel()
-	lock, err := m.hub.Lock(at, flock.Exclusive)
-	if err != nil {
+	lock := m.lockNow()
+	if lock == nil {
 		return false // somebody is coming, or sees to it
 	}
 	if left, err := m.hub.Members(); err != nil || len(left) > 0 {
@@ -432,8 +563,8 @@ func checkBound(sockets []Socket) error {
 	return errors.Join(errs...)
 }
 
-// newHub is the tenant of a configuration.
-func newHub(c Hub, log *slog.Logger) (*hub, error) {
+// newHub is the hub of a configuration.
+func newHub(c *Hub, log *slog.Logger) (*hub, error) {
 	store, err := record.OpenExisting(c.StateDir)
 	if err != nil {
 		return nil, err
@@ -441,7 +572,14 @@ func newHub(c Hub, log *slog.Logger) (*hub, error) {
 	ending, end := context.WithCancel(context.Background())
 	return &hub{
 		ending: ending, end: end,
-		config: c, log: log, published: make(map[conf.Key][]Socket), targets: make(map[conf.Key]forward.Target),
+		config: *c, log: log, published: make(map[conf.Key][]Socket), targets: make(map[conf.Key]forward.Target),
 		members: members{hub: hubs.Hub{Store: store, Name: c.Name}, work: make(chan struct{}, 1)},
 	}, nil
+}
+
+// complete has a request be about the only member, if there is one.
+func (h *hub) complete(r *request) {
+	if only := h.config.Only; only != nil && r.Member == nil {
+		r.Member, r.Link = &only.Key, h.config.Bridge
+	}
 }

@@ -13,7 +13,6 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -22,12 +21,11 @@ import (
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/record"
 	"github.com/ambi-cni/ambi/rootless/driver"
-	"github.com/ambi-cni/ambi/rootless/netns"
 )
 
-// supervisor is the life of the process, whomever it is lived for.
+// supervisor is the life of the process.
 type supervisor struct {
-	tenant  tenant
+	hub     *hub
 	command driver.Command
 	files   driver.Files
 	log     *slog.Logger
@@ -48,7 +46,7 @@ type supervisor struct {
 	newcomer driver.Process // started, not ready yet
 	restarts int
 	lastErr  string
-	firstErr error // of a hub: why it had no driver at first
+	firstErr error // why there was no driver at first
 	full     int   // process of the driver of which it was said that it has no file left
 
 	ofHost string        // what the driver has of the host, by work
@@ -72,70 +70,17 @@ func Main() int {
 	if err != nil {
 		return tellFailure(ready, err)
 	}
-	if !record.HaveCapability(unix.CAP_NET_ADMIN) || !record.HaveCapability(unix.CAP_SYS_ADMIN) {
-		return tell(ready, Ready{LostRights: true}, 1)
-	}
-	if config.CleanOnly {
-		return cleanOnly(ready, &config.Container)
-	}
-	if config.Hub != nil {
-		return hubMain(config, ready)
-	}
-	log := newLogger(newLogFile(os.Stderr), config.LogLevel).With("attachment", config.Container.Key)
-	c := &container{config: config.Container, log: log, file: os.NewFile(netnsFD, "network namespace")}
-	s, err := newSupervisor(c, config.Driver, driver.Files{
-		Netns: c.file, Alive: os.NewFile(aliveFD, "alive lock"), Helper: []string{"ambi", Role, driverRole}, Most: affordable(mostOfContainer),
-	}, log)
-	if err != nil {
-		return tellFailure(ready, err)
-	}
-	err = s.start()
-	if err == nil {
-		err = dropCapabilities(s.owner, 0)
-	}
-	if err != nil {
-		s.log.Error("start", "error", err)
-		code := tellFailure(ready, err)
-		s.leave()
-		return code
-	}
-	if tell(ready, Ready{Plan: &c.config.Plan}, 0) != 0 {
-		// ADD was killed before it could hear of us: nobody may ever call DEL.
-		s.log.Warn("nobody waits for this supervisor any more, leaving")
-		s.leaveForGood()
-		return 1
-	}
-	collectEarly()
-	close(s.started)
-	go serveControl(s.control, s.owner, s.log, s.answer)
-	go s.keepDriver()
-	go s.followHost()
-	s.run()
-	return 0
-}
-
-// hubMain is the life of a hub. It answers before it has a driver, so that the first member
-// is connected meanwhile.
-func hubMain(config *Config, ready *os.File) int {
-	log := newLogger(newLogFile(os.Stderr), config.LogLevel).With("hub", config.Hub.Network)
-	h, err := newHub(*config.Hub, log)
-	if err == nil {
-		err = h.prepare(&config.Driver)
-	}
+	log := newLogger(newLogFile(os.Stderr), config.LogLevel).With(config.Hub.about()...)
+	s, err := prepare(config, log)
 	if err != nil {
 		log.Error("start", "error", err)
 		return tellFailure(ready, err)
 	}
-	s, err := newSupervisor(h, config.Driver, driver.Files{
-		Netns: h.inside.File(), Alive: os.NewFile(aliveFD, "alive lock"), Helper: []string{"ambi", Role, driverRole}, Most: affordable(mostOfHub),
-	}, log)
-	if err != nil {
-		return tellFailure(ready, err)
-	}
 	go serveControl(s.control, s.owner, s.log, s.answer)
-	if tell(ready, Ready{Plan: &h.config.Plan}, 0) != 0 {
-		log.Warn("nobody waits for this hub any more, leaving")
-		s.leave()
+	// Before there is a driver, so that the first member is connected meanwhile.
+	if tell(ready, Ready{Done: true}, 0) != 0 {
+		log.Warn("nobody waits for this supervisor any more, leaving")
+		s.leaveForGood()
 		return 1
 	}
 	go s.firstDriver()
@@ -144,7 +89,26 @@ func hubMain(config *Config, ready *os.File) int {
 	return 0
 }
 
-// firstDriver starts a hub's driver. One that fails is tried again like one that died:
+// prepare makes the hub, in which there is no driver yet.
+func prepare(config *Config, log *slog.Logger) (*supervisor, error) {
+	if !record.HaveCapability(unix.CAP_NET_ADMIN) || !record.HaveCapability(unix.CAP_SYS_ADMIN) {
+		return nil, conf.Mendf(conf.Errorf(conf.ErrNetwork, "the hub has no rights in the user namespace that it made"),
+			"allow user namespaces to ordinary users (with AppArmor: sysctl kernel.apparmor_restrict_unprivileged_userns=0)")
+	}
+	h, err := newHub(config.Hub, log)
+	if err != nil {
+		return nil, err
+	}
+	if err := h.prepare(&config.Driver); err != nil {
+		return nil, err
+	}
+	return newSupervisor(h, config.Driver, driver.Files{
+		Netns: h.inside.File(), Alive: os.NewFile(aliveFD, "alive lock"), Helper: []string{"ambi", Role, driverRole},
+		Most: affordable(mostFiles(config.Hub)),
+	}, log)
+}
+
+// firstDriver starts the driver. One that fails is tried again like one that died:
 // a member that comes later may have it.
 func (s *supervisor) firstDriver() {
 	s.work.Lock()
@@ -153,7 +117,7 @@ func (s *supervisor) firstDriver() {
 		err = s.useDriver(process)
 	}
 	if err == nil {
-		err = dropCapabilities(s.owner, forHub)
+		err = dropCapabilities()
 	}
 	s.work.Unlock()
 	if err != nil {
@@ -184,8 +148,7 @@ func (s *supervisor) await() error {
 	return nil
 }
 
-// collectLate is for the time until ADD has returned, and for a DEL, which may find more in
-// the container's namespace than there is memory.
+// collectLate is for the time until ADD has returned.
 func collectLate() {
 	const much = 64 << 20 // bytes
 	debug.SetGCPercent(-1)
@@ -221,7 +184,7 @@ func KeepDescriptors() {
 	_ = unix.CloseRange(first, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) // Linux 5.11; before it, callers have to be tidy
 }
 
-func newSupervisor(t tenant, command driver.Command, files driver.Files, log *slog.Logger) (*supervisor, error) {
+func newSupervisor(h *hub, command driver.Command, files driver.Files, log *slog.Logger) (*supervisor, error) {
 	listener := os.NewFile(controlFD, "control socket")
 	// Again, so that SO_PEERCRED of a caller shows this process and not the one that
 	// bound the name.
@@ -235,14 +198,12 @@ func newSupervisor(t tenant, command driver.Command, files driver.Files, log *sl
 	listener.Close()
 	control := l.(*net.UnixListener)
 	control.SetUnlinkOnClose(false)
-	// Of a file in the state folder: the folder itself may be closed to a subordinate uid
-	// that the user namespace does not map its owner to.
 	var file unix.Stat_t
 	if err := unix.Fstat(aliveFD, &file); err != nil {
 		return nil, fmt.Errorf("lock of the supervisor: %w", err)
 	}
 	s := &supervisor{
-		tenant: t, command: command, files: files, log: log, since: time.Now(), owner: int(file.Uid),
+		hub: h, command: command, files: files, log: log, since: time.Now(), owner: int(file.Uid),
 		control: control, signals: make(chan os.Signal, 1), stopped: make(chan struct{}), started: make(chan struct{}), hurry: make(chan struct{}, 1),
 	}
 	// From the start, so that a signal in the middle of it is kept for after it.
@@ -251,37 +212,18 @@ func newSupervisor(t tenant, command driver.Command, files driver.Files, log *sl
 	return s, nil
 }
 
-// start brings the interface and the ports up.
-func (s *supervisor) start() error {
-	if err := s.tenant.prepare(&s.command); err != nil {
-		return err
-	}
-	process, err := s.startDriver()
-	if err != nil {
-		return err
-	}
-	meanwhile := s.tenant.meanwhile()
-	if err := s.useDriver(process); err != nil {
-		return err
-	}
-	if meanwhile != nil {
-		return meanwhile
-	}
-	return s.tenant.publish()
-}
-
 // startDriver starts one with what the host has at the moment.
 func (s *supervisor) startDriver() (driver.Process, error) {
 	s.ofHost = s.command.OfHost()
 	return s.command.Start(s.files, s.log)
 }
 
-// useDriver waits for a driver that was started and has the tenant use it.
+// useDriver waits for a driver that was started and has the hub use it.
 func (s *supervisor) useDriver(process driver.Process) error {
 	s.setDriver(nil, process)
 	err := process.AwaitReady()
 	if err == nil {
-		err = s.tenant.configure()
+		err = s.hub.configure()
 	}
 	if err != nil {
 		s.setDriver(nil, nil)
@@ -325,27 +267,13 @@ func (s *supervisor) run() {
 			s.leaveForGood()
 			return
 		case <-tick.C:
-			if s.tenant.gone() {
+			if s.hub.gone() {
 				s.log.Info("leaving", "reason", "nobody is left")
 				s.leaveForGood()
 				return
 			}
-			s.relieveDriver()
 			s.watchFiles()
 		}
-	}
-}
-
-// relieveDriver ends a driver whose interface was deleted: the container may do that, and
-// a driver may then read errors as fast as it can, and tell us of each. [keepDriver] starts
-// another.
-func (s *supervisor) relieveDriver() {
-	s.mu.Lock()
-	driver := s.driver
-	s.mu.Unlock()
-	if driver != nil && s.tenant.deleted() {
-		s.log.Warn("the interface was deleted in the container's namespace")
-		driver.Stop()
 	}
 }
 
@@ -433,7 +361,7 @@ func (s *supervisor) anotherDriver() error {
 	if err := s.useDriver(process); err != nil {
 		return err
 	}
-	if err := s.tenant.restored(); err != nil {
+	if err := s.hub.restored(); err != nil {
 		// Somebody has taken a port meanwhile. The container keeps the rest of its
 		// network, and CHECK names the port.
 		s.log.Error("publishing the ports again", "error", err)
@@ -455,23 +383,15 @@ func (s *supervisor) leaving() bool {
 func (s *supervisor) stop() { s.once.Do(func() { close(s.stopped) }) }
 
 // leave takes down everything that this process started. The driver takes longest
-// to go, so it is told first. It says whether nothing is left to do inside the
-// container's namespace, and leaves word of it for DEL.
-func (s *supervisor) leave() (clean bool) {
+// to go, so it is told first. The namespace goes with this process.
+func (s *supervisor) leave() {
 	s.stop()
 	s.control.Close()
 	process := s.dismissDriver()
-	clean = s.tenant.leave()
-	if clean {
-		if err := sayClean(s.files.Alive); err != nil {
-			s.log.Warn("leaving word that the namespace is clean, DEL will clean it again", "error", err)
-			clean = false
-		}
-	}
+	s.hub.leave()
 	if process != nil {
 		process.Stop()
 	}
-	return clean
 }
 
 // dismissDriver tells the driver to leave, waits for the end of a restart, and
@@ -492,19 +412,13 @@ func (s *supervisor) dismissDriver() driver.Process {
 
 // leaveForGood is leave, and what DEL does after it when no DEL is at work.
 func (s *supervisor) leaveForGood() {
-	if !s.leave() {
-		return // the record stays, for DEL or GC
-	}
-	if s.owner != os.Geteuid() {
-		if err := syscall.Setuid(s.owner); err != nil { // of every thread
-			s.log.Warn("becoming the owner of the record", "error", err)
-		}
-	}
-	s.tenant.forget()
+	s.leave()
+	s.hub.forget()
 }
 
 // answer serves one control request; it owns the files.
 func (s *supervisor) answer(r request, files []*os.File) reply {
+	s.hub.complete(&r)
 	out, err := s.serve(r, files)
 	if err != nil {
 		return reply{Error: asCNI(err)}
@@ -516,7 +430,7 @@ func (s *supervisor) answer(r request, files []*os.File) reply {
 func (s *supervisor) serve(r request, files []*os.File) (reply, error) {
 	switch r.Op {
 	case opAddPort, opRemovePort, opOpen, opLeave, opNames, opStandIn, opVerb:
-		return s.tenant.serve(r, files)
+		return s.hub.serve(r, files)
 	}
 	defer closeAll(files)
 	switch r.Op {
@@ -533,7 +447,7 @@ func (s *supervisor) serve(r request, files []*os.File) (reply, error) {
 	return reply{}, conf.Errorf(types.ErrDecodingFailure, "control request %q is not known", r.Op)
 }
 
-// check is CHECK from the inside: the driver and all that is the tenant's.
+// check is CHECK from the inside: the driver and all that is the hub's.
 func (s *supervisor) check(r request) error {
 	var problems []string
 	s.mu.Lock()
@@ -541,7 +455,7 @@ func (s *supervisor) check(r request) error {
 		problems = append(problems, s.command.Driver+" is down and being restarted: "+s.lastErr)
 	}
 	s.mu.Unlock()
-	for _, err := range s.tenant.check(r) {
+	for _, err := range s.hub.check(r) {
 		if err != nil {
 			problems = append(problems, strings.ReplaceAll(err.Error(), "\n", "; ")) // of errors.Join
 		}
@@ -549,7 +463,7 @@ func (s *supervisor) check(r request) error {
 	if len(problems) == 0 {
 		return nil
 	}
-	who := s.tenant.String()
+	who := s.hub.String()
 	if r.Member != nil {
 		who = r.Member.String()
 	}
@@ -566,18 +480,6 @@ func (s *supervisor) status(r request) *Status {
 			st.Driver.MostFiles = int(s.files.Most)
 		}
 	}
-	s.tenant.status(r, st)
+	s.hub.status(r, st)
 	return st
-}
-
-// cleanOnly removes what a killed supervisor left inside the namespace.
-func cleanOnly(ready *os.File, c *Container) int {
-	inside, err := netns.Open(os.NewFile(netnsFD, "network namespace"), c.Key, &c.Plan)
-	if err == nil {
-		err = inside.RemoveAll()
-	}
-	if err != nil {
-		return tellFailure(ready, err)
-	}
-	return tell(ready, Ready{}, 0)
 }

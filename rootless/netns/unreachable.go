@@ -1,0 +1,69 @@
+package netns
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// The driver's own address in libslirp's errors of ICMPv6 (LINKLOCAL_ADDR in its ip6.h).
+var errorSource = netip.MustParseAddr("fe80::2")
+
+// RouteErrors has the driver's errors of ICMPv6 be from an address that they can be routed
+// from: they come from a link-local one, which no router passes on (RFC 4291, section 2.5.6),
+// and a container would wait for what cannot be reached. As nft shows it:
+//
+//	table ip6 ambi_errors {
+//		chain prerouting {
+//			type filter hook prerouting priority raw
+//			iifname "tap0" ip6 saddr fe80::2 ip6 nexthdr icmpv6 icmpv6 type < 128 ip6 saddr set FROM
+//		}
+//	}
+func (n *Namespace) RouteErrors(from netip.Addr) (err error) {
+	n.Do(func() { err = routeErrorsHere(n.plan.IfName, from) })
+	if err != nil {
+		return fmt.Errorf("having errors of ICMPv6 routed in the hub: %w", err)
+	}
+	return nil
+}
+
+func routeErrorsHere(ifName string, from netip.Addr) error {
+	const (
+		nextHeader, source = 6, 8 // in the header of IPv6
+		firstThatIsNone    = 128
+		checksum           = 40 + 2 // behind that header, that of ICMPv6, which covers the address
+	)
+	c, err := nftables.New()
+	if err != nil {
+		return err
+	}
+	table := c.AddTable(&nftables.Table{Name: "ambi_errors", Family: nftables.TableFamilyIPv6})
+	chain := c.AddChain(&nftables.Chain{
+		Table: table, Name: "prerouting", Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw,
+	})
+	name := make([]byte, 16) // IFNAMSIZ
+	copy(name, ifName)
+	load := func(base expr.PayloadBase, offset, length uint32) expr.Any {
+		return &expr.Payload{DestRegister: 1, Base: base, Offset: offset, Len: length}
+	}
+	c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: name},
+		load(expr.PayloadBaseNetworkHeader, source, 16),
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: errorSource.AsSlice()},
+		load(expr.PayloadBaseNetworkHeader, nextHeader, 1),
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_ICMPV6}},
+		load(expr.PayloadBaseTransportHeader, 0, 1),
+		&expr.Cmp{Op: expr.CmpOpLt, Register: 1, Data: []byte{firstThatIsNone}},
+		&expr.Immediate{Register: 1, Data: from.AsSlice()},
+		&expr.Payload{
+			OperationType: expr.PayloadWrite, SourceRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: source, Len: 16,
+			CsumType: expr.CsumTypeInet, CsumOffset: checksum,
+		},
+	}})
+	return c.Flush()
+}
