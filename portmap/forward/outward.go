@@ -52,6 +52,10 @@ type Gate interface {
 	// Packet is one that there is no socket for. It is good until it returns.
 	Packet(p []byte)
 
+	// Where says where a UDP destination is that was opened; false: where it was. It is asked
+	// for each flow, since a name server may move.
+	Where(to netip.AddrPort) (at netip.AddrPort, ok bool)
+
 	// Answered: the destination of a call has accepted, and the listener expects the
 	// packet that Dial was given.
 	Answered(c Call, packet []byte)
@@ -77,9 +81,9 @@ type OutwardConfig struct {
 	// Inside is socket(2) there.
 	Inside func(domain, typ, proto int) (int, error)
 
-	// From4 and From6 are the addresses of the host that connections and flows leave from;
-	// the kernel's choice where they are zero.
-	From4, From6 netip.Addr
+	// From is the address of the host that connections and flows of a family leave from;
+	// invalid: the host's choice. It is asked for each of them.
+	From func(ipv6 bool) netip.Addr
 
 	Logger *slog.Logger
 }
@@ -343,10 +347,7 @@ func (s *sockaddr) addrPort() netip.AddrPort { return netip.AddrPortFrom(s.ip(),
 
 // bindOutward binds a socket on the host to the address that things leave from, if one was chosen.
 func (o *Outward) bindOutward(fd int32, to netip.Addr) unix.Errno {
-	from := o.config.From4
-	if to.Is6() {
-		from = o.config.From6
-	}
+	from := o.config.From(to.Is6())
 	if !from.IsValid() || to.IsLoopback() {
 		return 0
 	}

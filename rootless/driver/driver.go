@@ -80,6 +80,12 @@ type Process interface {
 	Stop()                  // tells it to leave and returns when it is gone
 }
 
+// Follower is a Process that follows the host by itself, and need not be started again.
+type Follower interface {
+	// Follow has it take what OfHost is about anew.
+	Follow(*Command) error
+}
+
 // Info is what people are told of a driver's program.
 type Info struct {
 	Path    string

@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/rootless/plan"
@@ -79,12 +80,6 @@ func (relay) move(c *Command, network netip.Prefix) {
 
 // relayConfig reads the options of a Command.
 func relayConfig(c *Command) (config way.Config, err error) {
-	from4, from6, err := c.outbound()
-	if err != nil {
-		return config, err
-	}
-	config.From4, _ = netip.ParseAddr(from4) // invalid: any
-	config.From6, _ = netip.ParseAddr(from6)
 	dns := true
 	for _, arg := range c.Args {
 		option, value, _ := strings.Cut(arg, "=")
@@ -121,12 +116,15 @@ func (relay) start(c *Command, files Files, log *slog.Logger) (Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	config.Hub, config.IfName, config.Logger = files.Netns, c.IfName, log
-	r, err := way.Start(config)
-	if err != nil {
+	running := &relaying{done: make(chan struct{})}
+	if err := running.Follow(c); err != nil {
 		return nil, err
 	}
-	return &relaying{relay: r, done: make(chan struct{})}, nil
+	config.Hub, config.IfName, config.Logger, config.From = files.Netns, c.IfName, log, running.from
+	if running.relay, err = way.Start(config); err != nil {
+		return nil, err
+	}
+	return running, nil
 }
 
 // relaying is a relay as supervisors know drivers. It is of their own process, and lives
@@ -135,9 +133,32 @@ type relaying struct {
 	relay *way.Relay
 	once  sync.Once
 	done  chan struct{}
+
+	addresses atomic.Pointer[[2]netip.Addr] // to go out from, IPv4 and IPv6; invalid: any
 }
 
 var _ Process = (*relaying)(nil)
+
+// Follow has what comes leave from the addresses of this moment. After an error it is those
+// of before.
+func (r *relaying) Follow(c *Command) error {
+	from4, from6, err := c.outbound()
+	if err != nil {
+		return err
+	}
+	var addresses [2]netip.Addr
+	addresses[0], _ = netip.ParseAddr(from4)
+	addresses[1], _ = netip.ParseAddr(from6)
+	r.addresses.Store(&addresses)
+	return nil
+}
+
+func (r *relaying) from(ipv6 bool) netip.Addr {
+	if ipv6 {
+		return r.addresses.Load()[1]
+	}
+	return r.addresses.Load()[0]
+}
 
 func (r *relaying) AwaitReady() error      { return nil }
 func (r *relaying) PID() int               { return os.Getpid() }

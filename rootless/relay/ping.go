@@ -151,10 +151,9 @@ func (s *echoes) end(e *echo) {
 // openEcho makes a socket on the host, of the kind that needs no right.
 func (r *Relay) openEcho(at netip.Addr) (int, error) {
 	family, protocol, level, tell := unix.AF_INET, unix.IPPROTO_ICMP, unix.SOL_IP, unix.IP_RECVERR
-	from := r.config.From4
+	from := r.config.From(at.Is6())
 	if at.Is6() {
 		family, protocol, level, tell = unix.AF_INET6, unix.IPPROTO_ICMPV6, unix.SOL_IPV6, unix.IPV6_RECVERR
-		from = r.config.From6
 	}
 	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, protocol)
 	if err != nil {

@@ -19,9 +19,9 @@ type Config struct {
 	IPv6   Network // zero: none
 
 	AllowHostLoopback bool
-	// From4 and From6 are addresses of the host that everything leaves from; zero: the
-	// kernel's choice.
-	From4, From6 netip.Addr
+	// From is the address of the host that everything of a family leaves from; invalid: the
+	// host's choice.
+	From func(ipv6 bool) netip.Addr
 
 	Logger *slog.Logger
 }
@@ -46,7 +46,7 @@ func Start(c Config) (*Relay, error) {
 	}
 	r.engine, err = forward.NewOutward(forward.OutwardConfig{
 		Gate: r, Packets: r.inside.tun, Listeners: r.inside.listeners, Inside: r.inside.socket,
-		From4: c.From4, From6: c.From6, Logger: c.Logger,
+		From: c.From, Logger: c.Logger,
 	})
 	if err != nil {
 		r.inside.close()
@@ -131,6 +131,12 @@ func (r *Relay) datagram(p *packet) {
 		r.refuse(p, why)
 		r.tell(p, noPort)
 	}
+}
+
+// Where follows the host's name server.
+func (r *Relay) Where(to netip.AddrPort) (netip.AddrPort, bool) {
+	at, why := r.where(to)
+	return at, why == reached
 }
 
 // Answered has the container's connection begin.

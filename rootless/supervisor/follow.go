@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/rootless/driver"
 )
 
 // This file has the driver follow the host, whose networks come and go (see
@@ -53,15 +55,22 @@ func (s *supervisor) followHost() {
 }
 
 func (s *supervisor) followChange() {
+	s.mu.Lock()
+	process := s.driver
+	s.mu.Unlock()
 	s.work.Lock()
-	stale := s.ofHost != s.command.OfHost()
+	now := s.command.OfHost()
+	stale := s.ofHost != now
+	if f, ok := process.(driver.Follower); ok && stale {
+		if err := f.Follow(&s.command); err != nil {
+			s.log.Warn("following the host's network", "error", err)
+		}
+		s.ofHost, stale = now, false
+	}
 	s.work.Unlock()
 	if !stale {
 		return
 	}
-	s.mu.Lock()
-	process := s.driver
-	s.mu.Unlock()
 	if process != nil {
 		s.log.Info("the host's network has changed, starting the driver again")
 		process.Stop()
