@@ -71,14 +71,16 @@ e2e-callers: build setup image
 	AMBI_TEST_CALLERS=1 $(GO) test -count=1 -v -parallel 2 -timeout 60m -run '^TestCallers' ./e2e
 
 # About a quarter of an hour for the forwarders and some minutes for the rest;
-# BENCH_FLAGS=-quick is one short round of everything.
+# BENCH_FLAGS=-quick is one short round of everything, BENCH_BEFORE another binary of ambi to
+# measure beside this one.
 bench: build setup
 	@hack/setup-bench
 	@$(GO) build -trimpath -o $(TOOLS)/bench ./e2e/bench
 	@$(GO) build -trimpath -tags ambi_nocli -ldflags '-s -w -X main.version=$(VERSION)' -o $(TOOLS)/ambi-nocli .
-	@$(TOOLS)/bench run $(BENCH_FLAGS)
+	@$(TOOLS)/bench run $(if $(BENCH_BEFORE),-before $(BENCH_BEFORE)) $(BENCH_FLAGS)
 	@$(TOOLS)/bench run-out $(BENCH_FLAGS)
-	@$(TOOLS)/bench run-cost $(BENCH_FLAGS)
+	@$(TOOLS)/bench run-between $(BENCH_FLAGS)
+	@$(TOOLS)/bench run-cost $(if $(BENCH_BEFORE),-before $(BENCH_BEFORE)) $(BENCH_FLAGS)
 
 # About five minutes.
 .PHONY: conformance

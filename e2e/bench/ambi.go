@@ -49,19 +49,24 @@ func call(cmd *exec.Cmd) error {
 
 // ambi publishes by one ADD of ambi as the user.
 func ambi(sourceIP string) func(int, *stopper) (*process, error) {
+	return ambiBy(ambiBinary, netConf{"sourceIP": sourceIP})
+}
+
+// ambiBy does the same by a binary and with these keys of rootless.
+func ambiBy(binary string, rootless netConf) func(int, *stopper) (*process, error) {
 	return func(hostPort int, undo *stopper) (*process, error) {
 		c, err := furnished(undo)
 		if err != nil {
 			return nil, err
 		}
 		conf := ambiConf("bench", netConf{
-			"rootless": netConf{"sourceIP": sourceIP},
+			"rootless": rootless,
 			"runtimeConfig": netConf{"portMappings": []portMapping{
 				{hostPort, servicePort, "tcp"}, {hostPort, servicePort, "udp"},
 			}},
 		})
 		run := func(command string) error {
-			return call(verb(asUser(exec.Command(stage+"/bin/ambi")), command, fmt.Sprintf("box%d", hostPort), c.netns(), conf))
+			return call(verb(asUser(exec.Command(binary)), command, fmt.Sprintf("box%d", hostPort), c.netns(), conf))
 		}
 		undo.add(func() { _ = run("DEL") })
 		return nil, run("ADD")

@@ -16,6 +16,7 @@ type costPlan struct {
 	slow      int // the same, of the slow ones
 	seed      int // containers of the full host, with portsEach ports each
 	only      string
+	before    string // binary of another ambi, in the world; empty: none
 	out, data string
 
 	haveBox     bool
@@ -51,6 +52,7 @@ type use struct {
 const (
 	everyCall      = "Every call"
 	withoutRoot    = "Without root"
+	inHub          = "Without root, networks"
 	builtInNetwork = "As root, the built-in network"
 	asRoot         = "As root, by cnitool"
 	onFullHost     = "As root, on a full host"
@@ -66,6 +68,7 @@ func runCost(args []string) error {
 	flags.IntVar(&p.times, "times", 20, "how often each comparison is made")
 	flags.IntVar(&p.slow, "slow-times", 5, "the same for what takes seconds")
 	flags.IntVar(&p.seed, "seed", 1000, "containers with 10 published ports each on the full host")
+	before := flags.String("before", "", "`binary` of ambi to compare with where a part says so")
 	flags.StringVar(&p.only, "only", "", "`part` to measure alone, such as \"command line\"")
 	flags.StringVar(&p.out, "out", "docs/bench", "`folder` for cost.md and cost.svg; empty for none")
 	flags.StringVar(&p.data, "data", "reports", "`folder` for cost.json, every single figure; empty for none")
@@ -73,7 +76,31 @@ func runCost(args []string) error {
 	if *quick {
 		p.times, p.slow, p.seed = 4, 1, 50
 	}
+	var err error
+	if p.before, err = bringBefore(*before); err != nil {
+		return err
+	}
 	return inWorld(p.run)
+}
+
+// beforeName is the other binary's.
+const beforeName = "ambi-before"
+
+// bringBefore puts another binary where the world has its tools, and returns its path there.
+func bringBefore(path string) (string, error) {
+	if path == "" {
+		return "", nil
+	}
+	if os.Getenv(worldVariable) == "" {
+		program, err := os.ReadFile(path)
+		if err == nil {
+			err = os.WriteFile(".tools/bin/"+beforeName, program, 0o755)
+		}
+		if err != nil {
+			return "", fmt.Errorf("the binary to compare with: %w", err)
+		}
+	}
+	return stage + "/tools/" + beforeName, nil
 }
 
 func (p *costPlan) run() error {
@@ -81,7 +108,7 @@ func (p *costPlan) run() error {
 		name string
 		run  func() error
 	}{
-		{"start-up", p.startUp}, {"command line", p.commandLine}, {"rootless", p.rootless}, {"built-in", p.builtIn}, {"delegation", p.delegation}, {"ports", p.ports},
+		{"start-up", p.startUp}, {"command line", p.commandLine}, {"rootless", p.rootless}, {"hub", p.hub}, {"built-in", p.builtIn}, {"delegation", p.delegation}, {"ports", p.ports},
 		{"processes", p.processes}, {"full host", p.fullHost}, {"containerd", p.containerd}, {"podman", p.engine},
 	} {
 		if p.only != "" && part.name != p.only {

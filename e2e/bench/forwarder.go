@@ -38,6 +38,9 @@ func forwarders() []forwarder {
 func optionalForwarders() []forwarder {
 	return []forwarder{
 		{name: "sourceIP=gateway", about: "ambi without the client's address", programs: []string{"ambi"}, up: ambi("gateway")},
+		{name: "shared network", about: "ambi, the container in a shared network", programs: []string{"ambi"}, up: ambiBy(ambiBinary, netConf{"network": "shared"})},
+		{name: "private network", about: "ambi, the container in a private network", programs: []string{"ambi"}, up: ambiBy(ambiBinary, netConf{"network": "private"})},
+		{name: "another ambi", about: "the binary of -before", programs: []string{beforeName}, up: ambiBy(stage+"/tools/"+beforeName, nil)},
 	}
 }
 

@@ -29,6 +29,7 @@ func commands() []command {
 		{"load", "measure once against a server; JSON on standard output", load},
 		{"run", "measure the forwarders in turns (root)", runForwarders},
 		{"run-out", "measure the ways out of containers in turns (root)", runOut},
+		{"run-between", "measure what containers of a network send each other, in turns (root)", runBetween},
 		{"run-cost", "measure what the CNI verbs cost (root)", runCost},
 	}
 }

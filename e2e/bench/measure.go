@@ -33,6 +33,8 @@ func (c client) measure(i *instance, w window, kind string, args ...string) (fig
 	if err := json.Unmarshal(out, &found); err != nil {
 		return nil, fmt.Errorf("reading the figures: %w", err)
 	}
+	used := cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
+	found["load_s"] = used.Seconds()
 	return found, nil
 }
 

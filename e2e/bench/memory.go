@@ -12,11 +12,14 @@ import (
 )
 
 // memory is what processes hold, in MB: resident is what counts everything mapped,
-// shared pages too; private is what would come free with them.
+// shared pages too; proportional (PSS) has of a page that others share their part only;
+// private is what would come free with them.
 type memory struct {
 	Processes int     `json:"processes"`
 	Resident  float64 `json:"residentMB"`
 	Private   float64 `json:"privateMB"`
+
+	Proportional float64 `json:"proportionalMB"`
 }
 
 // memoryOf adds up the processes that run one of these programs.
@@ -95,6 +98,8 @@ func (m *memory) add(process string) error {
 		switch field[0] {
 		case "Rss:":
 			m.Resident += kb / 1000
+		case "Pss:":
+			m.Proportional += kb / 1000
 		case "Private_Clean:", "Private_Dirty:":
 			m.Private += kb / 1000
 		}

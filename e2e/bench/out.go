@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"flag"
 	"fmt"
 	"os"
@@ -24,6 +25,7 @@ type way struct {
 	mtus        []int
 	// up makes a container behind it and returns what a command inside begins with.
 	up func(mtu int, undo *stopper) (runner []string, err error)
+	to string // where the server is; empty: outAddress
 }
 
 var bothMTUs = []int{1500, 65520}
@@ -64,7 +66,24 @@ func outRows() []row {
 }
 
 func runOut(args []string) error {
-	flags := flag.NewFlagSet("run-out", flag.ExitOnError)
+	return runWays("run-out", args, ways(), paper{"out", "The way out: what containers send and are sent"}, serveFor)
+}
+
+// paper is a report's file and title.
+type paper struct{ name, title string }
+
+// serveFor starts the server on the neighbour.
+func serveFor(undo *stopper) error {
+	server, err := start(exec.Command("ip", "netns", "exec", neighbour, stage+"/bench", "serve", "-listen", fmt.Sprintf(":%d", servicePort)))
+	if err == nil {
+		undo.add(server.kill)
+	}
+	return err
+}
+
+// runWays measures ways in turns.
+func runWays(command string, args []string, chosen []way, about paper, prepare func(*stopper) error) error {
+	flags := flag.NewFlagSet(command, flag.ExitOnError)
 	quick := flags.Bool("quick", false, "one short round, to see that everything works")
 	only := flags.String("only", "", "comma-separated `names` of ways (parts of names will do)")
 	keys := flags.String("rows", "", "comma-separated `keys` of rows, the same way")
@@ -80,26 +99,25 @@ func runOut(args []string) error {
 		*rounds, window.warm, window.length = 1, 100*time.Millisecond, 300*time.Millisecond
 	}
 	p := plan{rounds: *rounds, window: window, rows: outRows()}
-	chosen := ways()
 	if *only != "" {
 		chosen = matching(chosen, *only, func(w way) string { return w.name })
 	}
 	if *keys != "" {
 		p.rows = matching(p.rows, *keys, func(r row) string { return r.key })
 	}
-	return inWorld(func() error { return p.runOut(chosen, *mtus, *out, *data) })
+	return inWorld(func() error {
+		undo := stopper{}
+		defer undo.stop()
+		if err := prepare(&undo); err != nil {
+			return err
+		}
+		return p.runWays(chosen, *mtus, about, *out, *data)
+	})
 }
 
-func (p *plan) runOut(chosen []way, mtus, out, data string) error {
-	undo := stopper{}
-	defer undo.stop()
-	server, err := start(exec.Command("ip", "netns", "exec", neighbour, stage+"/bench", "serve", "-listen", fmt.Sprintf(":%d", servicePort)))
-	if err != nil {
-		return err
-	}
-	undo.add(server.kill)
+func (p *plan) runWays(chosen []way, mtus string, about paper, out, data string) error {
 	r := &report{
-		Title: "The way out", Machine: thisMachine(), Rounds: p.rounds, Subject: chosen[0].name, Limit: openFiles(),
+		Title: about.title, Machine: thisMachine(), Rounds: p.rounds, Subject: chosen[0].name, Limit: openFiles(),
 		Window: fmt.Sprintf("%s after %s", p.window.length, p.window.warm),
 	}
 	for _, w := range chosen {
@@ -125,7 +143,7 @@ func (p *plan) runOut(chosen []way, mtus, out, data string) error {
 		}
 	}
 	pub := r.publication()
-	pub.name, pub.title, pub.extract = "out", "The way out: what containers send and are sent", nil
+	pub.name, pub.title, pub.extract = about.name, about.title, nil
 	return pub.publish(out, data)
 }
 
@@ -136,7 +154,7 @@ func (p *plan) turnOut(s *section, w *way, mtu int) error {
 	if err != nil {
 		return err
 	}
-	c := client{key: s.Key, address: outAddress, runner: runner}
+	c := client{key: s.Key, address: cmp.Or(w.to, outAddress), runner: runner}
 	i := &instance{forwarder: &forwarder{name: w.name, programs: w.programs}, port: servicePort}
 	err = until(w.name+" leads out", nil, func() bool {
 		_, err := c.measure(i, window{0, time.Millisecond}, "conn")
@@ -146,7 +164,7 @@ func (p *plan) turnOut(s *section, w *way, mtu int) error {
 		return err
 	}
 	time.Sleep(300 * time.Millisecond)
-	if len(w.programs) > 0 {
+	if len(w.programs) > 0 && w.to == "" {
 		m, err := i.memory()
 		s.line(idleRow()).cell(w.name).add(m.Resident, err)
 	}
@@ -270,7 +288,11 @@ func (c client) measureCost(i *instance, w window, kind string, args ...string) 
 	before := processorTime(i.programs)
 	found, err := c.measure(i, w, kind, args...)
 	if err == nil && len(i.programs) > 0 {
-		spent(found, w, processorTime(i.programs)-before)
+		seconds := processorTime(i.programs) - before
+		if isOneOf("bench", i.programs) {
+			seconds += found["load_s"] // which has ended
+		}
+		spent(found, w, seconds)
 	}
 	return found, err
 }

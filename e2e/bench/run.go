@@ -25,6 +25,7 @@ func runForwarders(args []string) error {
 	p := plan{}
 	quick := flags.Bool("quick", false, "one short round, to see that everything works")
 	only := flags.String("only", "", "comma-separated `names` of forwarders (parts of names will do)")
+	before := flags.String("before", "", "`binary` of ambi to measure as well, as \"another ambi\"")
 	rows := flags.String("rows", "", "comma-separated `keys` of rows, the same way")
 	from := flags.String("from", "", "comma-separated `keys` of clients, the same way")
 	flags.IntVar(&p.rounds, "rounds", 5, "rounds; every forwarder has its turn in each")
@@ -39,6 +40,12 @@ func runForwarders(args []string) error {
 	}
 	if p.forwarders = chosen(*only); len(p.forwarders) == 0 {
 		return fmt.Errorf("no forwarder is called %q", *only)
+	}
+	if _, err := bringBefore(*before); err != nil {
+		return err
+	}
+	if *before != "" && *only == "" {
+		p.forwarders = append(p.forwarders, matching(optionalForwarders(), "another ambi", func(f forwarder) string { return f.name })...)
 	}
 	p.rows = loadRows()
 	if *rows != "" {
@@ -86,7 +93,7 @@ func (p *plan) run() error {
 
 func (p *plan) emptyReport() *report {
 	r := &report{
-		Title: "Forwarders", Machine: thisMachine(), Rounds: p.rounds, Subject: "ambi", Limit: openFiles(),
+		Title: "Forwarders", Machine: thisMachine(), Rounds: p.rounds, Subject: p.forwarders[0].name, Limit: openFiles(),
 		Window: fmt.Sprintf("%s after %s", p.window.length, p.window.warm),
 	}
 	known := versions()
