@@ -59,7 +59,7 @@ type RootlessNetwork string
 
 // The values of the key rootless.network.
 const (
-	NetworkPrivate RootlessNetwork = "private" // each container has one for itself
+	NetworkPrivate RootlessNetwork = "private" // this container has one for itself
 	NetworkShared  RootlessNetwork = "shared"  // all containers of the network reach each other
 )
 
@@ -196,7 +196,7 @@ func defaults() NetConf {
 		Portmap:  Portmap{Backend: BackendAuto, SNAT: true},
 		LogLevel: "info",
 		Rootless: Rootless{
-			Network: NetworkPrivate, Driver: DriverAuto, CIDR: netip.MustParsePrefix("10.0.2.0/24"), MTU: defaultMTU, EnableIPv6: true,
+			Driver: DriverAuto, CIDR: netip.MustParsePrefix("10.0.2.0/24"), MTU: defaultMTU, EnableIPv6: true,
 			PortHandler: HandlerRootlessport, SourceIP: SourcePreserve, Sandbox: true, Seccomp: true,
 		},
 	}

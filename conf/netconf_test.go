@@ -39,7 +39,7 @@ func TestParseDefaults(t *testing.T) {
 	require.Equal(t, conf.Bridge{Isolate: true}, n.Bridge)
 	require.Equal(t, conf.Portmap{Backend: conf.BackendAuto, SNAT: true}, n.Portmap)
 	require.Equal(t, conf.Rootless{
-		Network: conf.NetworkPrivate, Driver: conf.DriverAuto, CIDR: netip.MustParsePrefix("10.0.2.0/24"), MTU: 65520, EnableIPv6: true,
+		Network: conf.NetworkShared, Driver: conf.DriverAuto, CIDR: netip.MustParsePrefix("10.0.2.0/24"), MTU: 65520, EnableIPv6: true,
 		PortHandler: conf.HandlerRootlessport, SourceIP: conf.SourcePreserve, Sandbox: true, Seccomp: true,
 	}, n.Rootless)
 	require.Empty(t, n.StateDir)

@@ -16,7 +16,19 @@ func (n *NetConf) applyOptions() error {
 			return err
 		}
 	}
+	if n.Rootless.Network == "" {
+		n.Rootless.Network = n.usualNetwork()
+	}
 	return nil
+}
+
+// usualNetwork is the kind of network where the configuration does not say: shared, unless it
+// asks for what only a container by itself can have.
+func (n *NetConf) usualNetwork() RootlessNetwork {
+	if len(n.Args.Options) > 0 || n.Rootless.PortHandler == HandlerSlirp4netns {
+		return NetworkPrivate
+	}
+	return NetworkShared
 }
 
 const optionNames = "the options are cidr, port_handler, allow_host_loopback, enable_ipv6, outbound_addr, outbound_addr6, mtu"

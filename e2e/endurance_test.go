@@ -83,7 +83,7 @@ func newBox(t *testing.T, id, config string) *box {
 
 // command is a verb, not started. No shell is between, so that the pid is the plugin's.
 func (b *box) command(verb, members string) (cmd *exec.Cmd, output *bytes.Buffer) {
-	config := `{"cniVersion":"1.1.0","name":"web","type":"ambi"`
+	config := `{"cniVersion":"1.1.0","name":"web","type":"ambi","rootless":{"network":"private"}`
 	for _, m := range []string{b.config, members} {
 		if m != "" {
 			config += "," + m

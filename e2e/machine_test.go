@@ -107,7 +107,15 @@ out=$("$AMBI" <"$3"); status=$?
 exit $status`,
 		// The same with a configuration on the command line: the members that are added
 		// to the three that every configuration has.
-		"try": `printf '{"cniVersion":"1.1.0","name":"web","type":"ambi"%s}' "${3:+,$3}" | verb "$1" "$2" /dev/stdin`,
+		// Without root the network is private unless the members say what it is.
+		"try": `members=${3-}
+case $members in
+*'"network"'*) ;;
+*'"rootless":{"'*) members=$(printf %s "$members" | sed 's/"rootless":{/&"network":"private",/') ;;
+*'"rootless":'*) ;;
+*) members='"rootless":{"network":"private"}'${members:+,$members} ;;
+esac
+printf '{"cniVersion":"1.1.0","name":"web","type":"ambi"%s}' "${members:+,$members}" | verb "$1" "$2" /dev/stdin`,
 		// VERB NAME NUMBER: one call for the container NAME of the user's shared network, in
 		// which it has the address .NUMBER and publishes its port 80 as 8080 + NUMBER.
 		"member": `eval "netns=\$$2"; export CNI_CONTAINERID=$2

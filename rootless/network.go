@@ -108,7 +108,7 @@ func unsupported(a *conf.Attachment, ports ...conf.PortMapping) error {
 		}
 	}
 	if a.NetConf.Rootless.Network != conf.NetworkShared && a.NetConf.RuntimeConfig.Wants("bandwidth") {
-		return conf.Mendf(conf.Unsupported("runtimeConfig.bandwidth", a.NetConf.RuntimeConfig.Raw["bandwidth"], "without root the bandwidth of a container cannot be limited"), "run as root, or take the capability bandwidth away")
+		return conf.Mendf(conf.Unsupported("runtimeConfig.bandwidth", a.NetConf.RuntimeConfig.Raw["bandwidth"], "the bandwidth of a private network cannot be limited"), "set rootless.network to shared, or take the capability bandwidth away")
 	}
 	return nil
 }

@@ -78,7 +78,8 @@ func TestUnsupported(t *testing.T) {
 		{"IPv6", `"runtimeConfig":{"portMappings":[` + port + `"hostIP":"::1"}]}`, nil},
 		{"IPv6 by slirp4netns", `"rootless":{"portHandler":"slirp4netns"},"runtimeConfig":{"portMappings":[` + port + `"hostIP":"::1"}]}`,
 			[]string{"::1", "IPv4 only", "rootlessport"}},
-		{"bandwidth", `"runtimeConfig":{"bandwidth":{"ingressRate":1}}`, []string{"runtimeConfig.bandwidth", "ingressRate", "run as root"}},
+		{"bandwidth", `"rootless":{"network":"private"},"runtimeConfig":{"bandwidth":{"ingressRate":1}}`, []string{"runtimeConfig.bandwidth", "ingressRate", "shared"}},
+		{"bandwidth of a shared network", `"runtimeConfig":{"bandwidth":{"ingressRate":1}}`, nil},
 		{"no bandwidth", `"runtimeConfig":{"bandwidth":{}}`, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

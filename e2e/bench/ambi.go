@@ -19,7 +19,7 @@ type portMapping struct {
 type netConf map[string]any
 
 func ambiConf(name string, more netConf) netConf {
-	c := netConf{"cniVersion": "1.0.0", "name": name, "type": "ambi", "capabilities": map[string]bool{"portMappings": true}}
+	c := netConf{"cniVersion": "1.0.0", "name": name, "type": "ambi", "capabilities": map[string]bool{"portMappings": true}, "rootless": netConf{"network": "private"}}
 	for key, value := range more {
 		c[key] = value
 	}
@@ -49,7 +49,7 @@ func call(cmd *exec.Cmd) error {
 
 // ambi publishes by one ADD of ambi as the user.
 func ambi(sourceIP string) func(int, *stopper) (*process, error) {
-	return ambiBy(ambiBinary, netConf{"sourceIP": sourceIP})
+	return ambiBy(ambiBinary, netConf{"network": "private", "sourceIP": sourceIP})
 }
 
 // ambiBy does the same by a binary and with these keys of rootless.

@@ -48,6 +48,9 @@ const ports = `"capabilities":{"portMappings":true},"runtimeConfig":{` + mapping
 // shared is a network that users' containers share, for the built-in network or a chain.
 const shared = `,"rootless":{"network":"shared"}`
 
+// private is a network that each of them has for itself.
+const private = `,"rootless":{"network":"private"}`
+
 const mappings = `"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp"},{"hostPort":5353,"containerPort":53,"protocol":"udp"}]`
 
 // chain is what delegates can leave: links, addresses, routes, rules of iptables,
@@ -60,7 +63,7 @@ const chain = `,"delegates":[
 
 // configs are the members of the configuration of each mode.
 var configs = map[string]string{
-	"root": ports + chain, "built-in": builtIn, "rootless": ports,
+	"root": ports + chain, "built-in": builtIn, "rootless": ports + private,
 	"shared": builtIn + shared, "shared-plugins": ports + shared + chain,
 }
 

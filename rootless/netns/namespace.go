@@ -158,8 +158,14 @@ func (n *Namespace) Socket(domain, typ, proto int) (fd int, err error) {
 // and make their sockets themselves. It needs CAP_SYS_ADMIN.
 func (n *Namespace) Enter() error { return unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET) }
 
-// Link is the driver's interface as it is now.
-func (n *Namespace) Link() (netlink.Link, error) { return n.link.LinkByName(n.plan.IfName) }
+// Link is the driver's interface as it is now. It goes with a driver that dies.
+func (n *Namespace) Link() (netlink.Link, error) {
+	l, err := n.link.LinkByName(n.plan.IfName)
+	if err != nil {
+		return nil, fmt.Errorf("interface %s of the driver: %w", n.plan.IfName, err)
+	}
+	return l, nil
+}
 
 // LinkByName is any other interface inside.
 func (n *Namespace) LinkByName(name string) (netlink.Link, error) { return n.link.LinkByName(name) }
@@ -169,7 +175,7 @@ func (n *Namespace) LinkByName(name string) (netlink.Link, error) { return n.lin
 func (n *Namespace) Configure() error {
 	link, err := n.Link()
 	if err != nil {
-		return fmt.Errorf("interface %s of the driver: %w", n.plan.IfName, err)
+		return err
 	}
 	for _, step := range []struct {
 		what string

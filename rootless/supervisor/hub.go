@@ -230,7 +230,7 @@ func (h *hub) leaves(r request) error {
 	delete(h.published, *r.Member)
 	h.mu.Unlock()
 	var errs []error
-	for _, m := range mappingsOf(sockets) {
+	for m := range mappingsOf(sockets) {
 		errs = append(errs, h.forwarder.Remove(m))
 	}
 	if err := errors.Join(append(errs, h.inside.RemoveSender(target), h.inside.ForgetFlows(r.Addresses))...); err != nil {
@@ -243,11 +243,10 @@ func (h *hub) leaves(r request) error {
 }
 
 // mappingsOf are the mappings of sockets, each once.
-func mappingsOf(sockets []Socket) (mappings []conf.PortMapping) {
+func mappingsOf(sockets []Socket) map[conf.PortMapping]bool {
+	mappings := make(map[conf.PortMapping]bool, len(sockets))
 	for _, s := range sockets {
-		if !slices.Contains(mappings, s.Mapping) {
-			mappings = append(mappings, s.Mapping)
-		}
+		mappings[s.Mapping] = true
 	}
 	return mappings
 }
@@ -257,7 +256,8 @@ func (h *hub) check(r request) []error {
 	if r.Member == nil {
 		return nil
 	}
-	errs := []error{checkBound(h.socketsOf(*r.Member)), h.inside.CheckRules()}
+	_, err := h.inside.Link()
+	errs := []error{err, checkBound(h.socketsOf(*r.Member)), h.inside.CheckRules()}
 	if h.byDriver != nil {
 		errs = append(errs, h.byDriver.check())
 	}
@@ -290,7 +290,7 @@ func (h *hub) status(r request, s *Status) {
 		s.FlowsRefused = h.flowsRefused(r.Addresses)
 	}
 	own := mappingsOf(h.socketsOf(*r.Member))
-	s.Ports = slices.DeleteFunc(s.Ports, func(p PortStats) bool { return !slices.Contains(own, p.Mapping) })
+	s.Ports = slices.DeleteFunc(s.Ports, func(p PortStats) bool { return !own[p.Mapping] })
 }
 
 // flowsRefused is how many flows of a member were, all its addresses together.

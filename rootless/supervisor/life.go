@@ -423,7 +423,10 @@ func (s *supervisor) answer(r request, files []*os.File) reply {
 	if err != nil {
 		return reply{Error: asCNI(err)}
 	}
-	out.Status = s.status(r)
+	out.Status = &Status{PID: os.Getpid()}
+	if r.Op == opStatus {
+		out.Status = s.status(r) // which has every port in it
+	}
 	return out
 }
 
