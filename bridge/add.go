@@ -314,7 +314,7 @@ func (n *Network) defaultRoutes(c *Container, p placement, index int) ([]netip.A
 		if r != nil && n.Config.DefaultRoute == nil {
 			continue // another network has it
 		}
-		b.addDefaultRoute(gateway.Addr(), index, r != nil)
+		b.addDefaultRoute(gateway.Addr(), index, r != nil, n.EndsHere)
 		gateways = append(gateways, gateway.Addr())
 	}
 	if _, err := b.Send(c.Route); err != nil {

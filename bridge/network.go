@@ -25,6 +25,9 @@ type Network struct {
 	// Dir has a folder for each network, as host-local lays it out, and locks.
 	Dir string
 	Log *slog.Logger
+	// EndsHere says that whatever leaves the network ends on this machine, at a driver or a
+	// forwarder: see nlsock.Unpaced.
+	EndsHere bool
 }
 
 // state is a network as it is on the host.

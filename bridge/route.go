@@ -124,7 +124,7 @@ func defaultMetric(gateway netip.Addr, wins bool) uint32 {
 
 // addDefaultRoute adds the route to everywhere. With wins it goes before those that
 // are there.
-func (b *batch) addDefaultRoute(gateway netip.Addr, index int, wins bool) {
+func (b *batch) addDefaultRoute(gateway netip.Addr, index int, wins, unpaced bool) {
 	flags := uint16(unix.NLM_F_CREATE)
 	if !wins {
 		flags |= unix.NLM_F_EXCL
@@ -134,6 +134,9 @@ func (b *batch) addDefaultRoute(gateway netip.Addr, index int, wins bool) {
 		e.Uint32(unix.RTA_OIF, uint32(index))
 		if metric := defaultMetric(gateway, wins); metric > 0 {
 			e.Uint32(unix.RTA_PRIORITY, metric)
+		}
+		if unpaced {
+			nlsock.Unpaced(e)
 		}
 	})
 }

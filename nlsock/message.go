@@ -78,3 +78,13 @@ func FamilyOf(a netip.Addr) uint8 {
 	}
 	return unix.AF_INET6
 }
+
+// Unpaced has the connections by a route use Reno ("congctl reno" in ip-route(8), Linux 4.0),
+// which every kernel has. On a way that does not leave the machine, BBR as a host's choice
+// would pace what is only copied, and halve it.
+func Unpaced(e *Encoder) {
+	e.Nested(unix.RTA_METRICS, func(e *Encoder) error {
+		e.String(unix.RTAX_CC_ALGO, "reno")
+		return nil
+	})
+}

@@ -306,6 +306,7 @@ func defaultRoute(s *nlsock.Socket, gateway netip.Addr, index int) (second bool,
 			if metric > 0 {
 				e.Uint32(unix.RTA_PRIORITY, metric)
 			}
+			nlsock.Unpaced(e)
 		})
 		_, err := b.Send(s)
 		return err

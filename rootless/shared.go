@@ -394,7 +394,7 @@ func (i *insideHub) network(a *conf.Attachment, bridgeName string) *bridge.Netwo
 	if config.MTU == 0 {
 		config.MTU = a.NetConf.Rootless.MTU
 	}
-	return &bridge.Network{Name: a.Network, Config: config, Host: i.host, Dir: i.hub.Path("ipam"), Log: slog.New(slog.DiscardHandler)}
+	return &bridge.Network{Name: a.Network, Config: config, Host: i.host, Dir: i.hub.Path("ipam"), Log: slog.New(slog.DiscardHandler), EndsHere: true}
 }
 
 // insideContainer is what a verb has of the container's namespace.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"runtime"
 	"slices"
 
 	"github.com/google/nftables"
@@ -100,22 +101,34 @@ var flowFamilies = []flowFamily{
 
 const hubTable = "ambi_hub"
 
-// wayOut masquerades what leaves by the driver's interface, and bounds the flows of each
-// member. A kernel that cannot count them (nft_connlimit) gets only the former: then the
-// driver's own bound holds, for all members together.
-func (n *Namespace) wayOut() (err error) {
-	n.Do(func() {
-		if err = n.shareFlows(true); err != nil {
-			err = n.shareFlows(false)
+// WayOut masquerades what leaves by the driver's interface, and bounds the flows of each
+// member of a shared network. A kernel that cannot count them (nft_connlimit) gets only the
+// former: then the driver's own bound holds, for all members together. It works on a thread of
+// its own, while the one inside is at the service of the first member.
+func (n *Namespace) WayOut() error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // which ends with this goroutine
+		err := n.Enter()
+		if err == nil {
+			if err = n.shareFlows(true); err != nil {
+				err = n.shareFlows(false)
+			}
 		}
-	})
-	switch {
-	case errors.Is(err, unix.EPROTONOSUPPORT):
-		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "the kernel has no nftables, by which a shared network forwards and masquerades: %v", err), "load its modules: modprobe nf_tables nft_masq nft_ct")
-	case err != nil:
-		return fmt.Errorf("masquerading in the hub: %w", err)
+		done <- err
+	}()
+	if err := <-done; err != nil {
+		return NoFirewall(fmt.Errorf("masquerading in the hub: %w", err))
 	}
 	return nil
+}
+
+// NoFirewall says what is missing where an error comes of a kernel without nftables.
+func NoFirewall(err error) error {
+	if errors.Is(err, unix.EPROTONOSUPPORT) {
+		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "the kernel has no nftables, by which a shared network forwards and masquerades: %v", err), "load its modules: modprobe nf_tables nft_masq nft_ct")
+	}
+	return err
 }
 
 func (n *Namespace) shareFlows(count bool) error {

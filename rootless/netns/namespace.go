@@ -34,9 +34,8 @@ type Namespace struct {
 // network's link, and starts the thread inside, which ends with the process. The plan is that of
 // the driver's interface.
 //
-// Without a bridge the hub is one in which plugins run and make what they like. In one that is
-// shared what leaves is masqueraded, and each member has its share of flows.
-func Make(key conf.Key, bridge string, p *plan.Interface, shared bool) (*Namespace, error) {
+// Without a bridge the hub is one in which plugins run and make what they like.
+func Make(key conf.Key, bridge string, p *plan.Interface) (*Namespace, error) {
 	n := &Namespace{calls: make(chan func()), plan: p, folders: bridge == ""}
 	made := make(chan error)
 	go n.thread(made)
@@ -51,11 +50,6 @@ func Make(key conf.Key, bridge string, p *plan.Interface, shared bool) (*Namespa
 	n.SourceRoutes = newSourceRoutes(n.link, key, bridge)
 	if err := n.raiseLoopback(); err != nil {
 		return nil, fmt.Errorf("loopback interface of the hub: %w", err)
-	}
-	if shared {
-		if err := n.wayOut(); err != nil {
-			return nil, err
-		}
 	}
 	return n, n.passOn()
 }

@@ -51,6 +51,7 @@ type hub struct {
 	ending  context.Context
 	end     context.CancelFunc
 	refused refusals
+	bounded bool // see bound; by the work of the supervisor
 }
 
 func (h *hub) String() string { return h.config.String() }
@@ -58,7 +59,7 @@ func (h *hub) String() string { return h.config.String() }
 // prepare makes the namespace.
 func (h *hub) prepare(command *driver.Command) error {
 	var err error
-	if h.inside, err = netns.Make(conf.Key{Network: h.config.Network}, h.config.Bridge, &h.config.Plan, h.config.Only == nil); err != nil {
+	if h.inside, err = netns.Make(conf.Key{Network: h.config.Network}, h.config.Bridge, &h.config.Plan); err != nil {
 		return err
 	}
 	if only := h.config.Only; only != nil {
@@ -84,8 +85,20 @@ func (h *hub) prepare(command *driver.Command) error {
 	return err
 }
 
+// bound gives each member of a shared network its share of the way out, before there is one.
+func (h *hub) bound() (err error) {
+	if h.config.Only == nil && !h.bounded {
+		err = h.inside.WayOut()
+		h.bounded = err == nil
+	}
+	return err
+}
+
 // configure gives the driver's interface its addresses, and the only member the way to it.
 func (h *hub) configure() error {
+	if err := h.bound(); err != nil {
+		return err
+	}
 	h.inside.BePatient()
 	if err := h.inside.Configure(); err != nil || h.config.Only == nil {
 		return err
@@ -159,7 +172,7 @@ func (h *hub) open() ([]*os.File, error) {
 	}
 	filter, err := h.inside.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
 	if err != nil {
-		return nil, fmt.Errorf("opening a netlink socket in the hub: %w", err)
+		return nil, netns.NoFirewall(fmt.Errorf("opening a netlink socket in the hub: %w", err))
 	}
 	files := []*os.File{os.NewFile(uintptr(filter), "netlink socket")}
 	place, err := h.place()
