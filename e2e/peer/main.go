@@ -27,6 +27,10 @@
 //	                      over: its files in /proc, memory, descriptors, ptrace
 //	peer burst tcp|udp COUNT ADDR  COUNT flows, from a port of its own each, as fast as it
 //	                      goes; prints how long they took
+//	peer flood tcp|udp ADDR  first segments or datagrams of ever new flows, as fast as it
+//	                      goes, until SIGINT; port 0: to ever new ports (needs root)
+//	peer scan IP FIRST LAST  try TCP ports; prints how many are open, refused, silent
+//	peer rate ADDR TIME   print how many connections a second a TCP server answers
 //	peer control PATH OP  print what a supervisor's control socket answers to an
 //	                      operation, or to a whole request in JSON
 //	peer unlisten PID PORT  shut down a listening socket of another process
@@ -86,6 +90,9 @@ func run(args []string) error {
 		"dns":      {2, func(a []string) error { return serveDNS(a[0], a[1]) }},
 		"ask":      {2, func(a []string) error { return ask(a[0], "", a[1:]) }},
 		"get":      {1, func(a []string) error { return get(a[0]) }},
+		"flood":    {2, flood},
+		"rate":     {2, rate},
+		"scan":     {3, scan},
 		"lookup":   {2, func(a []string) error { return lookup(a[0], a[1]) }},
 		"control":  {2, func(a []string) error { return control(a[0], a[1]) }},
 		"unlisten": {2, func(a []string) error { return unlisten(a[0], a[1]) }},

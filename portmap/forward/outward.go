@@ -56,6 +56,9 @@ type Gate interface {
 	// for each flow, since a name server may move.
 	Where(to netip.AddrPort) (at netip.AddrPort, ok bool)
 
+	// Work does some of what Packet was told of, and says whether there is more.
+	Work() bool
+
 	// Answered: the destination of a call has accepted, and the listener expects the
 	// packet that Dial was given.
 	Answered(c Call, packet []byte)
@@ -219,13 +222,16 @@ func (o *Outward) connections() (n int) {
 }
 
 // packets is the handler of what comes as packets.
-type packets struct{ out *Outward }
+type packets struct {
+	out    *Outward
+	queued bool
+}
 
 // packetMost is as long as a packet can be.
 const packetMost = 64 << 10
 
-// packetsEachTurn is how many are read before others get their turn.
-const packetsEachTurn = 64
+// packetsEachTurn is how many are read before they are worked on: to read one takes little.
+const packetsEachTurn = 1024
 
 // ready reads packets; epoll tells again when there are more.
 func (p *packets) ready(w *worker, _ int, _ uint32) {
@@ -233,13 +239,20 @@ func (p *packets) ready(w *worker, _ int, _ uint32) {
 	for range packetsEachTurn {
 		n, errno := sysRead(int32(o.config.Packets), o.packet)
 		if errno != 0 || n <= 0 {
-			return
+			break
 		}
 		o.gate.Packet(o.packet[:n])
 	}
+	if !p.queued {
+		p.resume(w)
+	}
 }
 
-func (p *packets) resume(*worker) {}
+func (p *packets) resume(w *worker) {
+	if p.queued = p.out.gate.Work(); p.queued {
+		w.again(p)
+	}
+}
 
 func (p *packets) close(w *worker) { w.unwatch(int32(p.out.config.Packets)) }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"strings"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -34,6 +35,10 @@ const (
 	table        = 0x616e0000
 	rulePriority = 24940 // before those of published ports
 )
+
+// queueMost is how many packets may wait in the tun: as many connections as may be under way
+// begin at a time without the loss of a SYN, which costs each a second.
+const queueMost = 4096
 
 // enter makes all of it. The thread that does stays in the hub.
 func enter(c *Config) (*inside, error) {
@@ -148,10 +153,10 @@ func (i *inside) makeTun(c *Config) error {
 	// firewall has put it together.
 	link, err := netlink.LinkByName(c.IfName)
 	if err == nil {
-		err = netlink.LinkSetMTU(link, packetMost)
+		err = errors.Join(netlink.LinkSetMTU(link, packetMost), netlink.LinkSetTxQLen(link, queueMost))
 	}
 	if err != nil {
-		return fmt.Errorf("MTU: %w", err)
+		return fmt.Errorf("MTU and queue: %w", err)
 	}
 	return i.trustSources(c)
 }
@@ -284,10 +289,11 @@ func (i *inside) route(c *Config) error {
 //		chain prerouting { type filter hook prerouting priority raw
 //			iifname TUN meta nfproto ipv4 tcp flags & (fin|syn|rst|ack) == syn notrack tproxy ip to 127.0.0.1:PORT meta mark set MARK accept
 //			iifname TUN meta nfproto ipv6 …                                             tproxy ip6 to [::1]:PORT …
-//			tcp flags & (fin|syn|rst|ack) == syn fib daddr oifname TUN notrack accept
-//			tcp flags & (fin|syn|rst|ack) == syn accept
-//			socket transparent 1 notrack meta mark set MARK accept
-//			fib daddr oifname TUN notrack accept
+//			tcp flags & (fin|syn|rst|ack) != syn socket transparent 1 notrack meta mark set MARK accept
+//			fib daddr oifname != TUN accept
+//			meta nfproto ipv4 update @from4 { ip saddr limit rate over 50000/second burst 4096 packets } drop
+//			meta nfproto ipv6 update @from6 { ip6 saddr limit … } drop
+//			notrack
 //		}
 //		chain output { type filter hook output priority raw
 //			fib saddr type != local notrack
@@ -313,12 +319,19 @@ func (i *inside) filter(c *Config) error {
 		if err != nil {
 			return err
 		}
-		add(pre, comes(c.IfName), firstSegment(), lead(k == 1, port), untracked, marked, accept)
+		add(pre, comes(c.IfName), isTCP(expr.CmpOpEq), firstSegment(expr.CmpOpEq), lead(k == 1, port), untracked, marked, accept)
 	}
-	add(pre, firstSegment(), leavesBy(c.IfName), untracked, accept)
-	add(pre, firstSegment(), accept)
-	add(pre, transparentSocket, untracked, marked, accept)
-	add(pre, leavesBy(c.IfName), untracked, accept)
+	add(pre, isTCP(expr.CmpOpEq), firstSegment(expr.CmpOpNeq), transparentSocket, untracked, marked, accept)
+	add(pre, isTCP(expr.CmpOpNeq), transparentSocket, untracked, marked, accept)
+	add(pre, leavesBy(expr.CmpOpNeq, c.IfName), accept)
+	for _, six := range []bool{false, true} {
+		s, limit := limited(t, six)
+		if err := n.AddSet(s, nil); err != nil {
+			return err
+		}
+		add(pre, limit)
+	}
+	add(pre, untracked)
 	add(out, fromElsewhere, untracked)
 	return nftError(n.Flush())
 }
@@ -366,22 +379,53 @@ func comes(by string) []expr.Any {
 }
 
 // leavesBy looks the destination up in the routing tables.
-func leavesBy(name string) []expr.Any {
+func leavesBy(op expr.CmpOp, name string) []expr.Any {
 	return []expr.Any{
 		&expr.Fib{Register: register, ResultOIFNAME: true, FlagDADDR: true},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: ifName(name)},
+		&expr.Cmp{Op: op, Register: register, Data: ifName(name)},
 	}
 }
 
-// firstSegment is a SYN and nothing else of what matters.
-func firstSegment() []expr.Any {
-	const offset = 13
+func isTCP(op expr.CmpOp) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: []byte{unix.IPPROTO_TCP}},
+		&expr.Cmp{Op: op, Register: register, Data: []byte{unix.IPPROTO_TCP}},
+	}
+}
+
+// firstSegment is a SYN and nothing else of what matters, of what is TCP.
+func firstSegment(op expr.CmpOp) []expr.Any {
+	const offset = 13
+	return []expr.Any{
 		&expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: 1},
 		&expr.Bitwise{SourceRegister: register, DestRegister: register, Len: 1, Mask: []byte{flagFIN | flagSYN | flagRST | flagACK}, Xor: []byte{0}},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: []byte{flagSYN}},
+		&expr.Cmp{Op: op, Register: register, Data: []byte{flagSYN}},
+	}
+}
+
+// What a container may send into the tun, packets a second and at a time: more than anybody
+// needs, and less than keeps the others out.
+const (
+	packetRate  = 50_000
+	packetBurst = queueMost
+)
+
+// limited drops what a container sends beyond that, of one address family.
+func limited(t *nftables.Table, six bool) (*nftables.Set, []expr.Any) {
+	family, offset, length := byte(unix.NFPROTO_IPV4), uint32(12), uint32(4)
+	s := &nftables.Set{Table: t, Name: "from4", KeyType: nftables.TypeIPAddr, Dynamic: true, HasTimeout: true, Timeout: time.Minute, Size: 4096}
+	if six {
+		family, offset, length = unix.NFPROTO_IPV6, 8, 16
+		s.Name, s.KeyType, s.ID = "from6", nftables.TypeIP6Addr, 1
+	}
+	return s, []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: register},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: []byte{family}},
+		&expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: length},
+		&expr.Dynset{SrcRegKey: register, SetName: s.Name, SetID: s.ID, Operation: unix.NFT_DYNSET_OP_UPDATE, Exprs: []expr.Any{
+			&expr.Limit{Type: expr.LimitTypePkts, Rate: packetRate, Unit: expr.LimitTimeSecond, Burst: packetBurst, Over: true},
+		}},
+		&expr.Verdict{Kind: expr.VerdictDrop},
 	}
 }
 

@@ -34,12 +34,13 @@ type Relay struct {
 	resolver resolver
 	refused  refusals
 	echoes   echoes
+	turns    turns
 }
 
 // Start opens a way out: the interface is there when it returns, and has neither addresses
 // nor routes.
 func Start(c Config) (*Relay, error) {
-	r := &Relay{config: c, resolver: resolver{path: "/etc/resolv.conf"}, echoes: newEchoes()}
+	r := &Relay{config: c, resolver: resolver{path: "/etc/resolv.conf"}, echoes: newEchoes(), turns: turns{of: make(map[netip.Addr]*queue)}}
 	var err error
 	if r.inside, err = enter(&c); err != nil {
 		return nil, err
@@ -67,22 +68,17 @@ func (r *Relay) Stats() []forward.MemberStats { return r.engine.Stats() }
 
 var _ forward.Gate = (*Relay)(nil)
 
-// Packet is what no socket of the hub is there for.
-func (r *Relay) Packet(b []byte) {
-	p, ok := parse(b)
-	if !ok || !p.from.IsGlobalUnicast() {
-		return
-	}
+func (r *Relay) work(p *packet) {
 	switch p.protocol {
 	case unix.IPPROTO_TCP:
-		r.segment(&p)
+		r.segment(p)
 	case unix.IPPROTO_UDP:
-		r.datagram(&p)
+		r.datagram(p)
 	case unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6:
-		r.ping(&p)
+		r.ping(p)
 	default:
 		if classOf(p.to) != everybody {
-			r.tell(&p, noProtocol)
+			r.tell(p, noProtocol)
 		}
 	}
 }
