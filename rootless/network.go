@@ -81,9 +81,6 @@ func (n *Network) choose(a *conf.Attachment) (*driver.Command, *plan.Interface, 
 		return nil, nil, err
 	}
 	n.step("find " + d.Name())
-	if r.Network != conf.NetworkShared && d.Name() == "relay" {
-		return nil, nil, conf.Mendf(conf.Unsupported("rootless.driver", r.Driver, "the driver relay is for shared networks so far"), "set rootless.network to shared")
-	}
 	if err := unsupported(a, a.Ports...); err != nil {
 		return nil, nil, err
 	}

@@ -181,8 +181,6 @@ func Candidates(r conf.Rootless) []Driver {
 		return []Driver{Of(r.Driver)}
 	case r.PortHandler == conf.HandlerSlirp4netns:
 		return []Driver{slirp4netns{}}
-	case r.Path == "" && r.Network != conf.NetworkShared:
-		return slices.DeleteFunc(Known(), func(d Driver) bool { return d == relay{} }) // for shared networks so far
 	case r.Path == "":
 		return Known()
 	case strings.Contains(filepath.Base(r.Path), pasta{}.Name()):
