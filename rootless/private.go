@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -332,17 +333,23 @@ func (n *Network) publishByDriver(h hub.Hub, a *conf.Attachment) error {
 	return nil
 }
 
-// unlink takes the interface out of the container, with the hub's end of the link.
-func (n *Network) unlink(h hub.Hub) error {
+// unlink takes the interface out of the container, with the hub's end of the link: the kernel
+// is in no hurry to do it when the hub has gone. It takes as long as the driver does to end,
+// so it goes on meanwhile; whoever calls the function that it returns waits for it.
+func (n *Network) unlink(h hub.Hub) (wait func() error) {
 	inside, err := openPlace(h)
 	if err != nil {
-		return err
+		return func() error { return err }
 	}
-	defer inside.Close()
-	if err := inside.Remove(hub.HostEnd); err != nil {
-		return fmt.Errorf("the hub: %w", err)
-	}
-	return nil
+	wait = sync.OnceValue(func() error {
+		defer inside.Close()
+		if err := inside.Remove(hub.HostEnd); err != nil {
+			return fmt.Errorf("the hub: %w", err)
+		}
+		return nil
+	})
+	go func() { _ = wait() }()
+	return wait
 }
 
 // checkPrivate compares hub and container with what ADD has made, and names all that is wrong.

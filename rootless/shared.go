@@ -456,8 +456,15 @@ func (n *Network) leave(ctx context.Context, h hub.Hub, a *conf.Attachment) erro
 			state, err = nil, nil
 		}
 	}
+	unlinked := func() error { return nil }
+	if state != nil && state.Private != nil {
+		unlinked = n.unlink(h)
+	}
 	n.step("leave the hub")
 	ended, endErr := endHub(ctx, h, a.Key)
+	if unlinkErr := unlinked(); err == nil {
+		err = unlinkErr
+	}
 	n.step("end the hub")
 	switch {
 	case endErr == nil && (ended && err != nil || state == nil):
@@ -497,7 +504,7 @@ func (n *Network) leaveHub(ctx context.Context, h hub.Hub, state *hub.State, a *
 		}
 	}
 	if state.Private != nil {
-		return n.unlink(h)
+		return nil // the hub goes, see unlink
 	}
 	if err := controlOfHub(h).Leave(a.Key, n.addresses()); err != nil {
 		return mute(err)

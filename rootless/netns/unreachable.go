@@ -22,31 +22,38 @@ var errorSource = netip.MustParseAddr("fe80::2")
 //			iifname "tap0" ip6 saddr fe80::2 ip6 nexthdr icmpv6 icmpv6 type < 128 ip6 saddr set FROM
 //		}
 //	}
-func (n *Namespace) RouteErrors(from netip.Addr) (err error) {
-	n.Do(func() { err = routeErrorsHere(n.plan.IfName, from) })
-	if err != nil {
+func (n *Namespace) RouteErrors(from netip.Addr) error {
+	if err := n.routeErrors(from); err != nil {
 		return fmt.Errorf("having errors of ICMPv6 routed in the hub: %w", err)
 	}
 	return nil
 }
 
-func routeErrorsHere(ifName string, from netip.Addr) error {
+// firewall is a socket for nftables. Who uses it need not be on the thread inside, which has
+// other things to do: the kernel takes its time for a transaction.
+func (n *Namespace) firewall() (c *nftables.Conn, err error) {
+	n.Do(func() { c, err = nftables.New(nftables.AsLasting()) })
+	return c, err
+}
+
+func (n *Namespace) routeErrors(from netip.Addr) error {
 	const (
 		nextHeader, source = 6, 8 // in the header of IPv6
 		firstThatIsNone    = 128
 		checksum           = 40 + 2 // behind that header, that of ICMPv6, which covers the address
 	)
-	c, err := nftables.New()
+	c, err := n.firewall()
 	if err != nil {
 		return err
 	}
+	defer func() { _ = c.CloseLasting() }()
 	table := c.AddTable(&nftables.Table{Name: "ambi_errors", Family: nftables.TableFamilyIPv6})
 	chain := c.AddChain(&nftables.Chain{
 		Table: table, Name: "prerouting", Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw,
 	})
 	name := make([]byte, 16) // IFNAMSIZ
-	copy(name, ifName)
+	copy(name, n.plan.IfName)
 	load := func(base expr.PayloadBase, offset, length uint32) expr.Any {
 		return &expr.Payload{DestRegister: 1, Base: base, Offset: offset, Len: length}
 	}

@@ -33,13 +33,14 @@ import (
 // only member and the driver, and the published ports of its members. Who they are the records
 // say.
 type hub struct {
-	config    Hub
-	log       *slog.Logger
-	inside    *netns.Namespace
-	forwarder *forward.Forwarder
-	byDriver  *byDriver // nil: the forwarder publishes
-	watch     watch     // of the only member
-	packet    int       // of its hub, a socket to announce it; made while we have the right to
+	config       Hub
+	log          *slog.Logger
+	inside       *netns.Namespace
+	forwarder    *forward.Forwarder
+	byDriver     *byDriver      // nil: the forwarder publishes
+	watch        watch          // of the only member
+	errorsRouted sync.WaitGroup // until they are
+	packet       int            // of its hub, a socket to announce it; made while we have the right to
 
 	mu        sync.Mutex
 	published map[conf.Key][]Socket
@@ -73,9 +74,7 @@ func (h *hub) prepare(command *driver.Command) error {
 			return err
 		}
 		if six := only.Plan.IPv6; six.Enabled() {
-			if err := h.inside.RouteErrors(six.Gateway); err != nil {
-				h.log.Warn("a container may have to wait for what has no IPv6", "error", err)
-			}
+			h.errorsRouted.Go(func() { h.routeErrors(six.Gateway) })
 		}
 		if p := command.Publisher(only.Plan.IPv4.First()); p != nil {
 			h.byDriver = &byDriver{kind: driver.Of(command.Driver), driver: p}
@@ -103,6 +102,7 @@ func (h *hub) configure() error {
 	if err := h.inside.Configure(); err != nil || h.config.Only == nil {
 		return err
 	}
+	h.errorsRouted.Wait()
 	p := &h.config.Only.Plan
 	name := h.config.Plan.IfName
 	return h.between(func(at *link.Place) error {
@@ -111,6 +111,12 @@ func (h *hub) configure() error {
 		}
 		return at.Announce(h.packet, name, p.Own())
 	})
+}
+
+func (h *hub) routeErrors(from netip.Addr) {
+	if err := h.inside.RouteErrors(from); err != nil {
+		h.log.Warn("a container may have to wait for what has no IPv6", "error", err)
+	}
 }
 
 // between does something about the way between the only member and the driver.
