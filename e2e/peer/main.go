@@ -31,6 +31,11 @@
 //	                      goes, until SIGINT; port 0: to ever new ports (needs root)
 //	peer scan IP FIRST LAST  try TCP ports; prints how many are open, refused, silent
 //	peer rate ADDR TIME   print how many connections a second a TCP server answers
+//	peer manners ADDR     serve what the next one looks for, at this port and the two after it
+//	peer behave ADDR BYTES KNOWN…  is the way there as no way would be: big data both ways with a
+//	                      checksum, half-close, resets, refusal, many datagrams under way;
+//	                      what is known not to be so is no failure
+//	peer unreachable ADDR  print the error of a connection
 //	peer control PATH OP  print what a supervisor's control socket answers to an
 //	                      operation, or to a whole request in JSON
 //	peer unlisten PID PORT  shut down a listening socket of another process
@@ -84,22 +89,24 @@ func run(args []string) error {
 		run  func(args []string) error
 	}
 	commands := map[string]command{
-		"tcp":      {1, func(a []string) error { return serveTCP(a[0]) }},
-		"udp":      {1, func(a []string) error { return serveUDP(a[0], greet) }},
-		"http":     {1, func(a []string) error { return serveHTTP(a[0]) }},
-		"dns":      {2, func(a []string) error { return serveDNS(a[0], a[1]) }},
-		"ask":      {2, func(a []string) error { return ask(a[0], "", a[1:]) }},
-		"get":      {1, func(a []string) error { return get(a[0]) }},
-		"flood":    {2, flood},
-		"rate":     {2, rate},
-		"scan":     {3, scan},
-		"lookup":   {2, func(a []string) error { return lookup(a[0], a[1]) }},
-		"control":  {2, func(a []string) error { return control(a[0], a[1]) }},
-		"unlisten": {2, func(a []string) error { return unlisten(a[0], a[1]) }},
-		"json":     {0, func([]string) error { return oneDocument() }},
-		"hold":     {2, func(a []string) error { return hold(a[0], a[1]) }},
-		"heard":    {1, heard},
-		"crowd":    {3, func(a []string) error { return crowd(a[0], a[1], a[2]) }},
+		"tcp":         {1, func(a []string) error { return serveTCP(a[0]) }},
+		"udp":         {1, func(a []string) error { return serveUDP(a[0], greet) }},
+		"http":        {1, func(a []string) error { return serveHTTP(a[0]) }},
+		"dns":         {2, func(a []string) error { return serveDNS(a[0], a[1]) }},
+		"ask":         {2, func(a []string) error { return ask(a[0], "", a[1:]) }},
+		"get":         {1, func(a []string) error { return get(a[0]) }},
+		"lookup":      {2, func(a []string) error { return lookup(a[0], a[1]) }},
+		"control":     {2, func(a []string) error { return control(a[0], a[1]) }},
+		"unlisten":    {2, func(a []string) error { return unlisten(a[0], a[1]) }},
+		"json":        {0, func([]string) error { return oneDocument() }},
+		"hold":        {2, func(a []string) error { return hold(a[0], a[1]) }},
+		"heard":       {1, heard},
+		"manners":     {1, func(a []string) error { return serveManners(a[0]) }},
+		"unreachable": {1, func(a []string) error { return unreachable(a[0]) }},
+		"crowd":       {3, func(a []string) error { return crowd(a[0], a[1], a[2]) }},
+		"flood":       {2, flood},
+		"rate":        {2, rate},
+		"scan":        {3, scan},
 	}
 	variadic := map[string]command{
 		"snapshot":  {1, func(a []string) error { return snapshot.Options{Ignore: a[1:]}.Take().Save(a[0]) }},
@@ -111,6 +118,7 @@ func run(args []string) error {
 		"frames":    {3, frames},
 		"trespass":  {1, trespass},
 		"burst":     {3, burst},
+		"behave":    {2, behave},
 		"forge":     {2, forge},
 	}
 	if len(args) == 0 {
