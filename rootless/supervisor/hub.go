@@ -252,9 +252,10 @@ func (h *hub) leaves(r request) error {
 	for m := range mappingsOf(sockets) {
 		errs = append(errs, h.forwarder.Remove(m))
 	}
-	if err := errors.Join(append(errs, h.inside.RemoveSender(target), h.inside.ForgetFlows(r.Addresses))...); err != nil {
+	if err := errors.Join(append(errs, h.inside.RemoveSender(target))...); err != nil {
 		return err
 	}
+	h.forgetFlows(r.Addresses)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.targets, *r.Member)
@@ -310,6 +311,16 @@ func (h *hub) status(r request, s *Status) {
 	}
 	own := mappingsOf(h.socketsOf(*r.Member))
 	s.Ports = slices.DeleteFunc(s.Ports, func(p PortStats) bool { return !own[p.Mapping] })
+}
+
+// forgetFlows is best effort: who gets the addresses next may begin with a smaller share.
+func (h *hub) forgetFlows(of []netip.Addr) {
+	if h.config.Only != nil || len(of) == 0 {
+		return
+	}
+	if err := h.inside.ForgetFlows(of); err != nil {
+		h.log.Warn("the share of a member", "error", err)
+	}
 }
 
 // flowsRefused is how many flows of a member were, all its addresses together.
