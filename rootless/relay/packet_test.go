@@ -187,3 +187,65 @@ func TestFragments(t *testing.T) {
 		require.Equal(t, whole[len(whole)-4000:], got)
 	}
 }
+
+// together adds fragments in an order and returns what comes of them.
+func together(s *pieces, order []int, all [][]byte) (whole []byte) {
+	for _, i := range order {
+		f, ok := parseFragment(all[i])
+		if !ok {
+			return nil
+		}
+		if whole = s.add(f); whole != nil {
+			return whole
+		}
+	}
+	return nil
+}
+
+func TestPieces(t *testing.T) {
+	for _, ends := range [][2]netip.AddrPort{{client4, server4}, {client6, server6}} {
+		want := makePacket(ends[0].Addr(), ends[1].Addr(), unix.IPPROTO_UDP, 4001)
+		for i := range 4001 {
+			want[len(want)-4001+i] = byte(i / 7)
+		}
+		all := fragments(want)
+		s := &pieces{of: make(map[piecesKey]*unfinished)}
+		for _, order := range [][]int{{0, 1, 2, 3}, {3, 2, 1, 0}, {1, 3, 0, 2}} {
+			got := together(s, order, all)
+			p, ok := parse(got)
+			require.True(t, ok, order)
+			require.Equal(t, want[len(want)-4001:], p.payload)
+			require.Equal(t, ends[0].Addr(), p.from)
+			require.Empty(t, s.of)
+		}
+		// One that is missing, and one that comes twice.
+		require.Nil(t, together(s, []int{0, 1, 3}, all))
+		require.Nil(t, together(s, []int{1}, all))
+		// A container that never ends its packets has few of them.
+		for id := range 100 {
+			f, _ := parseFragment(all[0])
+			f.id = uint32(id)
+			s.add(f)
+		}
+		require.LessOrEqual(t, len(s.of), unfinishedOwnMost)
+	}
+}
+
+// FuzzPieces: whatever fragments a container sends, what comes of them is a packet.
+func FuzzPieces(f *testing.F) {
+	for _, b := range fragments(makePacket(client6.Addr(), server6.Addr(), unix.IPPROTO_UDP, 2000)) {
+		f.Add(b, b)
+	}
+	f.Add(fragments(makePacket(client4.Addr(), server4.Addr(), unix.IPPROTO_UDP, 2000))[1], []byte{})
+	f.Fuzz(func(t *testing.T, a, b []byte) {
+		s := &pieces{of: make(map[piecesKey]*unfinished)}
+		for _, one := range [][]byte{a, b, a} {
+			if f, ok := parseFragment(one); ok {
+				if whole := s.add(f); whole != nil {
+					require.LessOrEqual(t, len(whole), 1<<16)
+					parse(whole)
+				}
+			}
+		}
+	})
+}

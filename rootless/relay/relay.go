@@ -35,12 +35,13 @@ type Relay struct {
 	refused  refusals
 	echoes   echoes
 	turns    turns
+	pieces   pieces
 }
 
 // Start opens a way out: the interface is there when it returns, and has neither addresses
 // nor routes.
 func Start(c Config) (*Relay, error) {
-	r := &Relay{config: c, resolver: resolver{path: "/etc/resolv.conf"}, echoes: newEchoes(), turns: turns{of: make(map[netip.Addr]*queue)}}
+	r := &Relay{config: c, resolver: resolver{path: "/etc/resolv.conf"}, echoes: newEchoes(), turns: turns{of: make(map[netip.Addr]*queue)}, pieces: pieces{of: make(map[piecesKey]*unfinished)}}
 	var err error
 	if r.inside, err = enter(&c); err != nil {
 		return nil, err

@@ -58,6 +58,11 @@ func (t *turns) next() ([]byte, bool) {
 
 // Packet is what no socket of the hub is there for.
 func (r *Relay) Packet(b []byte) {
+	if f, ok := parseFragment(b); ok {
+		if b = r.pieces.add(f); b == nil {
+			return
+		}
+	}
 	if p, ok := parse(b); ok && p.from.IsGlobalUnicast() {
 		r.turns.add(p.from, p.all)
 	}
