@@ -45,7 +45,7 @@ func (o *Outward) Dial(c Call, at netip.AddrPort, packet []byte) {
 		return
 	}
 	m := o.member(c.From.Addr())
-	if !admits(m.dials, len(o.dials), min(dialsMost, o.budget/4)) || !admits(int(m.active.Load()), o.inUse(), o.budget) {
+	if !admits(m.dials, len(o.dials), min(dialsMost, o.budget/4), timesUnderWay) || !admits(int(m.active.Load()), o.inUse(), o.budget, timesOpen) {
 		m.dropped.Add(1)
 		return
 	}
@@ -305,7 +305,7 @@ func (o *Outward) bindExit(u *udpPort) bool {
 // its oldest without a reply for it.
 func (o *Outward) admitsFlow(w *worker, from netip.Addr) bool {
 	m := o.member(from)
-	if admits(int(m.active.Load()), o.inUse(), min(o.budget, w.forwarder.config.MaxFlows)) {
+	if admits(int(m.active.Load()), o.inUse(), min(o.budget, w.forwarder.config.MaxFlows), timesOpen) {
 		return true
 	}
 	const looks = 256

@@ -205,9 +205,15 @@ func (o *Outward) forgetIdle() {
 }
 
 // admits says whether a member may have one more of what others have, too: as long as it has no
-// more than what would be left for the rest. So one alone gets half of all there is,
-// and whoever comes later finds some, however many take what they can.
-func admits(own, all, most int) bool { return own <= most-all }
+// more than so many times what would be left for the rest. So one alone gets the greater part
+// of all there is, and whoever comes later finds some, however many take what they can.
+func admits(own, all, most, times int) bool { return own <= times*(most-all) }
+
+// What a member may have of what is under way, and of what is open and mostly stands still.
+const (
+	timesUnderWay = 1
+	timesOpen     = 8
+)
 
 func (o *Outward) inUse() int {
 	return int(o.forwarder.flows.Load()) + o.connections()
