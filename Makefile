@@ -80,6 +80,7 @@ bench: build setup
 	@$(TOOLS)/bench run $(if $(BENCH_BEFORE),-before $(BENCH_BEFORE)) $(BENCH_FLAGS)
 	@$(TOOLS)/bench run-out $(BENCH_FLAGS)
 	@$(TOOLS)/bench run-between $(BENCH_FLAGS)
+	@$(TOOLS)/bench run-names $(BENCH_FLAGS)
 	@$(TOOLS)/bench run-cost $(if $(BENCH_BEFORE),-before $(BENCH_BEFORE)) $(BENCH_FLAGS)
 
 # About five minutes.

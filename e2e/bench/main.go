@@ -5,6 +5,7 @@
 //	bench load       one measurement against a server, as JSON
 //	bench run        forwarders: ambi, its peers, and none
 //	bench run-out    ways out: ambi's drivers, their peers, and none
+//	bench run-names  name servers of a network: ambi, dnsmasq, aardvark-dns
 //	bench run-cost   what ADD, DEL and an idle attachment cost
 //
 // It imports nothing of ambi and drives the built binary, as its users do. run and
@@ -30,6 +31,9 @@ func commands() []command {
 		{"run", "measure the forwarders in turns (root)", runForwarders},
 		{"run-out", "measure the ways out of containers in turns (root)", runOut},
 		{"run-between", "measure what containers of a network send each other, in turns (root)", runBetween},
+		{"run-names", "measure name servers of a network in turns (root)", runNames},
+		{"ask", "ask a DNS server; JSON on standard output", askServer},
+		{"answer", "answer DNS", answer},
 		{"run-cost", "measure what the CNI verbs cost (root)", runCost},
 	}
 }
