@@ -137,14 +137,15 @@ func (n *network) call(name string, addresses []netip.Prefix) {
 
 // answer is what a member gets for a question; own says that it is of the networks' own
 // names, and nobody else is asked.
-func (a *asker) answer(name string, kind dnsmessage.Type) (r reply, own bool) {
-	if address, whole, ok := addressOf(name); ok {
-		return a.answerReverse(address, whole, kind)
-	}
+func (a *asker) answer(asked []byte, kind dnsmessage.Type) (r reply, own bool) {
 	for _, n := range a.networks {
-		if e := n.entries[name]; e != nil {
+		if e := n.entries[string(asked)]; e != nil { // without a copy
 			return e.answer(kind), true
 		}
+	}
+	name := string(asked)
+	if address, whole, ok := addressOf(name); ok {
+		return a.answerReverse(address, whole, kind)
 	}
 	if r, own := a.answerBelow(name, kind); own {
 		return r, true

@@ -92,7 +92,7 @@ func TestAnswers(t *testing.T) {
 		{a, "2.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.1.0.d.f.ip6.arpa", dnsmessage.TypePTR, "front app a www.shop.example"},
 		{a, "x.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.1.0.d.f.ip6.arpa", dnsmessage.TypePTR, foreign},
 	} {
-		r, own := x.who.answer(x.name, x.kind)
+		r, own := x.who.answer([]byte(x.name), x.kind)
 		got := foreign
 		if own {
 			got = text(r)
@@ -126,7 +126,7 @@ func TestTurns(t *testing.T) {
 	seen := map[netip.Addr]int{}
 	for range 9 {
 		for _, kind := range []dnsmessage.Type{dnsmessage.TypeA, dnsmessage.TypeAAAA} {
-			r, own := a.answer("app", kind)
+			r, own := a.answer([]byte("app"), kind)
 			require.True(t, own)
 			require.Len(t, r.addresses, 3)
 			require.Len(t, slices.Compact(slices.SortedFunc(slices.Values(r.addresses), netip.Addr.Compare)), 3)

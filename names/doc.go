@@ -24,5 +24,5 @@
 //	process.go     its process
 //	confine.go     what that gives up
 //
-// It may import record, flock and conf.
+// It may import record, flock, memory and conf.
 package names

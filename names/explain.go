@@ -29,7 +29,7 @@ func Resolve(records []*record.Record, of *record.Record, name string) (found Fo
 	if a == nil {
 		return found, false
 	}
-	r, own := a.answer(normal(name), dnsmessage.TypeALL)
+	r, own := a.answer([]byte(normal(name)), dnsmessage.TypeALL)
 	return Found{Addresses: r.addresses, Own: own, Upstreams: a.upstreams, Nobody: a.only}, true
 }
 

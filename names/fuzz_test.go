@@ -35,24 +35,23 @@ func FuzzQuery(f *testing.F) {
 	f.Add(packed(f, "example.org.", dnsmessage.TypeMX, 65535), true)
 	f.Add(append(packed(f, "x.", dnsmessage.TypeA, 0), 0xc0, 0x0c), false)
 	d := world()
-	s := &Server{network: "web", source: &source{}}
 	asker := d.askers[netip.MustParseAddr("10.1.0.2")]["web"]
 	f.Fuzz(func(t *testing.T, msg []byte, stream bool) {
 		limit := maxMessage
-		q, err := parse(msg)
+		var q query
+		err := q.parse(msg)
 		if !stream {
 			limit = q.size
 		}
 		before := slices.Clone(msg)
-		r, own := asker.answer(q.name, q.Type)
+		r, own := asker.answer(q.name, q.kind)
 		if err != nil {
 			r, own = reply{code: dnsmessage.RCodeFormatError, foreign: true}, true
 		}
 		if !own {
 			clampSize(before, &q)
-			_, err = parse(before)
-			require.NoError(t, err, "what is passed on")
-			require.True(t, answers(s.failure(&q), q.header.ID, msg[headerSize:q.end]))
+			require.NoError(t, q.parse(before), "what is passed on")
+			require.True(t, answers(failure(msg), q.id, msg[headerSize:q.end()]))
 			return
 		}
 		out := r.pack(nil, &q, limit)
@@ -78,10 +77,10 @@ func FuzzAnswer(f *testing.F) {
 		msg[2] |= 1 << 7
 		f.Add(msg)
 	}
-	q, err := parse(question)
-	require.NoError(f, err)
+	var q query
+	require.NoError(f, q.parse(question))
 	f.Fuzz(func(t *testing.T, msg []byte) {
-		if !answers(msg, 4711, question[headerSize:q.end]) {
+		if !answers(msg, 4711, q.question) {
 			return
 		}
 		require.Equal(t, uint16(4711), binary.BigEndian.Uint16(msg))

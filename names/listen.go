@@ -84,21 +84,19 @@ func prepare(fd, family, kind int, device string) error {
 func (s *Server) Serve(files []*os.File) error {
 	for _, f := range files {
 		kind, err := unix.GetsockoptInt(int(f.Fd()), unix.SOL_SOCKET, unix.SO_TYPE)
-		if err == nil && kind == unix.SOCK_STREAM {
-			var l net.Listener
-			if l, err = net.FileListener(f); err == nil {
-				go s.ServeStreams(l.(*net.TCPListener))
-			}
-		} else if err == nil {
-			var c net.PacketConn
-			if c, err = net.FilePacketConn(f); err == nil {
-				go s.ServePackets(c.(*net.UDPConn))
-			}
+		if err != nil {
+			return err
 		}
+		if kind == unix.SOCK_DGRAM {
+			go s.ServePackets(f)
+			continue
+		}
+		l, err := net.FileListener(f)
 		f.Close()
 		if err != nil {
 			return err
 		}
+		go s.ServeStreams(l.(*net.TCPListener))
 	}
 	return nil
 }

@@ -17,17 +17,23 @@ const (
 	maxUDP     = 1232  // of a message by UDP: no fragments (DNS flag day 2020)
 	maxStream  = 4096  // of a query by TCP
 	maxMessage = 65535 // of an answer by TCP
+	maxName    = 254   // of a name (RFC 1035, section 2.3.4), without the last byte
 )
 
 // query is one question of a client.
 type query struct {
-	header dnsmessage.Header
-	dnsmessage.Question
-	name string // in lower case, without the dot at the end
-	size int    // the longest answer that the client takes by UDP
-	edns bool
-	end  int // of the question in the message
+	id       uint16
+	flags    uint16 // the second word of the header
+	question []byte // as it was asked; nil when it could not be read
+	name     []byte // in lower case, without the dot at the end
+	kind     dnsmessage.Type
+	size     int // the longest answer that the client takes by UDP
+	edns     bool
+	lower    [maxName]byte
 }
+
+// end is where the question ends in the message.
+func (q *query) end() int { return headerSize + len(q.question) }
 
 // problem is why a query cannot be served.
 type problem dnsmessage.RCode
@@ -49,38 +55,77 @@ const (
 	typeIXFR   = dnsmessage.Type(251)
 )
 
+// The flags of a header (RFC 1035, section 4.1.1; RFC 4035, section 3).
+const (
+	isResponse      = 1 << 15
+	opcode          = 0xf << 11
+	isAuthoritative = 1 << 10
+	isTruncation    = 1 << 9
+	wantsRecursion  = 1 << 8
+	hasRecursion    = 1 << 7
+	checkingOff     = 1 << 4
+)
+
 // parse reads a query. It is returned as far as it was read also with an error, which is
 // a problem.
-func parse(msg []byte) (q query, err error) {
-	q.size = minUDP
-	var p dnsmessage.Parser
-	if q.header, err = p.Start(msg); err != nil || q.header.Response {
-		return q, noQuery
+func (q *query) parse(msg []byte) error {
+	*q = query{size: minUDP}
+	if len(msg) < headerSize {
+		return noQuery
 	}
+	q.id, q.flags = binary.BigEndian.Uint16(msg), binary.BigEndian.Uint16(msg[2:])
 	counts := msg[4:headerSize] // of the four sections
 	switch {
-	case q.header.OpCode != 0:
-		return q, problem(dnsmessage.RCodeNotImplemented)
+	case q.flags&isResponse != 0:
+		return noQuery
+	case q.flags&opcode != 0:
+		return problem(dnsmessage.RCodeNotImplemented)
 	case !bytes.Equal(counts[:6], []byte{0, 1, 0, 0, 0, 0}):
-		return q, malformed
+		return malformed
 	}
-	if q.Question, err = p.Question(); err != nil {
-		return q, malformed
+	if !q.parseQuestion(msg) {
+		return malformed
 	}
-	if q.end = questionEnd(msg); q.end == 0 {
-		return q, malformed
+	if counts[6]|counts[7] != 0 || len(msg) > q.end() {
+		var p dnsmessage.Parser
+		if _, err := p.Start(msg); err != nil || p.SkipAllQuestions() != nil || p.SkipAllAnswers() != nil || p.SkipAllAuthorities() != nil {
+			return malformed
+		}
+		if err := q.parseAdditional(&p); err != nil {
+			return err
+		}
 	}
-	q.name = strings.ToLower(strings.TrimSuffix(q.Name.String(), "."))
-	_, _ = p.Question() // ends the section
-	_, _ = p.AnswerHeader()
-	_, _ = p.AuthorityHeader()
-	if err := q.parseAdditional(&p); err != nil {
-		return q, err
+	class := dnsmessage.Class(binary.BigEndian.Uint16(q.question[len(q.question)-2:]))
+	if class != dnsmessage.ClassINET || q.kind == dnsmessage.TypeAXFR || q.kind == typeIXFR {
+		return problem(dnsmessage.RCodeRefused)
 	}
-	if q.Class != dnsmessage.ClassINET || q.Type == dnsmessage.TypeAXFR || q.Type == typeIXFR {
-		return q, problem(dnsmessage.RCodeRefused)
+	return nil
+}
+
+// parseQuestion reads name, type and class. A name with a dot within a label is no name of
+// ours, and would be taken for another one.
+func (q *query) parseQuestion(msg []byte) bool {
+	end := questionEnd(msg)
+	if end == 0 || end-headerSize > maxName+5 {
+		return false
 	}
-	return q, nil
+	q.question = msg[headerSize:end]
+	q.kind = dnsmessage.Type(binary.BigEndian.Uint16(q.question[len(q.question)-4:]))
+	q.name = q.lower[:0]
+	for i := 0; q.question[i] != 0; {
+		label := q.question[i+1 : i+1+int(q.question[i])]
+		if i > 0 {
+			q.name = append(q.name, '.')
+		}
+		for _, c := range label {
+			if c == '.' {
+				return false
+			}
+			q.name = append(q.name, lower(c))
+		}
+		i += 1 + len(label)
+	}
+	return true
 }
 
 // questionEnd is where the first question of a message ends; 0 where its name is not
@@ -119,7 +164,7 @@ func (q *query) parseAdditional(p *dnsmessage.Parser) error {
 // clampSize has a message that is passed on ask for no longer answers than we take by UDP.
 func clampSize(msg []byte, q *query) {
 	const root, classAt = 0, 3
-	opt := q.end
+	opt := q.end()
 	if !q.edns || len(msg) < opt+classAt+2 || msg[opt] != root || dnsmessage.Type(binary.BigEndian.Uint16(msg[opt+1:])) != dnsmessage.TypeOPT {
 		return
 	}
@@ -135,57 +180,71 @@ type reply struct {
 }
 
 // pack appends the answer to a query, of at most limit bytes: what does not fit is left
-// out, and the message says so.
+// out, and the message says so. Names that an answer gives are written out, and whose they
+// are is said by a pointer to the question.
 func (r reply) pack(to []byte, q *query, limit int) []byte {
-	for n := len(r.addresses) + len(r.names); ; {
-		msg, err := r.packFirst(to, q, n)
-		over := len(msg) - len(to) - limit
-		if err == nil && over <= 0 {
-			return msg
-		}
-		if n == 0 {
-			return to // cannot be: limit is at least that of a question
-		}
-		const record = 12 // the shortest
-		n = min(n-1, max(0, n-over/record/3))
+	begin := len(to)
+	flags := isResponse | q.flags&(opcode|wantsRecursion|checkingOff) | hasRecursion | uint16(r.code)&0xf
+	if !r.foreign {
+		flags |= isAuthoritative
 	}
-}
-
-func (r reply) packFirst(to []byte, q *query, n int) ([]byte, error) {
-	b := dnsmessage.NewBuilder(to, dnsmessage.Header{
-		ID: q.header.ID, Response: true, OpCode: q.header.OpCode, RCode: r.code & 0xf,
-		Authoritative: !r.foreign, Truncated: n < len(r.addresses)+len(r.names),
-		RecursionDesired: q.header.RecursionDesired, RecursionAvailable: true, CheckingDisabled: q.header.CheckingDisabled,
-	})
-	b.EnableCompression()
-	var errs []error
-	add := func(err error) { errs = append(errs, err) }
-	if q.Name.Length > 0 {
-		add(b.StartQuestions())
-		add(b.Question(q.Question))
+	to = binary.BigEndian.AppendUint16(to, q.id)
+	to = binary.BigEndian.AppendUint16(to, flags)
+	to = append(to, make([]byte, headerSize-4)...)
+	to = append(to, q.question...)
+	room := begin + limit
+	if q.edns {
+		room -= optSize
 	}
-	add(b.StartAnswers())
-	h := dnsmessage.ResourceHeader{Name: q.Name, Class: dnsmessage.ClassINET}
-	for _, a := range r.addresses[:min(n, len(r.addresses))] {
-		if a.Is4() {
-			add(b.AResource(h, dnsmessage.AResource{A: a.As4()}))
+	answers := 0
+	for i := range len(r.addresses) + len(r.names) {
+		before := len(to)
+		if i < len(r.addresses) {
+			to = appendAddress(to, r.addresses[i])
 		} else {
-			add(b.AAAAResource(h, dnsmessage.AAAAResource{AAAA: a.As16()}))
+			to = appendName(to, r.names[i-len(r.addresses)])
 		}
-	}
-	for _, name := range r.names[:max(0, min(n-len(r.addresses), len(r.names)))] {
-		target, err := dnsmessage.NewName(name + ".")
-		add(err)
-		add(b.PTRResource(h, dnsmessage.PTRResource{PTR: target}))
+		if len(to) > room {
+			to = to[:before]
+			to[begin+2] |= isTruncation >> 8
+			break
+		}
+		answers++
 	}
 	if q.edns {
-		var opt dnsmessage.ResourceHeader
-		add(opt.SetEDNS0(maxUDP, r.code, false))
-		add(b.StartAdditionals())
-		add(b.OPTResource(opt, dnsmessage.OPTResource{}))
+		to = append(to, 0, 0, byte(dnsmessage.TypeOPT), maxUDP>>8, maxUDP&0xff, byte(r.code>>4), 0, 0, 0, 0, 0)
+		to[begin+11] = 1
 	}
-	msg, err := b.Finish()
-	return msg, errors.Join(append(errs, err)...)
+	if q.question != nil {
+		to[begin+5] = 1
+	}
+	binary.BigEndian.PutUint16(to[begin+6:], uint16(answers))
+	return to
+}
+
+// optSize is how long the record of EDNS is (RFC 6891, section 6.1.2).
+const optSize = 11
+
+// appendHead is a record's beginning: about the question's name, of a TTL of 0.
+func appendHead(to []byte, kind dnsmessage.Type, length int) []byte {
+	return append(to, 0xc0, headerSize, 0, byte(kind), 0, byte(dnsmessage.ClassINET), 0, 0, 0, 0, byte(length>>8), byte(length))
+}
+
+func appendAddress(to []byte, a netip.Addr) []byte {
+	if a.Is4() {
+		four := a.As4()
+		return append(appendHead(to, dnsmessage.TypeA, len(four)), four[:]...)
+	}
+	six := a.As16()
+	return append(appendHead(to, dnsmessage.TypeAAAA, len(six)), six[:]...)
+}
+
+func appendName(to []byte, name string) []byte {
+	to = appendHead(to, dnsmessage.TypePTR, len(name)+2)
+	for label := range strings.SplitSeq(name, ".") {
+		to = append(append(to, byte(len(label))), label...)
+	}
+	return append(to, 0)
 }
 
 // truncated is a message cut to its question, saying so; as it is where it fits.
@@ -222,16 +281,17 @@ func isTruncated(msg []byte) bool { return msg[2]&2 != 0 }
 
 // equalFold is about ASCII letters alone, as names are compared (RFC 4343).
 func equalFold(a, b []byte) bool {
-	lower := func(c byte) byte {
-		if 'A' <= c && c <= 'Z' {
-			return c + 'a' - 'A'
-		}
-		return c
-	}
 	for i := range a {
 		if lower(a[i]) != lower(b[i]) {
 			return false
 		}
 	}
 	return len(a) == len(b)
+}
+
+func lower(c byte) byte {
+	if 'A' <= c && c <= 'Z' {
+		return c + 'a' - 'A'
+	}
+	return c
 }

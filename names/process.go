@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/flock"
+	"github.com/ambi-cni/ambi/memory"
 	"github.com/ambi-cni/ambi/record"
 )
 
@@ -108,6 +109,9 @@ func Main(args []string) int {
 // the DEL that ends it never comes.
 const lookEvery = 10 * time.Second
 
+// trimAfter is when memory is given back first: not while ADD may still be at work.
+const trimAfter = 300 * time.Millisecond
+
 func serve(args []string, log *slog.Logger) error {
 	const folderAndNetwork = 2
 	args = append(args, make([]string, folderAndNetwork)...) // ambi itself starts it, with both
@@ -129,14 +133,19 @@ func serve(args []string, log *slog.Logger) error {
 	if err := server.Serve(inherited()); err != nil {
 		return err
 	}
-	debug.FreeOSMemory()
-	for {
+	started := time.AfterFunc(trimAfter, memory.GiveBack)
+	defer started.Stop()
+	for asked := uint64(0); ; {
 		select {
 		case <-signals:
 			return nil
 		case <-time.After(lookEvery):
 			if p.deserted() {
 				return nil
+			}
+			if now := server.asked.Load(); now != asked {
+				asked = now
+				memory.GiveBack()
 			}
 		}
 	}

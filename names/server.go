@@ -4,11 +4,14 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
+	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/record"
 )
@@ -20,6 +23,8 @@ type Server struct {
 	host      *hostServers
 	forwarder *forwarder
 
+	closed  atomic.Bool
+	asked   atomic.Uint64 // queries by UDP so far
 	mu      sync.Mutex
 	streams map[net.Conn]netip.Addr // of the clients by TCP
 	closers []interface{ Close() error }
@@ -50,79 +55,120 @@ const (
 	messageFor   = 5 * time.Second  // for a query to come, or an answer to be taken
 )
 
-// ServePackets answers on a socket until it is closed.
-func (s *Server) ServePackets(c *net.UDPConn) {
-	s.keep(c)
-	in, out := make([]byte, maxUDP+1), make([]byte, 0, maxUDP)
-	for {
-		n, from, err := c.ReadFromUDPAddrPort(in)
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		if err != nil {
-			continue // about an answer that could not be delivered
-		}
-		s.servePacket(c, from, in[:n], out)
+// packets is a socket of UDP that is read without Go's poller: to be woken by that takes
+// as long as an answer does.
+type packets struct {
+	file   *os.File
+	mu     sync.RWMutex // is held to use the descriptor
+	closed bool
+}
+
+func (p *packets) send(msg []byte, to unix.Sockaddr) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	if !p.closed {
+		_ = unix.Sendto(int(p.file.Fd()), msg, 0, to) // who has gone needs none
 	}
 }
 
-func (s *Server) servePacket(c *net.UDPConn, from netip.AddrPort, msg, out []byte) {
-	client := from.Addr().Unmap()
-	send := func(msg []byte) { _, _ = c.WriteToUDPAddrPort(msg, from) } // who has gone needs none
-	q, a, answer := s.answer(out, msg, client, 0)
-	if answer != nil || a == nil {
-		if answer != nil {
-			send(answer)
-		}
+func (p *packets) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	p.file.Close()
+}
+
+// ServePackets answers on a socket, which it takes over, until Close.
+func (s *Server) ServePackets(f *os.File) {
+	p := &packets{file: f}
+	defer p.close()
+	fd := int(f.Fd())
+	if unix.SetNonblock(fd, false) != nil {
 		return
 	}
-	msg = slices.Clone(msg)
-	failed := s.failure(&q)
-	clampSize(msg, &q)
-	if !s.forwarder.ask(&question{msg: msg, end: q.end, client: client, answer: func(msg []byte) {
-		if msg == nil {
-			msg = failed
+	s.keep(closer(func() error {
+		return unix.Shutdown(fd, unix.SHUT_RDWR) // wakes it, though the socket is not connected
+	}))
+	in, out := make([]byte, maxUDP+1), make([]byte, 0, maxUDP)
+	for !s.closed.Load() {
+		n, from, err := unix.Recvfrom(fd, in, 0)
+		if err == nil && n > 0 && from != nil {
+			s.servePacket(p, from, in[:n], out)
 		}
-		send(truncated(msg, q.size))
-	}}, s.servers(a)) {
-		send(failed)
 	}
+}
+
+func (s *Server) servePacket(p *packets, from unix.Sockaddr, msg, out []byte) {
+	s.asked.Add(1)
+	client := addressOfClient(from)
+	var q query
+	a, answer := s.answer(&q, out, msg, client, 0)
+	if answer != nil {
+		p.send(answer, from)
+	}
+	if answer != nil || a == nil {
+		return
+	}
+	limit := q.size
+	f := &question{msg: slices.Clone(msg), end: q.end(), client: client}
+	clampSize(f.msg, &q)
+	f.answer = func(msg []byte) {
+		if msg == nil {
+			msg = failure(f.msg)
+		}
+		p.send(truncated(msg, limit), from)
+	}
+	if !s.forwarder.ask(f, s.servers(a)) {
+		f.answer(nil)
+	}
+}
+
+func addressOfClient(from unix.Sockaddr) netip.Addr {
+	switch from := from.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrFrom4(from.Addr)
+	case *unix.SockaddrInet6:
+		return netip.AddrFrom16(from.Addr).Unmap()
+	}
+	return netip.Addr{}
 }
 
 // answer is the answer to a query that we know; without one somebody else is to be asked
 // on behalf of the asker, if there is one. By UDP limit is 0.
-func (s *Server) answer(to, msg []byte, client netip.Addr, limit int) (q query, a *asker, answer []byte) {
-	q, err := parse(msg)
+func (s *Server) answer(q *query, to, msg []byte, client netip.Addr, limit int) (a *asker, answer []byte) {
+	err := q.parse(msg)
 	if limit == 0 {
 		limit = q.size
 	}
 	var why problem
 	switch {
-	case !errors.As(err, &why):
-	case why == noQuery:
-		return q, nil, nil
+	case err == nil:
+	case errors.As(err, &why) && why == noQuery:
+		return nil, nil
 	default:
-		return q, nil, reply{code: dnsmessage.RCode(why), foreign: true}.pack(to, &q, limit)
+		return nil, reply{code: dnsmessage.RCode(why), foreign: true}.pack(to, q, limit)
 	}
 	if s.source == nil {
-		return q, &asker{member: &member{}}, nil
+		return &asker{member: &member{}}, nil
 	}
 	if a = s.source.directory().askers[client][s.network]; a == nil {
-		return q, nil, reply{code: dnsmessage.RCodeRefused, foreign: true}.pack(to, &q, limit)
+		return nil, reply{code: dnsmessage.RCodeRefused, foreign: true}.pack(to, q, limit)
 	}
-	r, own := a.answer(q.name, q.Type)
+	r, own := a.answer(q.name, q.kind)
 	if !own && a.only {
 		r, own = reply{code: dnsmessage.RCodeRefused, foreign: true}, true
 	}
 	if own {
-		return q, a, r.pack(to, &q, limit)
+		return a, r.pack(to, q, limit)
 	}
-	return q, a, nil
+	return a, nil
 }
 
-// failure is the answer where nobody knows.
-func (s *Server) failure(q *query) []byte {
-	return reply{code: dnsmessage.RCodeServerFailure, foreign: true}.pack(nil, q, q.size)
+// failure is the answer to a query of which nobody knows the answer.
+func failure(msg []byte) []byte {
+	var q query
+	_ = q.parse(msg) // it was read before
+	return reply{code: dnsmessage.RCodeServerFailure, foreign: true}.pack(nil, &q, q.size)
 }
 
 // servers are asked for a container.
@@ -202,7 +248,8 @@ func (s *Server) serveStream(c net.Conn) {
 
 // answerStream is the answer to a query by TCP; nil for what is none.
 func (s *Server) answerStream(msg []byte, client netip.Addr) []byte {
-	q, a, answer := s.answer(nil, msg, client, maxMessage)
+	var q query
+	a, answer := s.answer(&q, nil, msg, client, maxMessage)
 	if answer != nil || a == nil {
 		return answer
 	}
@@ -210,17 +257,17 @@ func (s *Server) answerStream(msg []byte, client netip.Addr) []byte {
 	servers := s.servers(a)
 	packet := slices.Clone(msg)
 	clampSize(packet, &q)
-	if !s.forwarder.ask(&question{msg: packet, end: q.end, client: client, answer: func(msg []byte) {
+	if !s.forwarder.ask(&question{msg: packet, end: q.end(), client: client, answer: func(msg []byte) {
 		done <- slices.Clone(msg)
 	}}, servers) {
-		return s.failure(&q)
+		return failure(msg)
 	}
 	answer = <-done
 	if answer != nil && isTruncated(answer) {
-		answer = askByTCP(msg, q.end, s.forwarder.at(servers))
+		answer = askByTCP(msg, q.end(), s.forwarder.at(servers))
 	}
 	if answer == nil {
-		return s.failure(&q)
+		return failure(msg)
 	}
 	return answer
 }
@@ -233,16 +280,24 @@ func (f *forwarder) at(servers []netip.Addr) (all []netip.AddrPort) {
 	return all
 }
 
+type closer func() error
+
+func (c closer) Close() error { return c() }
+
 // keep has Close close c.
 func (s *Server) keep(c interface{ Close() error }) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.closed.Load() {
+		c.Close()
+	}
 	s.closers = append(s.closers, c)
 }
 
 // Close ends the server.
 func (s *Server) Close() {
 	s.mu.Lock()
+	s.closed.Store(true)
 	for _, c := range s.closers {
 		c.Close()
 	}

@@ -42,10 +42,14 @@ func newBench(t *testing.T, members string) *bench {
 	require.NoError(t, err)
 	l, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	require.NoError(t, err)
-	go b.ServePackets(pc)
+	f, err := pc.File()
+	require.NoError(t, err)
+	b.udp = pc.LocalAddr().String()
+	pc.Close()
+	go b.ServePackets(f)
 	go b.ServeStreams(l)
 	t.Cleanup(b.Close)
-	b.udp, b.tcp = pc.LocalAddr().String(), l.Addr().String()
+	b.tcp = l.Addr().String()
 	return b
 }
 
@@ -105,8 +109,8 @@ func saying(address string) func([]byte) []byte {
 }
 
 func answerWith(msg []byte, addresses ...string) []byte {
-	q, err := parse(msg)
-	if err != nil {
+	var q query
+	if q.parse(msg) != nil {
 		return nil
 	}
 	r := reply{foreign: true}
@@ -119,14 +123,16 @@ func answerWith(msg []byte, addresses ...string) []byte {
 func silent([]byte) []byte { return nil }
 
 func refusing(msg []byte) []byte {
-	q, _ := parse(msg)
+	var q query
+	_ = q.parse(msg)
 	return reply{code: dnsmessage.RCodeRefused, foreign: true}.pack(nil, &q, q.size)
 }
 
 // lying answers another question, then with another ID, then not at all.
 func lying(msg []byte) []byte {
-	q, _ := parse(msg)
-	q.Name = dnsmessage.MustNewName("bank.example.")
+	var q query
+	_ = q.parse(msg)
+	copy(q.question[1:], "bad")
 	return reply{foreign: true, addresses: []netip.Addr{netip.MustParseAddr("6.6.6.6")}}.pack(nil, &q, q.size)
 }
 
@@ -262,7 +268,8 @@ func secondTime() func([]byte) []byte {
 
 // long answers with more than was asked for.
 func long(msg []byte) []byte {
-	q, _ := parse(msg)
+	var q query
+	_ = q.parse(msg)
 	var all []netip.Addr
 	for i := range 100 {
 		all = append(all, netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}))
@@ -368,7 +375,8 @@ func TestLongAnswers(t *testing.T) {
 				return
 			}
 			msg, err := readMessage(c, nil, maxStream)
-			if q, err2 := parse(msg); err == nil && err2 == nil {
+			var q query
+			if err == nil && q.parse(msg) == nil {
 				r := reply{foreign: true}
 				for _, a := range all {
 					r.addresses = append(r.addresses, netip.MustParseAddr(a))

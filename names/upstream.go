@@ -15,7 +15,7 @@ import (
 // Who would forge an answer has to know the port of the socket and the ID of the question
 // (RFC 5452): both are drawn, and a socket is used for a while only.
 const (
-	maxLines    = 8                // sockets to one server
+	maxLines    = 4                // sockets to one server
 	lineOf      = 512              // questions, and it is used no more
 	lineFor     = 10 * time.Second // after its last question it is closed
 	forgetAfter = 10 * time.Minute // what is known of a server that nobody asks

@@ -15,6 +15,6 @@
 // with the caller is the cgroup: a service manager that kills the whole group kills
 // it, too, and CHECK and GC find that out.
 //
-// It imports rootless/driver, rootless/netns, rootless/plan, rootless/hub, rootless/link, names, portmap/forward, record,
+// It imports rootless/driver, rootless/netns, rootless/plan, rootless/hub, rootless/link, names, memory, portmap/forward, record,
 // flock and conf. Start at Main.
 package supervisor
