@@ -1,6 +1,7 @@
 package names
 
 import (
+	"encoding/binary"
 	"errors"
 	"net"
 	"net/netip"
@@ -9,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"golang.org/x/net/dns/dnsmessage"
 	"golang.org/x/sys/unix"
@@ -91,11 +93,31 @@ func (s *Server) ServePackets(f *os.File) {
 	}))
 	in, out := make([]byte, maxUDP+1), make([]byte, 0, maxUDP)
 	for !s.closed.Load() {
-		n, from, err := unix.Recvfrom(fd, in, 0)
-		if err == nil && n > 0 && from != nil {
+		n, from := receive(fd, in)
+		if n > 0 && from != nil {
 			s.servePacket(p, from, in[:n], out)
 		}
 	}
+}
+
+// receive is recvfrom(2), which the library follows with a question about the socket's
+// protocol.
+func receive(fd int, to []byte) (n int, from unix.Sockaddr) {
+	var raw unix.RawSockaddrInet6 // the longer one
+	length := uint32(unsafe.Sizeof(raw))
+	got, _, errno := unix.Syscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(&to[0])), uintptr(len(to)), 0,
+		uintptr(unsafe.Pointer(&raw)), uintptr(unsafe.Pointer(&length)))
+	port := func(p *uint16) int { return int(binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(p))[:])) }
+	switch {
+	case errno != 0:
+		return 0, nil
+	case raw.Family == unix.AF_INET:
+		four := (*unix.RawSockaddrInet4)(unsafe.Pointer(&raw))
+		return int(got), &unix.SockaddrInet4{Port: port(&four.Port), Addr: four.Addr}
+	case raw.Family == unix.AF_INET6:
+		return int(got), &unix.SockaddrInet6{Port: port(&raw.Port), Addr: raw.Addr, ZoneId: raw.Scope_id}
+	}
+	return 0, nil
 }
 
 func (s *Server) servePacket(p *packets, from unix.Sockaddr, msg, out []byte) {

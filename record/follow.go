@@ -38,7 +38,7 @@ func (s *Store) Follow() *Follower { return &Follower{store: s} }
 // Changed says whether the folder is another one than at the last call of Records. It may
 // be called beside itself, not beside Records.
 func (f *Follower) Changed() bool {
-	m, err := MarkOf(f.store.dir)
+	m, err := markOf(unix.AT_FDCWD, f.store.dir, unix.Timespec{}, 0) // the time is of no matter to Same
 	return err != nil || !m.Same(f.dir)
 }
 
