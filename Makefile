@@ -19,6 +19,7 @@ help:
 	@echo 'make test-unit  all tests but those end to end; without root in namespaces of the user'
 	@echo 'make test-race  the packages that have concurrency, under the race detector (root)'
 	@echo 'make e2e-callers  Podman, containerd, go-cni, RootlessKit and others call ambi (root)'
+	@echo 'make e2e-kubernetes  a cluster of one of Kubernetes has ambi as its network; half an hour the first time (root)'
 	@echo 'make bench      measure against the peers; tables and pictures into docs/bench, every figure into reports (root)'
 	@echo 'make conformance  ambi and others against the specification; writes docs/conformance.md (root)'
 	@echo 'make fault      fail and kill verbs at every step, see that nothing is left; writes reports/faults.md (root)'
@@ -69,6 +70,14 @@ test-race: setup
 e2e-callers: build setup image
 	@hack/setup-callers
 	AMBI_TEST_CALLERS=1 $(GO) test -count=1 -v -parallel 2 -timeout 60m -run '^TestCallers' ./e2e
+
+# Not in .ci/run: building Kubernetes takes longer than all of that. KUBERNETES_FLAGS are
+# of go test.
+.PHONY: e2e-kubernetes
+e2e-kubernetes: build setup image
+	@hack/setup-kubernetes
+	@IMAGE=localhost/ambi:newer VERSION=v99.0.0 OUT=bin/ambi-image-newer.tar hack/make-image $$($(GO) env GOHOSTARCH)
+	AMBI_TEST_KUBERNETES=1 $(GO) test -count=1 -v -timeout 0 -run '^TestKubernetes$$' $(KUBERNETES_FLAGS) ./e2e
 
 # About a quarter of an hour for the forwarders and some minutes for the rest;
 # BENCH_FLAGS=-quick is one short round of everything, BENCH_BEFORE another binary of ambi to

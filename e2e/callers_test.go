@@ -70,18 +70,23 @@ func removeCgroups(t *testing.T) func() {
 			if slices.Contains(before, dir) {
 				continue
 			}
-			var all []string
-			_ = filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
-				if err == nil && d.IsDir() {
-					all = append(all, path)
-				}
-				return nil
-			})
-			for _, path := range slices.Backward(all) {
-				if err := os.Remove(path); err != nil {
-					t.Logf("a cgroup is left: %v", err)
-				}
-			}
+			removeCgroup(t, dir)
+		}
+	}
+}
+
+// removeCgroup takes away a control group and those in it, in which no process is.
+func removeCgroup(t *testing.T, dir string) {
+	var all []string
+	_ = filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			all = append(all, path)
+		}
+		return nil
+	})
+	for _, path := range slices.Backward(all) {
+		if err := os.Remove(path); err != nil {
+			t.Logf("a cgroup is left: %v", err)
 		}
 	}
 }

@@ -48,6 +48,14 @@
 // folder /run/e2e/rootfs, as box.tar, as the image box-image.tar), and forgetdns
 // (what a container itself asked a name server is no leftover).
 //
+// # Kubernetes
+//
+// The scripts under kubernetes are chapters in the life of one node (kubernetes_test.go
+// has their order), whose programs kubernetes/node starts. They have kubectl, ctr,
+// "service" and the small programs of kubernetes/node/bin; their poll has more patience.
+// What a chapter leaves is there in the next one. kubernetes/kube is the programs of
+// Kubernetes, in a Go module of its own.
+//
 // # What else is here
 //
 //	lab          makes every machine; lab/unit the namespaces of the rooms' own tests

@@ -12,6 +12,7 @@
 //	peer lookup DNS NAME  print the address of a name
 //	peer ping ADDR [SIZE] ask for an ICMP echo of so many bytes until one comes (needs root)
 //	peer hold tcp|udp ADDR  bind and do nothing
+//	peer pause            do nothing, until SIGTERM or SIGINT
 //	peer crowd tcp|udp COUNT ADDR  be so many clients at once, which want nothing, until SIGINT
 //	peer reserve HOW NETWORK ADDR CMD…  bind, run CMD, and end with it, as engines
 //	                      that keep a container's port from others: HOW is child (it
@@ -99,6 +100,7 @@ func run(args []string) error {
 		"control":     {2, func(a []string) error { return control(a[0], a[1]) }},
 		"unlisten":    {2, func(a []string) error { return unlisten(a[0], a[1]) }},
 		"json":        {0, func([]string) error { return oneDocument() }},
+		"pause":       {0, func([]string) error { pause(); return nil }},
 		"hold":        {2, func(a []string) error { return hold(a[0], a[1]) }},
 		"heard":       {1, heard},
 		"manners":     {1, func(a []string) error { return serveManners(a[0]) }},
@@ -398,6 +400,13 @@ func hold(network, addr string) error {
 func awaitInterrupt() {
 	ended := make(chan os.Signal, 1)
 	signal.Notify(ended, os.Interrupt)
+	<-ended
+}
+
+// pause is for the first process of a pod, to which a signal means nothing unless it asks.
+func pause() {
+	ended := make(chan os.Signal, 1)
+	signal.Notify(ended, os.Interrupt, syscall.SIGTERM)
 	<-ended
 }
 
