@@ -121,9 +121,17 @@ func unsupportedShared(a *conf.Attachment) error {
 		return conf.Mendf(conf.Unsupported("rootless.portHandler", r.PortHandler, "the ports of a shared network are published by rootlessport"), "set rootless.network to private")
 	}
 	if !a.NetConf.BuiltIn() {
-		return nil // the delegates say
+		return takeable(a.NetConf) // of the rest the delegates say
 	}
 	return a.Bandwidth.Validate()
+}
+
+// takeable says whether the supervisor, which runs the delegates, takes the configuration.
+func takeable(c *conf.NetConf) error {
+	if len(c.Raw) <= supervisor.LargestConfig {
+		return nil
+	}
+	return conf.Mendf(conf.Errorf(types.ErrInvalidNetworkConfig, "the configuration has %d bytes, and the delegates of a shared network can have %d", len(c.Raw), supervisor.LargestConfig), "make it smaller")
 }
 
 // enterHub returns the running hub and a lock that keeps it running.

@@ -167,6 +167,10 @@ const (
 	filesAtOnce    = 250             // the kernel passes on 253 (SCM_MAX_FD)
 )
 
+// LargestConfig is how many bytes the configuration of a Verb may have: the rest of the
+// request needs less than a MiB.
+const LargestConfig = requestLimit - 1<<20
+
 // serveControl answers callers of the given uid until the listener is closed.
 func serveControl(l *net.UnixListener, owner int, log *slog.Logger, answer func(request, []*os.File) reply) {
 	for {
