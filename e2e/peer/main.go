@@ -37,6 +37,7 @@
 //	                      checksum, half-close, resets, refusal, many datagrams under way;
 //	                      what is known not to be so is no failure
 //	peer unreachable ADDR  print the error of a connection
+//	peer beset PATH FILE  connect to a socket without end, and say half of what it expects
 //	peer control PATH OP  print what a supervisor's control socket answers to an
 //	                      operation, or to a whole request in JSON
 //	peer unlisten PID PORT  shut down a listening socket of another process
@@ -63,6 +64,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -98,6 +100,7 @@ func run(args []string) error {
 		"get":         {1, func(a []string) error { return get(a[0]) }},
 		"lookup":      {2, func(a []string) error { return lookup(a[0], a[1]) }},
 		"control":     {2, func(a []string) error { return control(a[0], a[1]) }},
+		"beset":       {2, func(a []string) error { return beset(a[0], a[1]) }},
 		"unlisten":    {2, func(a []string) error { return unlisten(a[0], a[1]) }},
 		"json":        {0, func([]string) error { return oneDocument() }},
 		"pause":       {0, func([]string) error { pause(); return nil }},
@@ -338,6 +341,31 @@ func control(path, op string) error {
 	_, _ = fmt.Fprintln(conn, request)
 	_, _ = io.Copy(os.Stdout, conn)
 	return nil
+}
+
+// beset connects to a socket again and again, says nothing, half a request or very much, and
+// keeps the connections, until it is ended. When there were many it makes a file.
+func beset(path, file string) error {
+	const many, kept = 2000, 4000
+	said := []string{"", `{"op":"sta`, strings.Repeat("x", 100000)}
+	held := make([]net.Conn, kept)
+	for i := 0; ; i++ {
+		if i == many {
+			if err := os.WriteFile(file, nil, 0o600); err != nil {
+				return err
+			}
+		}
+		conn, err := net.DialTimeout("unix", path, time.Second)
+		if err != nil {
+			continue // as many wait as may
+		}
+		_ = conn.SetDeadline(time.Now().Add(time.Second))
+		_, _ = io.WriteString(conn, said[i%len(said)]) // it may hang up
+		if old := held[i%kept]; old != nil {
+			old.Close()
+		}
+		held[i%kept] = conn
+	}
 }
 
 // unlisten shuts down the sockets of another process that listen on a TCP port

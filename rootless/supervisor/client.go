@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"time"
 
@@ -85,13 +86,11 @@ func (c Control) StandIn(member conf.Key) ([]*os.File, error) {
 
 // Run runs a CNI verb in the hub for a member. After DEL its stand-in is gone.
 func (c Control) Run(member conf.Key, v Verb) (*Ran, error) {
-	conn, err := c.ask(request{Op: opVerb, Member: &member, Verb: &v}, nil)
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
 	var out reply
-	switch err := json.NewDecoder(io.LimitReader(conn, replyLimit)).Decode(&out); {
+	err := c.exchange(request{Op: opVerb, Member: &member, Verb: &v}, nil, func(conn *net.UnixConn) error {
+		return json.NewDecoder(io.LimitReader(conn, replyLimit)).Decode(&out)
+	})
+	switch {
 	case err != nil:
 		return nil, err
 	case out.Error != nil:
@@ -102,16 +101,15 @@ func (c Control) Run(member conf.Key, v Verb) (*Ran, error) {
 	return out.Ran, nil
 }
 
-func (c Control) open(r request) ([]*os.File, error) {
-	conn, err := c.ask(r, nil)
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
-	from, files, err := receive(conn)
-	if err == nil {
-		_, err = decodeReply(from)
-	}
+func (c Control) open(r request) (files []*os.File, err error) {
+	err = c.exchange(r, nil, func(conn *net.UnixConn) error {
+		from, received, err := receive(conn)
+		files = received
+		if err == nil {
+			_, err = decodeReply(from)
+		}
+		return err
+	})
 	if err == nil && len(files) == 0 {
 		err = errors.New("it handed out no files")
 	}
@@ -197,12 +195,31 @@ func (c Control) call(r request, sockets ...forward.Socket) (*Status, error) {
 		if r.Member == nil {
 		}
 	}
-	conn, err := c.ask(r, files)
-	if err != nil {
-		return nil, err
+	var status *Status
+	err := c.exchange(r, files, func(conn *net.UnixConn) (err error) {
+		status, err = decodeReply(conn)
+		return err
+	})
+	return status, err
+}
+
+// exchange asks and has the answer read, again where a supervisor hangs up that is beset by
+// others before it has read the request (see waiting).
+func (c Control) exchange(r request, files []*os.File, read func(*net.UnixConn) error) error {
+	for deadline := time.Now().Add(controlTimeout); ; {
+		conn, err := c.ask(r, files)
+		if err == nil {
+			err = read(conn)
+			conn.Close()
+		}
+		if !hungUp(err) || time.Now().After(deadline) {
+			return err
+		}
 	}
-	defer conn.Close()
-	return decodeReply(conn)
+}
+
+func hungUp(err error) bool {
+	return slices.ContainsFunc([]error{io.EOF, errHungUp, unix.EPIPE, unix.ECONNRESET}, func(e error) bool { return errors.Is(err, e) })
 }
 
 // ask sends a request.

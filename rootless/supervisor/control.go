@@ -173,6 +173,7 @@ const LargestConfig = requestLimit - 1<<20
 
 // serveControl answers callers of the given uid until the listener is closed.
 func serveControl(l *net.UnixListener, owner int, log *slog.Logger, answer func(request, []*os.File) reply) {
+	w := &waiting{}
 	for {
 		conn, err := l.AcceptUnix()
 		if errors.Is(err, net.ErrClosed) {
@@ -183,11 +184,12 @@ func serveControl(l *net.UnixListener, owner int, log *slog.Logger, answer func(
 			time.Sleep(100 * time.Millisecond) // out of descriptors: the next one may do
 			continue
 		}
-		go serveOne(conn, owner, log, answer)
+		w.pace()
+		go serveOne(w, conn, owner, log, answer)
 	}
 }
 
-func serveOne(conn *net.UnixConn, owner int, log *slog.Logger, answer func(request, []*os.File) reply) {
+func serveOne(w *waiting, conn *net.UnixConn, owner int, log *slog.Logger, answer func(request, []*os.File) reply) {
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(controlTimeout))
 	peer, err := peerCredentials(conn)
@@ -195,9 +197,12 @@ func serveOne(conn *net.UnixConn, owner int, log *slog.Logger, answer func(reque
 		log.Warn("control socket: refused a caller", "peer", peer, "error", err)
 		return
 	}
+	w.add(conn)
 	r, files, err := readRequest(conn)
-	if errors.Is(err, errNoRequest) {
-		return // somebody looked whether we are here
+	kept := w.done(conn)
+	if !kept || errors.Is(err, errHungUp) {
+		closeAll(files)
+		return // it had to make room, or looked whether we are here
 	}
 	out := reply{}
 	if err != nil {
@@ -280,8 +285,8 @@ func readRequest(conn *net.UnixConn) (r request, files []*os.File, err error) {
 	return r, files, nil
 }
 
-// errNoRequest is of a connection that ends before its first byte.
-var errNoRequest = fmt.Errorf("nothing was said: %w", io.EOF)
+// errHungUp is of a connection that ends before its first byte.
+var errHungUp = errors.New("the other end has hung up")
 
 // receive reads the begin of a message, with which its files come, and gives the rest to
 // read.
@@ -290,7 +295,7 @@ func receive(conn *net.UnixConn) (message io.Reader, files []*os.File, err error
 	oob := make([]byte, unix.CmsgSpace(4*filesAtOnce))
 	n, oobn, flags, _, err := conn.ReadMsgUnix(first, oob)
 	if errors.Is(err, io.EOF) {
-		return nil, nil, errNoRequest
+		return nil, nil, errHungUp
 	}
 	if err != nil {
 		return nil, nil, err
