@@ -63,3 +63,31 @@ func withPrevious(prev, result *types100.Result) *types100.Result {
 	}
 	return &joined
 }
+
+// ofContainer is a result without the interfaces outside of a sandbox: those of a hub are
+// not on the host, where a caller would look for them (specification section 5: "sandbox"
+// is empty for interfaces of the host).
+func ofContainer(result *types100.Result) *types100.Result {
+	only := *result
+	only.Interfaces, only.IPs = nil, nil
+	places := map[int]int{}
+	for i, link := range result.Interfaces {
+		if link != nil && link.Sandbox != "" {
+			places[i] = len(only.Interfaces)
+			only.Interfaces = append(only.Interfaces, link)
+		}
+	}
+	for _, ip := range result.IPs {
+		if ip != nil && ip.Interface != nil {
+			place, inside := places[*ip.Interface]
+			if !inside {
+				continue
+			}
+			moved := *ip
+			moved.Interface = &place
+			ip = &moved
+		}
+		only.IPs = append(only.IPs, ip)
+	}
+	return &only
+}

@@ -106,15 +106,17 @@ func (v *verbs) attach(ctx context.Context, n network, store *record.Store, r *r
 	if err != nil {
 		return nil, err
 	}
-	result = withPrevious(prev, result)
-	if r.Result, err = json.Marshal(result); err != nil {
+	if r.Result, err = json.Marshal(withPrevious(prev, result)); err != nil {
 		return nil, fmt.Errorf("result of %s: %w", r.Key, err)
 	}
 	if ctx.Err() != nil {
 		return nil, interrupted(ctx)
 	}
 	r.State = record.Ready
-	return result, store.Save(r)
+	if r.Hub != "" {
+		result = ofContainer(result)
+	}
+	return withPrevious(prev, result), store.Save(r)
 }
 
 // rollBack is DEL, and then the error that made it necessary. Without a record

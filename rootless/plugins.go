@@ -10,7 +10,7 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
-	"github.com/containernetworking/cni/pkg/version"
+	"github.com/containernetworking/cni/pkg/types/create"
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
@@ -47,7 +47,7 @@ func (n *Network) makeByPlugins(h hub.Hub, c *insideContainer, a *conf.Attachmen
 	}
 	result, err := readResult(a, ran.Out)
 	if err != nil {
-		return nil, err
+		return nil, conf.Errorf(types.ErrDecodingFailure, "the result of the delegates: %v", err)
 	}
 	n.step("delegates")
 	carried, err := link.Carry(standIn, c.place, fresh, nil)
@@ -128,11 +128,21 @@ func insideConfig(a *conf.Attachment) (json.RawMessage, error) {
 	return json.Marshal(entry)
 }
 
-// readResult is a result in the newest form.
+// readResult is a result of any version, in the newest form. One that does not say its
+// version has that of the configuration.
 func readResult(a *conf.Attachment, out []byte) (*types100.Result, error) {
-	result, err := version.NewResult(a.NetConf.CNIVersion, out)
+	var says struct {
+		CNIVersion string `json:"cniVersion"`
+	}
+	if err := json.Unmarshal(out, &says); err != nil {
+		return nil, err
+	}
+	if says.CNIVersion == "" {
+		says.CNIVersion = a.NetConf.CNIVersion
+	}
+	result, err := create.Create(says.CNIVersion, out)
 	if err != nil {
-		return nil, conf.Errorf(types.ErrDecodingFailure, "the result of the delegates: %v", err)
+		return nil, err
 	}
 	return types100.NewResultFromResult(result)
 }

@@ -15,7 +15,6 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
-	"github.com/containernetworking/cni/pkg/version"
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/bridge"
@@ -653,9 +652,9 @@ func previous(a *conf.Attachment) (*types100.Result, error) {
 	if a.NetConf.PrevResult == nil {
 		return nil, nil
 	}
-	result, err := version.NewResult(a.NetConf.CNIVersion, a.NetConf.PrevResult)
+	result, err := readResult(a, a.NetConf.PrevResult)
 	if err != nil {
 		return nil, conf.Errorf(types.ErrDecodingFailure, "key \"prevResult\": %v", err)
 	}
-	return types100.NewResultFromResult(result)
+	return result, nil
 }
