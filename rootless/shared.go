@@ -513,6 +513,14 @@ func (n *Network) leaveHub(ctx context.Context, h hub.Hub, state *hub.State, a *
 	if state.Private != nil {
 		return nil // the hub goes, see unlink
 	}
+	// Who ends the hub, being the last, waits for those that are still at work in its folder.
+	lockCtx, cancel := record.LockContext(ctx)
+	defer cancel()
+	lock, err := h.Lock(lockCtx, flock.Shared)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
 	if err := controlOfHub(h).Leave(a.Key, n.addresses()); err != nil {
 		return mute(err)
 	}
