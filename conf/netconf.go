@@ -423,7 +423,7 @@ func subnet(target *netip.Prefix, family func(netip.Addr) bool, longest int, exp
 			return nil
 		}
 		p, perr := netip.ParsePrefix(s)
-		if err != nil || perr != nil || !family(p.Addr()) || p.Addr().Is4In6() || p != p.Masked() || p.Bits() > longest || !forContainers(p) || p.Addr().IsLinkLocalUnicast() {
+		if err != nil || perr != nil || !family(p.Addr()) || p.Addr().Is4In6() || p != p.Masked() || p.Bits() > longest || !forContainers(p) {
 			return Invalid(path, raw, "it is "+expected)
 		}
 		*target = p
@@ -489,7 +489,7 @@ func parseCIDR(s string) (netip.Prefix, bool) {
 // forContainers says whether a network may have hosts in it at all.
 func forContainers(p netip.Prefix) bool {
 	a := p.Addr()
-	return !a.IsUnspecified() && !a.IsLoopback() && !a.IsMulticast()
+	return !a.IsUnspecified() && !a.IsLoopback() && !a.IsMulticast() && !a.IsLinkLocalUnicast()
 }
 
 const (

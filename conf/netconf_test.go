@@ -260,6 +260,7 @@ func TestParseRefusesValues(t *testing.T) {
 		{`"rootless":{"cidr":""}`, []string{`"rootless.cidr"`, `""`, "IPv4 network"}},
 		{`"rootless":{"cidr":"10.0.2.0"}`, []string{`"rootless.cidr"`, `"10.0.2.0"`}},
 		{`"rootless":{"cidr":"10.0.2.0/26"}`, []string{`"rootless.cidr"`, "10.0.2.0/26", "from 1 to 25"}},
+		{`"rootless":{"cidr":"169.254.0.0/16"}`, []string{`"rootless.cidr"`, "169.254.0.0/16", "IPv4 network"}},
 		{`"rootless":{"cidr":"10.0.2.1/24"}`, []string{`"rootless.cidr"`, "10.0.2.1/24"}},
 		{`"rootless":{"cidr":"0.0.0.0/0"}`, []string{`"rootless.cidr"`, "0.0.0.0/0"}},
 		{`"rootless":{"cidr":"127.0.0.0/8"}`, []string{`"rootless.cidr"`, "127.0.0.0/8"}},
