@@ -192,8 +192,6 @@ func (c Control) call(r request, sockets ...forward.Socket) (*Status, error) {
 	var files []*os.File
 	for _, s := range sockets {
 		files = append(files, s.File)
-		if r.Member == nil {
-		}
 	}
 	var status *Status
 	err := c.exchange(r, files, func(conn *net.UnixConn) (err error) {
