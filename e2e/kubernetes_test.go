@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"strconv"
 	"syscall"
 	"testing"
@@ -51,6 +50,8 @@ func TestKubernetes(t *testing.T) {
 	disk, err := os.MkdirTemp("/var/tmp", "ambi-kubernetes-")
 	require.NoError(t, err)
 	t.Cleanup(func() { discard(t, disk) })
+	removeGroups := removeCgroups(t)
+	t.Cleanup(removeGroups)
 	for n := range boots {
 		cmd := inMachine("^TestKubernetesInside$", bootVariable+"="+strconv.Itoa(n), diskVariable+"="+disk)
 		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
@@ -59,12 +60,12 @@ func TestKubernetes(t *testing.T) {
 		ended := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })
 		err := cmd.Wait() // and with it everything that runs in the machine
 		ended()
+		removeGroups() // those of the host outlive the node, and the next kubelet would look for what was in them
 		require.NoError(t, errors.Join(err, context.Cause(ctx)), "boot %d", n+1)
 	}
 }
 
-// discard takes away what the node had: its disk, and its control groups, which are the
-// host's. When the test failed the logs stay.
+// discard takes away what the node had on its disk. When the test failed the logs stay.
 func discard(t *testing.T, disk string) {
 	if t.Failed() {
 		const logs = "../reports/kubernetes"
@@ -72,11 +73,6 @@ func discard(t *testing.T, disk string) {
 			t.Log(err)
 		}
 		t.Log("the logs of the node are in reports/kubernetes")
-	}
-	groups, err := filepath.Glob("/sys/fs/cgroup/*/" + filepath.Base(disk))
-	require.NoError(t, err)
-	for _, group := range append(groups, "/sys/fs/cgroup/"+filepath.Base(disk)) {
-		removeCgroup(t, group)
 	}
 	require.NoError(t, os.RemoveAll(disk))
 }
@@ -93,7 +89,7 @@ func TestKubernetesInside(t *testing.T) {
 	const folder = stage + "/checkout/e2e/kubernetes/" // the working folder may be below /tmp, which is another one now
 	t.Setenv("PATH", fmt.Sprintf("%[1]s/sbin:%[1]s/plugins/containerd-2.4:%[1]s/plugins:%[2]s", stage, os.Getenv("PATH")))
 	for _, boot := range [][]string{
-		{folder + "node/furnish", disk, boots[n].proxy, filepath.Base(disk)},
+		{folder + "node/furnish", disk, boots[n].proxy},
 		{"service", "start", "etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "containerd", "kubelet", "kube-proxy"},
 	} {
 		out, err := exec.Command(boot[0], boot[1:]...).CombinedOutput()
