@@ -231,6 +231,24 @@ func TestPieces(t *testing.T) {
 	}
 }
 
+// TestPiecesThatOverlap: as long as a whole packet together, and yet none, in any order.
+func TestPiecesThatOverlap(t *testing.T) {
+	piece := func(at, blocks int, more bool) fragment {
+		return fragment{piecesKey{from: client4.Addr(), to: server4.Addr(), protocol: unix.IPPROTO_UDP}, at * 8, more, make([]byte, blocks*8)}
+	}
+	for _, parts := range [][]fragment{
+		{piece(1, 2, true), piece(0, 2, true), piece(4, 1, false)},
+		{piece(0, 2, true), piece(1, 2, true), piece(4, 1, false)},
+		{piece(4, 1, false), piece(1, 1, true), piece(0, 3, true)},
+	} {
+		s := &pieces{of: make(map[piecesKey]*unfinished)}
+		for _, f := range parts {
+			require.Nil(t, s.add(f), parts)
+		}
+		require.Empty(t, s.of)
+	}
+}
+
 // FuzzPieces: whatever fragments a container sends, what comes of them is a packet.
 func FuzzPieces(f *testing.F) {
 	for _, b := range fragments(makePacket(client6.Addr(), server6.Addr(), unix.IPPROTO_UDP, 2000)) {

@@ -103,10 +103,13 @@ func (u *unfinished) join(k piecesKey) []byte {
 	b := makePacket(k.from, k.to, k.protocol, u.whole)
 	payload, filled := b[len(b)-u.whole:], make([]bool, u.whole/8+1)
 	for _, p := range u.parts {
-		if p.at+len(p.data) > u.whole || filled[p.at/8] {
+		if p.at+len(p.data) > u.whole {
 			return nil
 		}
 		for i := p.at / 8; i < (p.at+len(p.data)+7)/8; i++ {
+			if filled[i] {
+				return nil
+			}
 			filled[i] = true
 		}
 		copy(payload[p.at:], p.data)
