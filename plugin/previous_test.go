@@ -66,3 +66,37 @@ func TestWithPrevious(t *testing.T) {
 		})
 	}
 }
+
+func TestOfContainer(t *testing.T) {
+	const (
+		bridge = `{"name":"ambi-web"}`
+		end    = `{"name":"vethab","mac":"02:00:00:00:00:01"}`
+		eth0   = `{"name":"eth0","sandbox":"/run/netns/c"}`
+		rest   = `"routes":[{"dst":"0.0.0.0/0","gw":"10.89.0.1"}],"dns":{"nameservers":["10.89.0.1"]}`
+	)
+	for name, tt := range map[string]struct{ result, want string }{
+		"of a hub": {
+			`{"cniVersion":"1.1.0","interfaces":[` + bridge + `,` + end + `,` + eth0 + `],"ips":[{"address":"10.89.0.2/16","gateway":"10.89.0.1","interface":2},{"address":"10.89.0.1/16","interface":0}],` + rest + `}`,
+			`{"cniVersion":"1.1.0","interfaces":[` + eth0 + `],"ips":[{"address":"10.89.0.2/16","gateway":"10.89.0.1","interface":0}],` + rest + `}`,
+		},
+		"all inside": {
+			`{"cniVersion":"1.1.0","interfaces":[` + eth0 + `],"ips":[{"address":"10.0.2.100/24","interface":0}]}`,
+			`{"cniVersion":"1.1.0","interfaces":[` + eth0 + `],"ips":[{"address":"10.0.2.100/24","interface":0}]}`,
+		},
+		"of nobody's interface": {
+			`{"cniVersion":"1.1.0","interfaces":[` + eth0 + `],"ips":[{"address":"10.9.0.1/24"},{"address":"10.9.0.2/24","interface":7}]}`,
+			`{"cniVersion":"1.1.0","interfaces":[` + eth0 + `],"ips":[{"address":"10.9.0.1/24"}]}`,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var result types100.Result
+			require.NoError(t, json.Unmarshal([]byte(tt.result), &result))
+			got, err := json.Marshal(ofContainer(&result))
+			require.NoError(t, err)
+			require.JSONEq(t, tt.want, string(got))
+			again, err := json.Marshal(&result)
+			require.NoError(t, err)
+			require.JSONEq(t, tt.result, string(again), "the record has the whole result")
+		})
+	}
+}
