@@ -27,6 +27,7 @@ func init() {
 }
 
 const (
+	private     = `"rootless":{"network":"private"}`
 	shared      = `"rootless":{"network":"shared"}`
 	sharedChain = shared + `,"delegates":[{"type":"bridge","bridge":"crowd0","isGateway":true,"ipam":{"type":"host-local","subnet":"10.1.0.0/24"}},{"type":"tuning","mtu":1400}]`
 )
@@ -35,44 +36,46 @@ const (
 func fiftyShare(t *testing.T) {
 	boxes := crowd(t, 50, shared)
 	before := machine.Take()
-	var results sync.Map // what ADD printed
 	for range 2 {
-		started := time.Now()
-		at(boxes, func(b *box) { results.Store(b, `"prevResult":`+b.must("ADD", "")) })
-		t.Logf("%d ADDs at once: %s", len(boxes), time.Since(started).Round(time.Millisecond))
+		results := together(t, boxes, "ADD", nothing)
 		require.Len(t, processesNamed("ambi"), 1)
 		require.Len(t, processesNamed("slirp4netns"), 1)
-		at(boxes, func(b *box) {
-			result, _ := results.Load(b)
-			b.must("CHECK", result.(string))
-		})
-		started = time.Now()
-		at(boxes, func(b *box) { b.must("DEL", "") })
-		t.Logf("%d DELs at once: %s", len(boxes), time.Since(started).Round(time.Millisecond))
-		require.Empty(t, snapshot.Await(0, before, machine.Take), "after all DELs")
+		together(t, boxes, "CHECK", func(n int) string { return `"prevResult":` + results[n] })
+		together(t, boxes, "DEL", nothing)
+		require.Empty(t, machine.Difference(before), "after all DELs")
 	}
 }
 
-// crowd makes containers, and has the first one learn what there is to learn.
+// crowd makes containers, each with a port, and has the first one learn what there is to learn.
 func crowd(t *testing.T, many int, config string) (boxes []*box) {
 	for i := range many {
-		b := newBox(t, fmt.Sprintf("box%d", i), "")
-		b.config = fmt.Sprintf(`%s,"runtimeConfig":{"portMappings":[{"hostPort":%d,"containerPort":80,"protocol":"tcp"}]}`, config, 20000+i)
-		boxes = append(boxes, b)
+		ports := fmt.Sprintf(`"runtimeConfig":{"portMappings":[{"hostPort":%d,"containerPort":80,"protocol":"tcp"}]}`, 20000+i)
+		boxes = append(boxes, newBox(t, fmt.Sprintf("box%d", i), config+","+ports))
 	}
 	boxes[0].must("ADD", "")
 	boxes[0].must("DEL", "")
 	return boxes
 }
 
-// at does it to all at once.
-func at(boxes []*box, do func(*box)) {
+// together calls a verb for all at once, the n-th one with the members of n, and is what each
+// call printed.
+func together(t *testing.T, boxes []*box, verb string, members func(n int) string) (said []string) {
+	said = make([]string, len(boxes))
+	errs := make([]error, len(boxes))
+	started := time.Now()
 	var wg sync.WaitGroup
-	for _, b := range boxes {
-		wg.Go(func() { do(b) })
+	for n, b := range boxes {
+		wg.Go(func() { said[n], errs[n] = b.try(verb, members(n)) })
 	}
 	wg.Wait()
+	t.Logf("%d times %s at once: %s", len(boxes), verb, time.Since(started).Round(time.Millisecond))
+	for n, b := range boxes {
+		require.NoError(t, errs[n], "%s %s: %s", verb, b.id, said[n])
+	}
+	return said
 }
+
+func nothing(int) string { return "" }
 
 // roundsVariable is how many rounds there are; without it a few.
 const roundsVariable = "AMBI_TEST_ROUNDS"
@@ -101,6 +104,9 @@ func sharedRounds(t *testing.T, config string) {
 			})
 		}
 		wg.Wait()
+		if t.Failed() {
+			t.FailNow()
+		}
 		for _, b := range boxes {
 			b.must("DEL", "")
 			b.again()

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -83,7 +82,7 @@ func newBox(t *testing.T, id, config string) *box {
 
 // command is a verb, not started. No shell is between, so that the pid is the plugin's.
 func (b *box) command(verb, members string) (cmd *exec.Cmd, output *bytes.Buffer) {
-	config := `{"cniVersion":"1.1.0","name":"web","type":"ambi","rootless":{"network":"private"}`
+	config := `{"cniVersion":"1.1.0","name":"web","type":"ambi"`
 	for _, m := range []string{b.config, members} {
 		if m != "" {
 			config += "," + m
@@ -153,7 +152,7 @@ const killMoments = 50
 // from 0 to less than 1, is where they lie between those of the other addKilled.
 func addKilled(t *testing.T, phase float64, verb, members string) {
 	const killMoments = killMoments / 2
-	b := newBox(t, "box", onePort)
+	b := newBox(t, "box", private+","+onePort)
 	b.must("ADD", "") // so that what is learnt about slirp4netns is known
 	b.must("DEL", "")
 	took := b.duration()
@@ -189,7 +188,7 @@ func stateOfRecord() string {
 // addGroupKilled kills ADD with all that it has started and that is still in its
 // process group, then calls ADD again: it makes room for itself.
 func addGroupKilled(t *testing.T) {
-	b := newBox(t, "box", onePort)
+	b := newBox(t, "box", private+","+onePort)
 	b.must("ADD", "")
 	b.must("DEL", "")
 	took := b.duration()
@@ -233,7 +232,7 @@ func kill(t *testing.T, name string) {
 // helpersKilled kills slirp4netns and the supervisor, ten times each.
 func helpersKilled(t *testing.T) {
 	const times = 10
-	b := newBox(t, "box", onePort)
+	b := newBox(t, "box", private+","+onePort)
 	server := exec.Command("nsenter", "--net="+b.Netns, stage+"/plugins/peer", "tcp", ":80")
 	require.NoError(t, server.Start())
 	outside := exec.Command(stage+"/plugins/peer", "tcp", "192.0.2.1:7001")
@@ -288,38 +287,17 @@ func helpersKilled(t *testing.T) {
 // hundred adds and deletes a hundred attachments of one user, all at once.
 func hundred(t *testing.T) {
 	const many = 100
-	boxes := make([]*box, many)
-	for i := range boxes {
-		boxes[i] = newBox(t, fmt.Sprintf("box%d", i), fmt.Sprintf(`"runtimeConfig":{"portMappings":[{"hostPort":%d,"containerPort":80,"protocol":"tcp"}]}`, 20000+i))
-	}
-	warm := newBox(t, "warm", "")
-	warm.must("ADD", "")
-	warm.must("DEL", "")
+	boxes := crowd(t, many, private)
 	before := machine.Take()
-	all := func(verb, members string) {
-		var wg sync.WaitGroup
-		for _, b := range boxes {
-			wg.Go(func() {
-				if out, err := b.try(verb, members); err != nil {
-					t.Errorf("%s %s: %v: %s", verb, b.id, err, out)
-				}
-			})
-		}
-		wg.Wait()
-	}
-	started := time.Now()
-	all("ADD", "")
-	t.Logf("%d ADDs at once: %s", many, time.Since(started).Round(time.Millisecond))
+	together(t, boxes, "ADD", nothing)
 	require.Len(t, processesNamed("ambi"), many)
 	require.Len(t, processesNamed("slirp4netns"), many)
-	all("CHECK", prevResult)
+	together(t, boxes, "CHECK", func(int) string { return prevResult })
 	for _, name := range []string{"ambi", "slirp4netns"} {
 		resident, private := memory(t, processesNamed(name))
 		t.Logf("memory of an attachment, %s: %d kB resident, %d kB of it private (medians of %d)", map[string]string{"ambi": "supervisor"}[name]+strings.TrimPrefix(name, "ambi"), resident, private, many)
 	}
-	started = time.Now()
-	all("DEL", "")
-	t.Logf("%d DELs at once: %s", many, time.Since(started).Round(time.Millisecond))
+	together(t, boxes, "DEL", nothing)
 	require.Empty(t, machine.Difference(before), "after all DELs")
 }
 
