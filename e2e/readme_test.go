@@ -51,8 +51,6 @@ func TestReadme(t *testing.T) {
 	require.NotEmpty(t, sessions(t))
 	out, err := inMachine("^TestReadmeInside$", "AMBI_E2E_README=1").CombinedOutput()
 	require.NoError(t, err, "%s", out)
-	require.Regexp(t, `hello 10\.89\.`, string(out), "the answer through the port that root published")
-	require.Regexp(t, `hello 10\.89\.`, string(out), "the answer through the port that the user published")
 	require.Equal(t, 2, strings.Count(string(out), "machine unchanged"))
 	t.Logf("%s", out)
 }
@@ -116,4 +114,7 @@ func (s session) run(t *testing.T) {
 	out, err := cmd.CombinedOutput()
 	t.Logf("\n%s", out)
 	require.NoError(t, err)
+	if asked := strings.Count(s.text, "peer get "); asked > 0 {
+		require.Equal(t, asked, strings.Count(string(out), "hello 10.89."), "answers through published ports")
+	}
 }
