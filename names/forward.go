@@ -164,10 +164,10 @@ func (f *forwarder) finish(q *question, msg []byte) {
 		p.forget(p.id)
 	}
 	q.on = nil
-	f.mu.Unlock()
 	if msg == nil {
 		msg = q.refusal
 	}
+	f.mu.Unlock()
 	if msg != nil {
 		binary.BigEndian.PutUint16(msg, binary.BigEndian.Uint16(q.msg))
 	}
