@@ -111,20 +111,20 @@ func NewOutward(c OutwardConfig) (*Outward, error) {
 	if o.worker, err = f.workerAt(0); err != nil {
 		return nil, err
 	}
-	var errno unix.Errno
-	o.worker.do(func(w *worker) { errno = o.serve(w) })
-	if errno != 0 {
-		return nil, fmt.Errorf("watching packets and listeners: %w", errno)
+	o.worker.do(func(w *worker) { err = o.serve(w) })
+	if err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("watching packets and listeners: %w", err)
 	}
 	return o, nil
 }
 
 // serve starts watching.
-func (o *Outward) serve(w *worker) unix.Errno {
+func (o *Outward) serve(w *worker) error {
 	w.out, w.datagram = o, newDatagrams()
 	for _, fd := range o.config.Listeners {
 		if err := unix.Listen(fd, backlog); err != nil {
-			return unix.EINVAL
+			return err
 		}
 		unpace(int32(fd)) // whoever connects is of this kernel
 		l := &exitListener{out: o, fd: int32(fd)}
@@ -134,8 +134,10 @@ func (o *Outward) serve(w *worker) unix.Errno {
 			return errno
 		}
 	}
-	p := &packets{out: o}
-	return w.watch(int32(o.config.Packets), w.seat(p), 0, level)
+	if errno := w.watch(int32(o.config.Packets), w.seat(&packets{out: o}), 0, level); errno != 0 {
+		return errno
+	}
+	return nil
 }
 
 // Close ends everything that leaves.
@@ -361,7 +363,7 @@ func (h *watch) ready(*worker, int, uint32) { h.read() }
 func (h *watch) resume(*worker)             {}
 func (h *watch) close(*worker)              { sysClose(h.fd) }
 
-// FromAddrPort and its reverse: the hot path of UDP keeps to sockaddr.
+// addrPort is for what is not done for each datagram: the hot path of UDP keeps to sockaddr.
 func (s *sockaddr) addrPort() netip.AddrPort { return netip.AddrPortFrom(s.ip(), s.port()) }
 
 // bindOutward binds a socket on the host to the address that things leave from, if one was chosen.
