@@ -1,11 +1,9 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"time"
@@ -170,11 +168,7 @@ func writeBuiltIn() error {
 		case "portmapped":
 			plugins = []netConf{bridge, withPorts(netConf{"type": "portmap", "backend": "iptables", "snat": true})}
 		}
-		text, err := json.Marshal(netConf{"cniVersion": "1.0.0", "name": name, "plugins": plugins})
-		if err != nil {
-			return err
-		}
-		if err := os.WriteFile(filepath.Join(stage, "networks", name+".conflist"), text, 0o644); err != nil {
+		if err := writeConflist(stage+"/networks", name, plugins); err != nil {
 			return err
 		}
 	}

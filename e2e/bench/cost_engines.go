@@ -2,12 +2,10 @@ package main
 
 import (
 	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"strings"
 )
@@ -76,18 +74,14 @@ func furnishContainerd() error {
 	if err := steps([][]string{
 		// ctr looks for plugins there and nowhere else.
 		{"mount", "-t", "tmpfs", "tmpfs", "/opt"},
-		{"mkdir", "-p", "/opt/cni/bin", "/etc/cni/net.d", containerdDir + "/ambi", containerdDir + "/stock", containerdDir + "/image"},
+		{"mkdir", "-p", "/opt/cni/bin", "/etc/cni/net.d", containerdDir + "/image"},
 		{"ln", "-s", "-t", "/opt/cni/bin", stage + "/bin/ambi", stage + "/tools/bridge", stage + "/tools/host-local", stage + "/tools/portmap"},
 		{"tar", "-C", stage, "-cf", containerdDir + "/image/layer.tar", "bench"},
 	}); err != nil {
 		return err
 	}
 	for name, plugins := range containerdNetworks() {
-		text, err := json.Marshal(netConf{"cniVersion": "1.0.0", "name": name, "plugins": plugins})
-		if err != nil {
-			return err
-		}
-		if err := os.WriteFile(filepath.Join(containerdDir, name, "net.conflist"), text, 0o644); err != nil {
+		if err := writeConflist(containerdDir+"/"+name, name, plugins); err != nil {
 			return err
 		}
 	}
@@ -126,7 +120,7 @@ func crictl(args ...string) *exec.Cmd {
 
 // ctrLife is one container in the foreground, whose program ends at once.
 func ctrLife(network string) (float64, error) {
-	if err := step("cp", containerdDir+"/"+network+"/net.conflist", "/etc/cni/net.d/net.conflist"); err != nil {
+	if err := step("cp", containerdDir+"/"+network+"/"+network+".conflist", "/etc/cni/net.d/net.conflist"); err != nil {
 		return 0, err
 	}
 	return milliseconds(ctr("run", "--rm", "--cni", "localhost/bench:latest", "bench", "/bench", "serve", "-h"))

@@ -1,12 +1,10 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 )
 
 // What podman run and podman rm take, of which the network is a part.
@@ -51,7 +49,6 @@ func podman(args ...string) *exec.Cmd {
 func furnishPodman() error {
 	dir := stage + "/podman/"
 	list := [][]string{
-		{"mkdir", "-p", dir + "networks"},
 		{"install", "-D", "-m", "0755", "-t", dir + "rootfs/bin", stage + "/bench"},
 		// crun knows only the unified hierarchy.
 		{"mount", "-t", "cgroup2", "none", "/sys/fs/cgroup"},
@@ -63,24 +60,22 @@ func furnishPodman() error {
 		return err
 	}
 	for name, plugins := range podmanNetworks() {
-		text, err := json.Marshal(netConf{"cniVersion": "1.0.0", "name": name, "plugins": plugins})
-		if err != nil {
-			return err
-		}
-		if err := os.WriteFile(filepath.Join(dir+"networks", name+".conflist"), text, 0o644); err != nil {
+		if err := writeConflist(dir+"networks", name, plugins); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// podmanLife is one container, from podman run until podman rm: how long each took.
-func podmanLife(network string) (start, stop float64, err error) {
-	name := "bench-" + network
-	start, err = milliseconds(podman("run", "-d", "--name", name, "--network", network, "-p", "10080:80", "--rootfs", stage+"/podman/rootfs", "/bin/bench", "serve", "-listen", ":80"))
-	var stopErr error
-	stop, stopErr = milliseconds(podman("rm", "-f", "-t", "0", name))
-	return start, stop, errors.Join(err, stopErr)
+// podmanLife is one container, from podman run until podman rm.
+func podmanLife(network string) life {
+	return func() (start, stop float64, err error) {
+		name := "bench-" + network
+		start, err = milliseconds(podman("run", "-d", "--name", name, "--network", network, "-p", "10080:80", "--rootfs", stage+"/podman/rootfs", "/bin/bench", "serve", "-listen", ":80"))
+		var stopErr error
+		stop, stopErr = milliseconds(podman("rm", "-f", "-t", "0", name))
+		return start, stop, errors.Join(err, stopErr)
+	}
 }
 
 // engine compares containers of Podman that differ in their network alone.
@@ -96,19 +91,8 @@ func (p *costPlan) engine() error {
 	} {
 		start := p.compare(comparison{Key: c.key + "_run", Title: "podman run, 1 port", Section: byPodman, Subject: c.subject, Other: c.other, Unit: "ms"})
 		stop := p.compare(comparison{Key: c.key + "_rm", Title: "podman rm -f", Section: byPodman, Subject: c.subject, Other: c.other, Unit: "ms"})
-		for n := range p.times + 1 {
-			startA, stopA, err := podmanLife(c.ours)
-			if err != nil {
-				return err
-			}
-			startB, stopB, err := podmanLife(c.network)
-			if err != nil {
-				return err
-			}
-			if n > 0 { // the first time makes bridges and chains
-				start.add(startA, startB)
-				stop.add(stopA, stopB)
-			}
+		if err := lives(p.times, start, stop, podmanLife(c.ours), podmanLife(c.network)); err != nil {
+			return err
 		}
 	}
 	return nil

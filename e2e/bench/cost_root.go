@@ -38,23 +38,24 @@ var conflists = []conflist{
 
 // writeConflists writes them where cnitool looks.
 func writeConflists() error {
-	if err := os.MkdirAll(stage+"/networks", 0o755); err != nil {
-		return err
-	}
 	for _, c := range conflists {
 		bridge := netConf{
 			"type": "bridge", "bridge": fmt.Sprintf("bench%d", c.subnet), "isGateway": true, "ipMasq": true,
 			"ipam": netConf{"type": "host-local", "subnet": fmt.Sprintf("10.77.%d.0/24", c.subnet)},
 		}
-		text, err := json.Marshal(netConf{"cniVersion": "1.0.0", "name": c.name, "plugins": c.plugins(bridge)})
-		if err != nil {
-			return err
-		}
-		if err := os.WriteFile(filepath.Join(stage, "networks", c.name+".conflist"), text, 0o644); err != nil {
+		if err := writeConflist(stage+"/networks", c.name, c.plugins(bridge)); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func writeConflist(dir, name string, plugins []netConf) error {
+	text, err := json.Marshal(netConf{"cniVersion": "1.0.0", "name": name, "plugins": plugins})
+	if err != nil {
+		return err
+	}
+	return errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, name+".conflist"), text, 0o644))
 }
 
 const box = "/run/netns/box"
@@ -81,34 +82,34 @@ func mappings(first, n int) []portMapping {
 	return list
 }
 
-// life is one ADD and one DEL of a network with so many ports.
-type life struct {
-	network string
-	ports   int
+// life is one container's: how long its begin and its end took.
+type life func() (begin, end float64, err error)
+
+// cnitoolLife is one ADD and one DEL of a network with so many ports.
+func cnitoolLife(network string, ports int) life {
+	return func() (add, del float64, err error) {
+		add, err = milliseconds(cnitool("add", network, ports))
+		var delErr error
+		del, delErr = milliseconds(cnitool("del", network, ports))
+		return add, del, errors.Join(err, delErr)
+	}
 }
 
-func (l life) run() (add, del float64, err error) {
-	add, err = milliseconds(cnitool("add", l.network, l.ports))
-	var delErr error
-	del, delErr = milliseconds(cnitool("del", l.network, l.ports))
-	return add, del, errors.Join(err, delErr)
-}
-
-// lives compares two of them, ADD and DEL. The first time, which makes bridges and
+// lives compares two of them, begin and end. The first time, which makes bridges and
 // chains, does not count.
-func lives(times int, add, del *comparison, a, b life) error {
+func lives(times int, begin, end *comparison, a, b life) error {
 	for n := range times + 1 {
-		addA, delA, err := a.run()
+		beginA, endA, err := a()
 		if err != nil {
 			return err
 		}
-		addB, delB, err := b.run()
+		beginB, endB, err := b()
 		if err != nil {
 			return err
 		}
 		if n > 0 {
-			add.add(addA, addB)
-			del.add(delA, delB)
+			begin.add(beginA, beginB)
+			end.add(endA, endB)
 		}
 	}
 	return nil
@@ -124,7 +125,7 @@ func (p *costPlan) delegation() error {
 	if err := p.makeBox(); err != nil {
 		return err
 	}
-	return p.pair(p.times, "delegates", "bridge and firewall, no ports", "as delegates of ambi", "run by cnitool", 1.10, life{"delegated", 0}, life{"direct", 0})
+	return p.pair(p.times, "delegates", "bridge and firewall, no ports", "as delegates of ambi", "run by cnitool", 1.10, cnitoolLife("delegated", 0), cnitoolLife("direct", 0))
 }
 
 // makeBox makes the conflists and the container, once for all parts that need them.
@@ -150,12 +151,12 @@ func (p *costPlan) ports() error {
 		target        float64
 		a, b          life
 	}{
-		{p.times, "portmap_iptables", "bridge, 1 port", "ambi", "portmap, iptables", 0.75, life{"ambi", 1}, life{"iptables", 1}},
-		{p.times, "portmap_nftables", "bridge, 1 port", "ambi", "portmap, nftables", 0.85, life{"ambi", 1}, life{"nftables", 1}},
-		{p.times, "ports_100", "bridge and ambi", "100 ports", "1 port", 1.15, life{"ambi", 100}, life{"ambi", 1}},
-		{p.times, "ports_1000", "bridge and ambi", "1000 ports", "1 port", 1.5, life{"ambi", 1000}, life{"ambi", 1}},
-		{p.slow, "portmap_iptables_100", "bridge, 100 ports", "ambi", "portmap, iptables", 0, life{"ambi", 100}, life{"iptables", 100}},
-		{p.slow, "portmap_nftables_100", "bridge, 100 ports", "ambi", "portmap, nftables", 0, life{"ambi", 100}, life{"nftables", 100}},
+		{p.times, "portmap_iptables", "bridge, 1 port", "ambi", "portmap, iptables", 0.75, cnitoolLife("ambi", 1), cnitoolLife("iptables", 1)},
+		{p.times, "portmap_nftables", "bridge, 1 port", "ambi", "portmap, nftables", 0.85, cnitoolLife("ambi", 1), cnitoolLife("nftables", 1)},
+		{p.times, "ports_100", "bridge and ambi", "100 ports", "1 port", 1.15, cnitoolLife("ambi", 100), cnitoolLife("ambi", 1)},
+		{p.times, "ports_1000", "bridge and ambi", "1000 ports", "1 port", 1.5, cnitoolLife("ambi", 1000), cnitoolLife("ambi", 1)},
+		{p.slow, "portmap_iptables_100", "bridge, 100 ports", "ambi", "portmap, iptables", 0, cnitoolLife("ambi", 100), cnitoolLife("iptables", 100)},
+		{p.slow, "portmap_nftables_100", "bridge, 100 ports", "ambi", "portmap, nftables", 0, cnitoolLife("ambi", 100), cnitoolLife("nftables", 100)},
 	} {
 		if err := p.pair(c.times, c.key, c.title, c.subject, c.peer, c.target, c.a, c.b); err != nil {
 			return err
