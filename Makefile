@@ -92,7 +92,7 @@ bench: build setup
 	@$(TOOLS)/bench run-names $(BENCH_FLAGS)
 	@$(TOOLS)/bench run-cost $(if $(BENCH_BEFORE),-before $(BENCH_BEFORE)) $(BENCH_FLAGS)
 
-# About five minutes.
+# A quarter of an hour: plugins that leave something are given a minute to take it away.
 .PHONY: conformance
 conformance: build setup
 	@$(GO) build -C e2e/conformance -trimpath -o $(TOOLS)/conformance .
