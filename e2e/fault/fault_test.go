@@ -104,6 +104,8 @@ var onceFound = map[string][]*planned{
 		{Verb: "DEL", Beside: true, After: "GC", Fault: &inject.Fault{Role: "ambi", Call: "openat", N: 12, Errno: "ENOMEM"}},
 		// The routing rule of a port stayed in the hub, and nobody said so.
 		{Verb: "GC", Beside: true, After: "DEL", Fault: &inject.Fault{Role: "supervisor", Call: "recvfrom", N: 2, Errno: "EIO"}},
+		// A port whose socket could not be made to wait for nobody stayed open.
+		{Verb: "ADD", Beside: true, After: "GC", Fault: &inject.Fault{Role: "supervisor", Call: "fcntl", N: 17, Errno: "EMFILE"}},
 	},
 	"shared-plugins": {
 		// The sysctls of the container that could not be opened were taken for missing.

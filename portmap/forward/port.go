@@ -93,8 +93,11 @@ func duplicate(s Socket) (fd int32, err error) {
 	var dup int
 	controlErr := raw.Control(func(original uintptr) {
 		dup, err = unix.FcntlInt(original, unix.F_DUPFD_CLOEXEC, 0)
-		if err == nil {
-			err = unix.SetNonblock(dup, true)
+		if err != nil {
+			return
+		}
+		if err = unix.SetNonblock(dup, true); err != nil {
+			unix.Close(dup)
 		}
 	})
 	if controlErr != nil {
