@@ -232,7 +232,7 @@ func (n *Network) openRecorded() (*insideContainer, error) {
 		return nil, nil
 	}
 	c, err := placed(ns)
-	if errors.Is(err, unix.EPERM) {
+	if link.Refused(err) {
 		return nil, nil
 	}
 	return c, err

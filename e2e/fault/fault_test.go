@@ -112,6 +112,8 @@ var onceFound = map[string][]*planned{
 		{Verb: "ADD", After: "DEL", Fault: &inject.Fault{Role: "ambi (forked)", Call: "openat", N: 2, Errno: "ENOSPC"}},
 		// A container that could not be entered was taken for one that is gone.
 		{Verb: "DEL", Beside: true, After: "GC", Fault: &inject.Fault{Role: "ambi", Call: "clone", N: 7, Errno: "ENOMEM"}},
+		// One in which nothing could be opened was taken for one that is closed to us.
+		{Verb: "DEL", Beside: true, After: "DEL", Fault: &inject.Fault{Role: "ambi (forked)", Call: "bind", N: 1, Errno: "EPERM"}},
 		// host-local kept it to itself that it had not let an address go, and no second DEL
 		// came to it, since there was no record any more.
 		{Verb: "GC", Beside: true, After: "DEL", Fault: &inject.Fault{Role: "host-local", Call: "getdents64", N: 2, Errno: "EIO"}},

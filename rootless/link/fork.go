@@ -252,7 +252,7 @@ func receive(from int) ([]int, error) {
 	case n == 0:
 		return nil, errors.New("the process that enters it was killed")
 	case word[0] != stepDone:
-		return nil, fmt.Errorf("%s: %w", stepNames[word[0]], unix.Errno(word[1]))
+		return nil, &stepError{word[0], unix.Errno(word[1])}
 	}
 	messages, err := unix.ParseSocketControlMessage(control[:controls])
 	if err != nil || len(messages) != 1 {
@@ -264,6 +264,22 @@ func receive(from int) ([]int, error) {
 		err = fmt.Errorf("what the process that enters it passed out: %w", unix.EMFILE)
 	}
 	return fds, err
+}
+
+// stepError is a step of the child that failed.
+type stepError struct {
+	step  byte
+	errno unix.Errno
+}
+
+func (e *stepError) Error() string { return stepNames[e.step] + ": " + e.errno.Error() }
+func (e *stepError) Unwrap() error { return e.errno }
+
+// Refused says of an error of Enter whether we may not go in. What failed inside is
+// another matter.
+func Refused(err error) bool {
+	e, ok := errors.AsType[*stepError](err)
+	return ok && e.errno == unix.EPERM && (e.step == stepUser || e.step == stepNet)
 }
 
 // reap ends the child, in whatever state it is, and waits for that.
