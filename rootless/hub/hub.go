@@ -109,26 +109,11 @@ func (h Hub) There() bool {
 // Lock makes the folder if it is missing, and waits for its lock until ctx ends. Who joins
 // shares it; who starts the hub or ends it is alone. It is let go when the file is closed.
 func (h Hub) Lock(ctx context.Context, how flock.How) (*os.File, error) {
-	for {
-		if err := os.Mkdir(h.Dir(), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-			return nil, fmt.Errorf("folder of the hub: %w", err)
-		}
-		f, err := os.Open(h.Dir())
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // whoever ended it was faster
-		}
-		if err != nil {
-			return nil, fmt.Errorf("folder of the hub: %w", err)
-		}
-		if err := flock.Lock(ctx, f, how); err != nil {
-			f.Close()
-			return nil, fmt.Errorf("lock of the hub %s: %w", h.Dir(), err)
-		}
-		if flock.Named(f) {
-			return f, nil
-		}
-		f.Close()
+	f, err := flock.Folder(ctx, h.Dir(), how)
+	if err != nil {
+		return nil, fmt.Errorf("folder of the hub: %w", err)
 	}
+	return f, nil
 }
 
 // Load reads what was started; fs.ErrNotExist where nothing was, or not to the end.
