@@ -12,7 +12,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ambi-cni/ambi/conf"
-	"github.com/ambi-cni/ambi/names"
 	"github.com/ambi-cni/ambi/record"
 )
 
@@ -163,9 +162,11 @@ func inspectedOf(t *attachment) inspected {
 		}
 	} else {
 		info.Delegates, info.Bridge = delegatesOf(r), r.Bridge
-		if s := (names.Place{Store: t.store, Network: t.Network}).Running(); s != nil && names.NetworkOf(r) != "" {
-			info.NameServer = &nameServerInfo{s.PID}
-			info.Files["nameServerLog"] = names.Place{Store: t.store, Network: t.Network}.LogFile()
+		if place, ok := placeOf(t.store, r); ok {
+			if s := place.Running(); s != nil {
+				info.NameServer = &nameServerInfo{s.PID}
+				info.Files["nameServerLog"] = place.LogFile()
+			}
 		}
 		if r.Published != nil {
 			info.Firewall = string(r.Published.Backend)

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -27,8 +26,8 @@ at all, so that the name servers of the host are asked.`,
 		Example:           "  ambi names web\n  ambi names web db",
 		Args:              arguments(1, 2, "NETWORK"),
 		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE: func(c *cobra.Command, args []string) error {
-			return a.names(c.Context(), args)
+		RunE: func(_ *cobra.Command, args []string) error {
+			return a.names(args)
 		},
 	}
 }
@@ -52,7 +51,7 @@ type resolved struct {
 	Reasons   []string     `json:"reasons"` // why there is no address
 }
 
-func (a *app) names(_ context.Context, args []string) error {
+func (a *app) names(args []string) error {
 	stores, err := a.stores()
 	if err != nil {
 		return err
@@ -117,8 +116,22 @@ func (a *app) warnOfServer(store *record.Store, r *record.Record) {
 
 // noServer says that the network of a record should have a name server as root and has none.
 func noServer(store *record.Store, r *record.Record) bool {
-	network := names.NetworkOf(r)
-	return network != "" && network == r.Network && r.Hub == "" && names.Place{Store: store, Network: network}.Running() == nil
+	place, ok := placeOf(store, r)
+	return ok && place.Running() == nil
+}
+
+// placeOf is where the name server of a record's network is; false without one that is a
+// process, which it is as root.
+func placeOf(store *record.Store, r *record.Record) (names.Place, bool) {
+	return names.Place{Store: store, Network: r.Network}, names.NetworkOf(r) != "" && r.Hub == ""
+}
+
+// nameServer is the running name server of the attachment's network as root; nil without one.
+func (t *attachment) nameServer() *names.State {
+	if place, ok := placeOf(t.store, t.record); ok {
+		return place.Running()
+	}
+	return nil
 }
 
 func (a *app) resolve(store *record.Store, records []*record.Record, from *record.Record, name string) error {

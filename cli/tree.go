@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	"github.com/ambi-cni/ambi/conf"
-	"github.com/ambi-cni/ambi/names"
 	"github.com/ambi-cni/ambi/rootless/hub"
 )
 
@@ -74,7 +73,7 @@ func (t *attachment) heldBy() (id string, means []string) {
 		return "private", []string{"private"}
 	case r.Bridge != "":
 		means = []string{"bridge " + r.Bridge}
-		if s := (names.Place{Store: t.store, Network: t.Network}).Running(); s != nil && names.NetworkOf(r) != "" {
+		if s := t.nameServer(); s != nil {
 			means = append(means, fmt.Sprintf("name server %d", s.PID))
 		}
 		return r.Bridge, means
