@@ -1,15 +1,14 @@
 package names
 
 import (
-	"bytes"
 	"io"
 	"net/netip"
 	"os"
-	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/record"
 )
 
@@ -43,7 +42,7 @@ func (h *hostServers) now() []netip.Addr {
 	if err != nil {
 		return h.servers
 	}
-	h.mark, h.servers = mark, parseResolvConf(text)
+	h.mark, h.servers = mark, conf.NameServers(text)
 	return h.servers
 }
 
@@ -56,28 +55,4 @@ func readStart(path string) ([]byte, error) {
 	}
 	defer f.Close()
 	return io.ReadAll(io.LimitReader(f, longest))
-}
-
-// maxServers is how many name servers are asked for one question. The C library takes 3.
-const maxServers = 5
-
-// parseResolvConf reads the name servers of a resolv.conf(5).
-func parseResolvConf(text []byte) (servers []netip.Addr) {
-	for line := range bytes.Lines(text) {
-		fields := bytes.Fields(line)
-		if len(fields) < 2 || string(fields[0]) != "nameserver" {
-			continue
-		}
-		a, err := netip.ParseAddr(string(fields[1]))
-		if err == nil && a.Is4In6() {
-			a = a.Unmap()
-		}
-		if a.IsUnspecified() && a.Is4() {
-			a = netip.AddrFrom4([4]byte{127, 0, 0, 1}) // as the C library has it
-		}
-		if err == nil && !slices.Contains(servers, a) && len(servers) < maxServers {
-			servers = append(servers, a)
-		}
-	}
-	return servers
 }

@@ -1,12 +1,11 @@
 package relay
 
 import (
-	"bufio"
-	"bytes"
 	"net/netip"
 	"os"
-	"strings"
 	"time"
+
+	"github.com/ambi-cni/ambi/conf"
 )
 
 const domain = 53
@@ -48,20 +47,9 @@ func (r *resolver) first() netip.Addr {
 	}
 	r.seen = st
 	b, _ := os.ReadFile(r.path)
-	r.server = firstNameServer(b)
-	return r.server
-}
-
-func firstNameServer(file []byte) netip.Addr {
-	lines := bufio.NewScanner(bytes.NewReader(file))
-	for lines.Scan() {
-		words := strings.Fields(lines.Text())
-		if len(words) < 2 || words[0] != "nameserver" {
-			continue
-		}
-		if a, err := netip.ParseAddr(words[1]); err == nil {
-			return a
-		}
+	r.server = netip.Addr{}
+	if all := conf.NameServers(b); len(all) > 0 {
+		r.server = all[0]
 	}
-	return netip.Addr{}
+	return r.server
 }
