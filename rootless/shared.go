@@ -324,9 +324,12 @@ func (n *Network) makeInterface(ctx context.Context, h hub.Hub, state *hub.State
 		return nil, err
 	}
 	result, err := network.Add(ctx, &c.Container, a)
-	if err == nil {
-		n.step("built-in network")
+	if err != nil {
+		return nil, err
 	}
+	n.step("built-in network")
+	// Should the rest fail since the hub ends, it takes this to find the container's end.
+	n.Record.Result, err = json.Marshal(result)
 	return result, err
 }
 

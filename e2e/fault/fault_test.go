@@ -104,6 +104,9 @@ var onceFound = map[string][]*planned{
 		{Verb: "DEL", Beside: true, After: "GC", Fault: &inject.Fault{Role: "ambi", Call: "openat", N: 12, Errno: "ENOMEM"}},
 		// The routing rule of a port stayed in the hub, and nobody said so.
 		{Verb: "GC", Beside: true, After: "DEL", Fault: &inject.Fault{Role: "supervisor", Call: "recvfrom", N: 2, Errno: "EIO"}},
+		// ADD failed since its hub ended, and left the container's end to the kernel, which is in
+		// no hurry: the next ADD met it.
+		{Verb: "ADD", Beside: true, After: "ADD", Fault: &inject.Fault{Role: "supervisor", Call: inject.Step, N: 21, Signal: "SIGTERM"}},
 		// A port whose socket could not be made to wait for nobody stayed open.
 		{Verb: "ADD", Beside: true, After: "GC", Fault: &inject.Fault{Role: "supervisor", Call: "fcntl", N: 17, Errno: "EMFILE"}},
 	},
