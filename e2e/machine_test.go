@@ -123,6 +123,11 @@ prev=; [ "$1" != CHECK ] || prev=',"prevResult":'$(cat result.$2)
 asuser try "$1" "$netns" '"rootless":{"network":"shared"},"bridge":{"subnet":"10.4.0.0/24","subnet6":"fd04::/64"},
 "runtimeConfig":{"ips":["10.4.0.'$3'","fd04::'$3'"],"portMappings":[{"hostPort":'$((8080 + $3))',"containerPort":80}'$UDP']}'"$prev${MORE:+,$MORE}" >said.$2 || { cat said.$2; exit 1; }
 [ "$1" != ADD ] || mv said.$2 result.$2`,
+		// A command in the hub's network namespace, in which one thread of the supervisor is.
+		"inhub": `for thread in /proc/$(pgrep -x ambi)/task/*; do
+	[ "$(readlink $thread/ns/net)" = "$(readlink /proc/self/ns/net)" ] || exec nsenter --net=$thread/ns/net "$@"
+done
+exit 1`,
 		// A slirp4netns of before some options were invented: FILE OPTION…
 		"makeslirp": `f=$1; shift
 filter=cat; for o; do filter="$filter | grep -v -e '--$o[ =]' -e '--$o\$'"; done
