@@ -25,12 +25,8 @@ import (
 
 // makeByPlugins has the delegates make the interface.
 func (n *Network) makeByPlugins(h hub.Hub, c *insideContainer, a *conf.Attachment) (*types100.Result, error) {
-	there, err := c.place.Link(a.IfName)
-	if err != nil {
-		return nil, fmt.Errorf("the container's network namespace: %w", err)
-	}
-	if there != nil {
-		return nil, conf.Mendf(conf.Errorf(types.ErrInvalidEnvironmentVariables, "CNI_IFNAME %q: the container has an interface of that name already", a.IfName), "choose another name, or run DEL for it first")
+	if err := c.lacks(a.IfName); err != nil {
+		return nil, err
 	}
 	standIn, err := openStandIn(h, a.Key)
 	if err != nil {

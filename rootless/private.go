@@ -111,12 +111,8 @@ func driversPlan(container *plan.Interface) plan.Interface {
 // one in our networks, and has the plan give way where it may.
 func (c *insideContainer) accommodate(wanted *hub.State) error {
 	p := wanted.Private
-	there, err := c.place.Link(p.IfName)
-	if err != nil {
-		return fmt.Errorf("the container's network namespace: %w", err)
-	}
-	if there != nil {
-		return conf.Mendf(conf.Errorf(types.ErrInvalidEnvironmentVariables, "CNI_IFNAME %q: the container has an interface of that name already", p.IfName), "choose another name, or run DEL for it first")
+	if err := c.lacks(p.IfName); err != nil {
+		return err
 	}
 	others, err := c.place.Addresses(0)
 	if err != nil {

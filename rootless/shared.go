@@ -441,6 +441,18 @@ func placed(ns *namespace) (*insideContainer, error) {
 	return &insideContainer{bridge.Container{Path: ns.Path, Namespace: ns.file, Route: place.Route, Sysctl: place}, ns, place}, nil
 }
 
+// lacks makes sure that the container has no interface of that name yet.
+func (c *insideContainer) lacks(ifName string) error {
+	there, err := c.place.Link(ifName)
+	if err != nil {
+		return fmt.Errorf("the container's network namespace: %w", err)
+	}
+	if there != nil {
+		return conf.Mendf(conf.Errorf(types.ErrInvalidEnvironmentVariables, "CNI_IFNAME %q: the container has an interface of that name already", ifName), "choose another name, or run DEL for it first")
+	}
+	return nil
+}
+
 func (c *insideContainer) close() {
 	c.place.Close()
 	c.namespace.Close()
