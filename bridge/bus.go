@@ -217,7 +217,7 @@ func busTextAt(order binary.ByteOrder, b []byte, at int) (string, int) {
 		return "", len(b)
 	}
 	n := int(order.Uint32(b[at:]))
-	if n < 0 || at+4+n+1 > len(b) {
+	if n < 0 || n > len(b)-at-5 { // their sum may be more than an int of 32 bits
 		return "", len(b)
 	}
 	return string(b[at+4 : at+4+n]), at + 4 + n + 1
