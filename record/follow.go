@@ -65,7 +65,10 @@ func (f *Follower) Records() ([]*Record, error) {
 		}
 		one, err := f.read(int(dir.Fd()), name, at)
 		if err != nil {
-			continue // gone while we listed, or not to be read: the folder changes when it is mended
+			// Gone while we listed; or not to be read for now, such as without a free
+			// descriptor, and then no change would tell when it is.
+			f.dir.settled = f.dir.settled && errors.Is(err, fs.ErrNotExist)
+			continue
 		}
 		files[name] = one
 		if one.record != nil {
@@ -87,7 +90,7 @@ func (f *Follower) read(dir int, name string, at unix.Timespec) (followed, error
 	}
 	path := f.store.dir + "/" + name
 	r, err := load(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	if err != nil && !errors.Is(err, ErrUnreadable) {
 		return followed{}, err
 	}
 	if err != nil || f.store.Path(r.Key, "json") != path {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/record"
@@ -47,6 +48,37 @@ func TestFollow(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(s.Dir(), "other"), nil, 0o600))
 	require.True(t, f.Changed())
 	require.Same(t, before[0], followedRecords(t, f)[0], "a record that is as it was")
+}
+
+// TestFollowWithoutDescriptors: a record that could not be opened is read as soon as it can
+// be, although nothing has changed.
+func TestFollowWithoutDescriptors(t *testing.T) {
+	s := openStore(t)
+	require.NoError(t, s.Save(newRecord(t, box, "")))
+	f := s.Follow()
+	var limit unix.Rlimit
+	require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
+	last := -1 // the gaps below it are filled
+	for range 100 {
+		fd, err := unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		require.NoError(t, err)
+		t.Cleanup(func() { unix.Close(fd) })
+		last = max(last, fd)
+	}
+	few := limit
+	few.Cur = uint64(last) + 2          // one is free, for the folder
+	require.Eventually(t, func() bool { // what is remembered of a file counts when its clock has gone on
+		st, err := os.Stat(s.Dir())
+		var now unix.Timespec
+		return err == nil && unix.ClockGettime(unix.CLOCK_REALTIME_COARSE, &now) == nil && time.Unix(now.Unix()).After(st.ModTime())
+	}, time.Minute, time.Millisecond)
+	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &few))
+	records, err := f.Records()
+	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit))
+	require.NoError(t, err)
+	require.Empty(t, records)
+	require.True(t, f.Changed())
+	require.Equal(t, []string{"box"}, followedIDs(t, f))
 }
 
 // TestFollowWhatIsNone: what is no record is left out, until it is one.
