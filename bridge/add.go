@@ -307,7 +307,7 @@ func (n *Network) defaultRoutes(c *Container, p placement, index int) ([]netip.A
 	var b batch
 	var gateways []netip.Addr
 	for _, gateway := range p.gateways {
-		r, err := lookUp(c.Route, outside(nlsock.FamilyOf(gateway.Addr())))
+		r, err := lookUp(c.Route, outside(nlsock.FamilyOf(gateway.Addr()), p.gateways...))
 		if err != nil {
 			return nil, fmt.Errorf("the container's namespace %s: %w", c.Path, err)
 		}

@@ -163,12 +163,18 @@ func (n *Network) checkContainer(c *Container, p placement, result *types100.Res
 
 // checkRoutes looks whether the default routes that Add set are there.
 func checkRoutes(c *Container, l *link, result *types100.Result) (wrong []string, err error) {
+	var own []netip.Prefix
+	for _, ip := range result.IPs {
+		if p, err := netip.ParsePrefix(ip.Address.String()); err == nil {
+			own = append(own, p)
+		}
+	}
 	for _, want := range result.Routes {
 		gateway, ok := gatewayFor(want.Dst.IP, result)
 		if !ok {
 			continue
 		}
-		r, err := lookUp(c.Route, outside(nlsock.FamilyOf(gateway)))
+		r, err := lookUp(c.Route, outside(nlsock.FamilyOf(gateway), own...))
 		if err != nil {
 			return nil, err
 		}

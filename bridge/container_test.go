@@ -38,6 +38,16 @@ func TestDefaultRoute(t *testing.T) {
 	}
 }
 
+// A network of addresses for examples, by which the way out is looked for, is no way out.
+func TestDefaultRouteOfExamples(t *testing.T) {
+	l := newLab(t)
+	a := l.join(t, l.network("web", withSubnets("192.0.2.0/24", "2001:db8::/64")), "a")
+	require.Len(t, a.result.Routes, 2)
+	require.NoError(t, l.check(t, a))
+	a.run(t, "ip", "-6", "route", "del", "default")
+	require.ErrorContains(t, l.check(t, a), "the container has no default route over 2001:db8::1")
+}
+
 // A container whose root has a VPN has its own idea of the way out.
 func TestCheckLetsAVPNBe(t *testing.T) {
 	l := newLab(t)

@@ -20,13 +20,20 @@ type route struct {
 	kind    uint8
 }
 
-// outside is an address of each family that nobody has (RFC 5737, RFC 3849), so that
-// the route to it is the way to the Internet.
-func outside(family uint8) netip.Addr {
+// outside is an address of each family that nobody has (RFC 5737, RFC 3849, RFC 9637), so
+// that the route to it is the way to the Internet; not one of own networks, which were made
+// of these for an example or a test.
+func outside(family uint8, own ...netip.Prefix) netip.Addr {
+	candidates := []netip.Addr{netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("3fff::1")}
 	if family == unix.AF_INET {
-		return netip.MustParseAddr("192.0.2.1")
+		candidates = []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("198.51.100.1")}
 	}
-	return netip.MustParseAddr("2001:db8::1")
+	for _, address := range candidates {
+		if !slices.ContainsFunc(own, func(p netip.Prefix) bool { return p.Contains(address) }) {
+			return address
+		}
+	}
+	return candidates[0]
 }
 
 const rtmFibMatch = 0x2000 // RTM_F_FIB_MATCH: the route itself and not what became of it (Linux 4.13)
