@@ -3,10 +3,12 @@ package rootless
 import (
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/netip"
 	"testing"
 
 	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/stretchr/testify/require"
 
 	"github.com/ambi-cni/ambi/conf"
@@ -90,6 +92,37 @@ func TestUnsupported(t *testing.T) {
 				return
 			}
 			unit.RequireError(t, err, types.ErrUnsupportedField, tt.texts...)
+		})
+	}
+}
+
+// A family whose default route leads elsewhere is no matter of the other one.
+func TestTargetOf(t *testing.T) {
+	four, six := types.Route{Dst: *plan.Everywhere(netip.MustParseAddr("10.1.0.1"))}, types.Route{Dst: *plan.Everywhere(netip.MustParseAddr("fd00::1"))}
+	for name, x := range map[string]struct {
+		routes       []*types.Route
+		away4, away6 bool
+	}{
+		"both": {[]*types.Route{&four, &six}, false, false},
+		"IPv4": {[]*types.Route{&four}, false, true},
+		"IPv6": {[]*types.Route{&six}, true, false},
+		"none": {nil, true, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := attachment(t, "")
+			target := targetOf(a, &types100.Result{
+				Interfaces: []*types100.Interface{{Name: "eth0", Sandbox: "/run/netns/c"}},
+				IPs: []*types100.IPConfig{
+					{Interface: types100.Int(0), Address: *plan.IPNet(netip.MustParsePrefix("10.1.0.2/24")), Gateway: net.IP{10, 1, 0, 1}},
+					{Interface: types100.Int(0), Address: *plan.IPNet(netip.MustParsePrefix("fd00::2/64")), Gateway: net.ParseIP("fd00::1")},
+				},
+				Routes: x.routes,
+			}, nil)
+			require.Equal(t, "10.1.0.2", target.Container4.String())
+			require.Equal(t, "fd00::2", target.Container6.String())
+			require.Equal(t, x.away4, target.Away4)
+			require.Equal(t, x.away6, target.Away6)
+			require.NotEqual(t, conf.SourceGateway, target.SourceIP)
 		})
 	}
 }

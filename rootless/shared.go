@@ -351,16 +351,14 @@ func targetOf(a *conf.Attachment, result *types100.Result, state *hub.State) for
 		gateway, _ := netip.AddrFromSlice(ip.Gateway)
 		bits, _ := ip.Address.Mask.Size()
 		subnet := netip.PrefixFrom(address.Unmap(), bits).Masked()
-		if subnet.Addr().Is4() {
-			t.Container4, t.Gateway4, t.Subnet4 = address.Unmap(), gateway.Unmap(), subnet
-		} else {
-			t.Container6, t.Gateway6, t.Subnet6 = address, gateway, subnet
-		}
-		if !slices.ContainsFunc(result.Routes, func(r *types.Route) bool {
+		away := !slices.ContainsFunc(result.Routes, func(r *types.Route) bool {
 			ones, _ := r.Dst.Mask.Size()
 			return ones == 0 && (r.Dst.IP.To4() != nil) == subnet.Addr().Is4()
-		}) {
-			t.SourceIP = conf.SourceGateway
+		})
+		if subnet.Addr().Is4() {
+			t.Container4, t.Gateway4, t.Subnet4, t.Away4 = address.Unmap(), gateway.Unmap(), subnet, away
+		} else {
+			t.Container6, t.Gateway6, t.Subnet6, t.Away6 = address, gateway, subnet, away
 		}
 	}
 	if state != nil && state.Second {

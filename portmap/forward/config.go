@@ -66,6 +66,10 @@ type Target struct {
 
 	// SourceIP is what the service sees; empty means preserve.
 	SourceIP conf.SourceIP
+
+	// Away4 and Away6 say that the container's default route of that family leads
+	// elsewhere: an answer to a client's own address would not come back.
+	Away4, Away6 bool
 }
 
 // Config says what to forward to, and how.

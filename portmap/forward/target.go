@@ -23,8 +23,8 @@ type target struct {
 // family where the container has it, the other one where it does not.
 func (c *Target) targetFor(family int) *target {
 	preserve := c.SourceIP != conf.SourceGateway
-	four := target{unix.AF_INET, c.Container4, c.Gateway4, c.Subnet4, preserve}
-	six := target{unix.AF_INET6, c.Container6, c.Gateway6, c.Subnet6, preserve}
+	four := target{unix.AF_INET, c.Container4, c.Gateway4, c.Subnet4, preserve && !c.Away4}
+	six := target{unix.AF_INET6, c.Container6, c.Gateway6, c.Subnet6, preserve && !c.Away6}
 	if family == unix.AF_INET && c.Container4.IsValid() || !c.Container6.IsValid() {
 		return &four
 	}

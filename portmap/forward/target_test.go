@@ -54,6 +54,19 @@ func TestSourceAddress(t *testing.T) {
 	}
 }
 
+// Where one family's default route leads elsewhere, clients of the other keep their address.
+func TestSourceAddressOfOneFamily(t *testing.T) {
+	for _, protocol := range []conf.Protocol{conf.TCP, conf.UDP} {
+		t.Run(string(protocol), func(t *testing.T) {
+			l := newLab(t, func(c *forward.Config) { c.Away6 = true })
+			l.serveReport(protocol, "[::]:80")
+			l.publish(mapping(protocol, 8080, 80))
+			require.Equal(t, clientFour.String(), l.seen(protocol, l.client, hostFour, 8080))
+			require.Equal(t, gatewaySix.String(), l.seen(protocol, l.client, hostSix, 8080))
+		})
+	}
+}
+
 // serveReport runs a service that reports the client's address.
 func (l *lab) serveReport(protocol conf.Protocol, at string) {
 	if protocol == conf.TCP {
