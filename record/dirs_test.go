@@ -63,7 +63,7 @@ func requireMode(t *testing.T, path string, want fs.FileMode) {
 }
 
 func TestOpenTightensTheMode(t *testing.T) {
-	for _, mode := range []fs.FileMode{0o755, 0o777, 0o701} {
+	for _, mode := range []fs.FileMode{0o755, 0o777, 0o701, 0o500, 0} {
 		dir := filepath.Join(t.TempDir(), "ambi")
 		require.NoError(t, os.Mkdir(dir, 0o700))
 		require.NoError(t, os.Chmod(dir, mode))

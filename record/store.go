@@ -30,7 +30,7 @@ type Store struct {
 }
 
 // Open makes the state folder if it is missing and makes sure that it is ours:
-// a folder and not a link, owned by our effective uid, closed to all others.
+// a folder and not a link, owned by our effective uid, open to us and closed to all others.
 func Open(dir string) (*Store, error) {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return nil, fmt.Errorf("making the parent of state folder %s: %w", dir, err)
@@ -54,7 +54,7 @@ func OpenExisting(dir string) (*Store, error) {
 		return nil, fmt.Errorf("%w: %w", fs.ErrPermission, conf.Mendf(
 			conf.Errorf(types.ErrIOFailure, "state folder %s belongs to uid %d and not to uid %d", dir, st.Uid, os.Geteuid()),
 			"set the key stateDir or XDG_RUNTIME_DIR"))
-	case st.Mode&0o077 != 0:
+	case st.Mode&0o777 != 0o700: // closed to ourselves, it would be passed over with the records in it
 		if err := os.Chmod(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("closing state folder %s to others: %w", dir, err)
 		}
