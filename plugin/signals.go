@@ -16,9 +16,22 @@ import (
 // Signals are received and not ignored: what is ignored stays so in the plugins
 // and programs that we start.
 
-// keepWriting has a write to a pipe that nobody reads fail instead of ending the
-// process half way.
-func keepWriting() { signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE) }
+// standard are the descriptors 1 and 2, which would be closed when nobody had them any more.
+var standard = [...]*os.File{os.Stdout, os.Stderr}
+
+// keepWriting has a write to a pipe that nobody reads fail instead of ending the process
+// half way, which Go does for descriptors 1 and 2 (os/signal, "SIGPIPE"); so copies of
+// them are written to. To receive the signal would do, and costs each call two threads.
+func keepWriting() {
+	for i, to := range []**os.File{&os.Stdout, &os.Stderr} {
+		fd, err := unix.FcntlInt(standard[i].Fd(), unix.F_DUPFD_CLOEXEC, 3)
+		if err != nil { // no descriptor is free
+			signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
+			return
+		}
+		*to = os.NewFile(uintptr(fd), standard[i].Name())
+	}
+}
 
 // signalContext is what a verb runs with. A signal that would end the process ends
 // the context of ADD, which then takes back what it did; DEL and GC go on, since
