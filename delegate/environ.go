@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/ambi-cni/ambi/conf"
 )
@@ -22,7 +23,7 @@ func environ(verb string, a *conf.Attachment, netns string, attached bool) []str
 		set["CNI_CONTAINERID"], set["CNI_IFNAME"] = a.ContainerID, a.IfName
 		set["CNI_NETNS"], set["CNI_ARGS"] = netns, cniArgs(a)
 	}
-	traced := traceparent.MatchString(os.Getenv("TRACEPARENT"))
+	traced := traceparent().MatchString(os.Getenv("TRACEPARENT"))
 	var env []string
 	for _, pair := range os.Environ() {
 		name, value, _ := strings.Cut(pair, "=")
@@ -38,7 +39,9 @@ func environ(verb string, a *conf.Attachment, netns string, attached bool) []str
 
 // traceparent is what a runtime calls its trace by (W3C Trace Context, section 3.2;
 // OpenTelemetry's OTEP 258 has the names of the variables, and libcni since 1.3.1 sets them).
-var traceparent = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
+var traceparent = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
+})
 
 // passedOn says whether a variable of our environment goes on to a delegate. All do
 // but those of a trace that is no trace: OTEP 258 has them checked by everybody on the

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"sync"
 
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
@@ -118,14 +119,14 @@ func (c *Chain) hasAnothers(path string, result *types100.Result) bool {
 
 // hostVeth is the name that the plugins' library gives the host's end of a veth
 // (ip.RandomVethName in containernetworking/plugins).
-var hostVeth = regexp.MustCompile(`^veth[0-9a-f]{8}$`)
+var hostVeth = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^veth[0-9a-f]{8}$`) })
 
 // isUnfinished says whether a veth is what bridge and ptp leave when they are killed
 // before they connect it: without address, down, its other end here and unused.
 func isUnfinished(link netlink.Link, there []netlink.Addr) bool {
 	peer := peerOf(link)
 	return peer != nil && len(there) == 0 && link.Attrs().Flags&net.FlagUp == 0 &&
-		peer.Attrs().MasterIndex == 0 && hostVeth.MatchString(peer.Attrs().Name)
+		peer.Attrs().MasterIndex == 0 && hostVeth().MatchString(peer.Attrs().Name)
 }
 
 // peerOf is the end of a veth that is in our own namespace; nil when none is.

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -80,12 +81,12 @@ func pastaVersion(said string) string {
 // 8d2f8c4, b3217aa and a947839).
 const pastaMended = "20251002"
 
-var pastaDate = regexp.MustCompile(`20\d\d_?\d\d_?\d\d`)
+var pastaDate = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`20\d\d_?\d\d_?\d\d`) })
 
 // warning is empty for a build without the known faults. One that does not say which it is
 // counts as old: those of today do.
 func (p *pastaProgram) warning() string {
-	date := strings.ReplaceAll(pastaDate.FindString(p.Version), "_", "")
+	date := strings.ReplaceAll(pastaDate().FindString(p.Version), "_", "")
 	if date >= pastaMended {
 		return ""
 	}
