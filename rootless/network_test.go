@@ -5,15 +5,18 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"testing"
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/e2e/lab/unit"
 	"github.com/ambi-cni/ambi/rootless/plan"
+	"github.com/ambi-cni/ambi/rootless/supervisor"
 )
 
 // attachment is one whose plugin entry has these members.
@@ -125,4 +128,12 @@ func TestTargetOf(t *testing.T) {
 			require.NotEqual(t, conf.SourceGateway, target.SourceIP)
 		})
 	}
+}
+
+// TestMute: a supervisor has ended only when nobody listens.
+func TestMute(t *testing.T) {
+	unit.RequireError(t, mute(os.NewSyscallError("connect", unix.ECONNREFUSED)), conf.ErrNetwork, "its supervisor has ended: connect: connection refused")
+	beset := fmt.Errorf("%w: %w", supervisor.ErrBeset, os.NewSyscallError("read", unix.ECONNRESET))
+	unit.RequireError(t, mute(beset), types.ErrTryAgainLater, "its supervisor is there, but it hangs up, since other programs keep its control socket busy: read: connection reset by peer")
+	unit.RequireError(t, mute(os.NewSyscallError("connect", os.ErrDeadlineExceeded)), types.ErrTryAgainLater, "its supervisor is there and does not answer in time")
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -245,7 +244,10 @@ func controlOfHub(h hub.Hub) supervisor.Control { return supervisor.Control(h.Pa
 
 // mute is the error of a hub that does not answer.
 func mute(err error) error {
-	if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.ECONNREFUSED) {
+	if errors.Is(err, supervisor.ErrBeset) {
+		return conf.Mendf(conf.Errorf(types.ErrTryAgainLater, "its supervisor is there, but %v", err), "find them (ss -xp shows who is connected to the socket), end them and try again")
+	}
+	if errors.Is(err, unix.ECONNREFUSED) {
 		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "its supervisor has ended: %v", err), "call DEL and ADD again; the log may say why")
 	}
 	if !errors.Is(err, os.ErrDeadlineExceeded) {

@@ -57,18 +57,41 @@ func (c Control) dial() (*net.UnixConn, error) {
 	}
 	defer folder.Close()
 	deadline := time.Now().Add(controlTimeout)
-	for {
-		conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: name, Net: "unix"})
-		if errors.Is(err, unix.EAGAIN) && time.Now().Before(deadline) {
-			time.Sleep(5 * time.Millisecond) // more wait to be answered than may
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		_ = conn.SetDeadline(deadline)
-		return conn, nil
+	conn, err := connect(name, deadline)
+	if err != nil {
+		return nil, err
 	}
+	_ = conn.SetDeadline(deadline)
+	return conn, nil
+}
+
+// connect waits in the kernel when more wait to be answered than may: there everyone has a
+// turn, and who only looks in now and then finds the place of another that is faster.
+func connect(name string, deadline time.Time) (*net.UnixConn, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
+	for err = unix.EINTR; errors.Is(err, unix.EINTR); {
+		left := unix.NsecToTimeval(max(time.Until(deadline), time.Millisecond).Nanoseconds())
+		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &left); err != nil {
+			return nil, os.NewSyscallError("setsockopt", err)
+		}
+		err = unix.Connect(fd, &unix.SockaddrUnix{Name: name})
+	}
+	if errors.Is(err, unix.EAGAIN) {
+		return nil, os.NewSyscallError("connect", os.ErrDeadlineExceeded)
+	}
+	if err != nil {
+		return nil, os.NewSyscallError("connect", err)
+	}
+	conn, err := net.FileConn(f)
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.UnixConn), nil
 }
 
 // backlog is how many may wait to be answered: all members of a hub at once.
@@ -201,17 +224,35 @@ func (c Control) call(r request, sockets ...forward.Socket) (*Status, error) {
 	return status, err
 }
 
-// exchange asks and has the answer read, again where a supervisor hangs up that is beset by
-// others before it has read the request (see waiting).
+// ErrBeset is of a supervisor that is there, and on which others are so many that it has hung
+// up on us again and again.
+var ErrBeset = errors.New("it hangs up, since other programs keep its control socket busy")
+
+// besetPatience is how long one asks again: a DEL that fails may be the last.
+const besetPatience = time.Minute
+
+// exchange asks and has the answer read.
 func (c Control) exchange(r request, files []*os.File, read func(*net.UnixConn) error) error {
-	for deadline := time.Now().Add(controlTimeout); ; {
+	return insist(time.Now().Add(besetPatience), func() error {
 		conn, err := c.ask(r, files)
-		if err == nil {
-			err = read(conn)
-			conn.Close()
-		}
-		if !hungUp(err) || time.Now().After(deadline) {
+		if err != nil {
 			return err
+		}
+		defer conn.Close()
+		return read(conn)
+	})
+}
+
+// insist asks again where a supervisor hangs up, which is beset by others then and has not read
+// the request (see waiting). One that has ended refuses instead.
+func insist(deadline time.Time, ask func() error) error {
+	for {
+		err := ask()
+		if !hungUp(err) {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%w: %w", ErrBeset, err)
 		}
 	}
 }

@@ -173,7 +173,7 @@ const LargestConfig = requestLimit - 1<<20
 
 // serveControl answers callers of the given uid until the listener is closed.
 func serveControl(l *net.UnixListener, owner int, log *slog.Logger, answer func(request, []*os.File) reply) {
-	w := &waiting{}
+	w := newWaiting()
 	for {
 		conn, err := l.AcceptUnix()
 		if errors.Is(err, net.ErrClosed) {
@@ -184,48 +184,57 @@ func serveControl(l *net.UnixListener, owner int, log *slog.Logger, answer func(
 			time.Sleep(100 * time.Millisecond) // out of descriptors: the next one may do
 			continue
 		}
-		w.pace()
-		go serveOne(w, conn, owner, log, answer)
+		peer, err := peerCredentials(conn)
+		if err != nil || int(peer.Uid) != owner {
+			log.Warn("control socket: refused a caller", "peer", peer, "error", err)
+			_ = send(conn, reply{Error: conf.Errorf(types.ErrDecodingFailure, "control request: it is of another user")}, nil)
+			conn.Close()
+			continue
+		}
+		one := w.add(conn, peer.Pid)
+		go serveOne(w, one, log, answer)
 	}
 }
 
-func serveOne(w *waiting, conn *net.UnixConn, owner int, log *slog.Logger, answer func(request, []*os.File) reply) {
+func serveOne(w *waiting, conn *waiter, log *slog.Logger, answer func(request, []*os.File) reply) {
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(controlTimeout))
-	peer, err := peerCredentials(conn)
-	if err != nil || int(peer.Uid) != owner {
-		log.Warn("control socket: refused a caller", "peer", peer, "error", err)
-		return
-	}
-	w.add(conn)
-	r, files, err := readRequest(conn)
-	kept := w.done(conn)
-	if !kept || errors.Is(err, errHungUp) {
-		closeAll(files)
-		return // it had to make room, or looked whether we are here
+	r, files, err := readRequest(conn.UnixConn)
+	if goes := w.done(conn); err != nil && (goes || errors.Is(err, errHungUp)) {
+		return // it had to make room, and will ask again, or looked whether we are here
 	}
 	out := reply{}
 	if err != nil {
 		out.Error = conf.Errorf(types.ErrDecodingFailure, "control request: %v", err)
 	} else {
 		_ = conn.SetDeadline(time.Now().Add(r.patience()))
-		r.caller = untilHangUp(conn)
+		r.caller = untilHangUp(conn.UnixConn)
 		out = answer(r, files)
 	}
-	if err := send(conn, out, out.files); err != nil {
+	if err := send(conn.UnixConn, out, out.files); err != nil {
 		log.Warn("control socket: reply", "error", err)
 	}
 	closeAll(out.files)
 }
 
-// untilHangUp ends when the caller closes the connection, having said all, or we do.
+// untilHangUp ends when the caller closes the connection, or we do. It does not read, which
+// would end at once on a connection that was to make room.
 func untilHangUp(conn *net.UnixConn) context.Context {
 	ctx, hungUp := context.WithCancel(context.Background())
 	go func() {
 		defer hungUp()
-		_, _ = conn.Read(make([]byte, 1))
+		if raw, err := conn.SyscallConn(); err == nil {
+			_ = raw.Read(closed)
+		}
 	}()
 	return ctx
+}
+
+// closed says that nobody has the other end of a socket any more.
+func closed(fd uintptr) bool {
+	p := []unix.PollFd{{Fd: int32(fd)}}
+	_, err := unix.Poll(p, 0)
+	return err == nil && p[0].Revents&unix.POLLHUP != 0
 }
 
 // patience is how long an answer may take.

@@ -6,10 +6,12 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/stretchr/testify/require"
@@ -73,6 +75,13 @@ func (c *countingReader) Read(b []byte) (int, error) {
 // startControl serves a control socket whose name is too long for bind(2).
 func startControl(t *testing.T, answer func(request, []*os.File) reply) Control {
 	t.Helper()
+	path, l := listen(t)
+	go serveControl(l, os.Geteuid(), slog.New(slog.DiscardHandler), answer)
+	return path
+}
+
+func listen(t *testing.T) (Control, *net.UnixListener) {
+	t.Helper()
 	path := Control(filepath.Join(longFolder(t), "x.sock"))
 	f, err := path.Listen()
 	require.NoError(t, err)
@@ -80,8 +89,7 @@ func startControl(t *testing.T, answer func(request, []*os.File) reply) Control 
 	require.NoError(t, err)
 	f.Close()
 	t.Cleanup(func() { l.Close() })
-	go serveControl(l.(*net.UnixListener), os.Geteuid(), slog.New(slog.DiscardHandler), answer)
-	return path
+	return path, l.(*net.UnixListener)
 }
 
 // longFolder is a folder whose sockets have names too long for bind(2).
@@ -168,4 +176,141 @@ func TestControlSocketReplacesAStaleOne(t *testing.T) {
 	require.ErrorIs(t, err, unix.ECONNREFUSED)
 	_, err = (path + "x").call(request{Op: opStatus})
 	require.ErrorIs(t, err, os.ErrNotExist)
+}
+
+// besetVariable names the socket that this process is to beset.
+const besetVariable = "AMBI_TEST_BESET"
+
+// TestBeset is the process that besets the socket of others: it keeps more connections than
+// may wait, says half of a request on each, and returns when it was hung up on.
+func TestBeset(t *testing.T) {
+	path := Control(os.Getenv(besetVariable))
+	if path == "" {
+		t.Skip("the tests below run it, in a process of its own")
+	}
+	var held []*net.UnixConn
+	for range 3 * mostWaiting {
+		conn, err := path.dial()
+		require.NoError(t, err)
+		defer conn.Close()
+		require.NoError(t, conn.SetDeadline(time.Time{}))
+		_, _ = conn.Write([]byte(`{"op":"sta`)) // it may have hung up
+		held = append(held, conn)
+	}
+	_, err := held[0].Read(make([]byte, 1))
+	require.True(t, hungUp(err), "%v", err)
+	// In one's own way.
+	for _, conn := range held[:2*mostWaiting] {
+		_, err := conn.Read(make([]byte, 1))
+		require.True(t, hungUp(err), "%v", err)
+	}
+}
+
+// TestControlSocketBeset: a process that keeps connections and says half of what it wants
+// is in its own way, and not in that of another which takes its time.
+func TestControlSocketBeset(t *testing.T) {
+	path := startControl(t, func(request, []*os.File) reply { return reply{Status: &Status{PID: 7}} })
+	conn, err := path.dial()
+	require.NoError(t, err)
+	defer conn.Close()
+	require.NoError(t, conn.SetDeadline(time.Time{}))
+	_, err = conn.Write([]byte(`{"op":`))
+	require.NoError(t, err)
+
+	beset := exec.Command(os.Args[0], "-test.run=^TestBeset$")
+	beset.Env = append(os.Environ(), besetVariable+"="+string(path))
+	said, err := beset.CombinedOutput()
+	require.NoError(t, err, "%s", said)
+
+	_, err = conn.Write([]byte(`"status"}` + "\n"))
+	require.NoError(t, err)
+	status, err := decodeReply(conn)
+	require.NoError(t, err)
+	require.Equal(t, 7, status.PID)
+}
+
+// TestWhoMakesRoomIsAnswered: what was said before one has to make room has its answer, and its
+// caller is there until that closes the connection.
+func TestWhoMakesRoomIsAnswered(t *testing.T) {
+	w := newWaiting()
+	client, first := pair(t)
+	require.NoError(t, send(client, request{Op: opStatus}, nil))
+	one := w.add(first, 1)
+	for range mostWaiting - 1 {
+		_, conn := pair(t)
+		w.add(conn, 1)
+	}
+	added := make(chan *waiter)
+	go func() {
+		_, conn := pair(t)
+		added <- w.add(conn, 1)
+	}()
+	// It is told to go: nothing more can be said.
+	require.Eventually(t, func() bool { return send(client, request{}, nil) != nil }, time.Minute, time.Millisecond)
+	r, _, err := readRequest(one.UnixConn)
+	require.NoError(t, err)
+	require.Equal(t, opStatus, r.Op)
+	require.True(t, w.done(one))
+	w.done(<-added)
+
+	caller := untilHangUp(one.UnixConn)
+	require.NoError(t, send(one.UnixConn, reply{Status: &Status{PID: 7}}, nil))
+	status, err := decodeReply(client)
+	require.NoError(t, err)
+	require.Equal(t, 7, status.PID)
+	require.NoError(t, caller.Err())
+	client.Close()
+	<-caller.Done()
+}
+
+// pair is a connection and its other end.
+func pair(t *testing.T) (one, other *net.UnixConn) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	require.NoError(t, err)
+	var conns []*net.UnixConn
+	for _, fd := range fds {
+		f := os.NewFile(uintptr(fd), "pair")
+		conn, err := net.FileConn(f)
+		require.NoError(t, err)
+		f.Close()
+		t.Cleanup(func() { conn.Close() })
+		conns = append(conns, conn.(*net.UnixConn))
+	}
+	return conns[0], conns[1]
+}
+
+// TestControlSocketTellsWhoIsThere: one that hangs up is there, one that has ended refuses.
+func TestControlSocketTellsWhoIsThere(t *testing.T) {
+	path, l := listen(t)
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			conn.Close()
+		}
+	}()
+	ask := func() error {
+		conn, err := path.ask(request{Op: opStatus}, nil)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		_, err = decodeReply(conn)
+		return err
+	}
+	require.ErrorIs(t, insist(time.Now(), ask), ErrBeset)
+	l.Close()
+	err := insist(time.Now().Add(time.Hour), ask)
+	require.ErrorIs(t, err, unix.ECONNREFUSED)
+	require.NotErrorIs(t, err, ErrBeset)
+}
+
+// TestControlSocketOfAnotherUser: who is refused is told so.
+func TestControlSocketOfAnotherUser(t *testing.T) {
+	path, l := listen(t)
+	go serveControl(l, os.Geteuid()+1, slog.New(slog.DiscardHandler), nil)
+	_, err := path.call(request{Op: opStatus})
+	unit.RequireError(t, err, types.ErrDecodingFailure, "it is of another user")
 }

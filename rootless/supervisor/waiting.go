@@ -4,49 +4,71 @@ import (
 	"net"
 	"slices"
 	"sync"
-	"time"
 )
 
 // waiting are the connections on which a request is still to come, in their order. Callers
 // say what they want at once; one that does not, or says half of it, keeps a descriptor, and
-// up to filesAtOnce more that came along. Beyond so many the oldest has to go.
+// up to filesAtOnce more that came along. Beyond so many one of the process that has most of
+// them has to go, so that who besets us is in his own way and not in that of a verb.
 type waiting struct {
 	mu    sync.Mutex
-	conns []*net.UnixConn
+	room  sync.Cond // one is done
+	conns []*waiter
 }
 
-const (
-	mostWaiting = 32
-	waitingTurn = 2 * time.Millisecond // in which those that have said all are read
-)
-
-// pace gives those that are read the time for it.
-func (w *waiting) pace() {
-	w.mu.Lock()
-	full := len(w.conns) >= mostWaiting
-	w.mu.Unlock()
-	if full {
-		time.Sleep(waitingTurn)
-	}
+type waiter struct {
+	*net.UnixConn
+	process int32
+	goes    bool
 }
 
-// add is called by who is about to read, so that nobody has to go who has not been looked at.
-func (w *waiting) add(conn *net.UnixConn) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if len(w.conns) >= mostWaiting {
-		w.conns[0].Close()
-		w.conns = w.conns[1:]
-	}
-	w.conns = append(w.conns, conn)
+const mostWaiting = 32
+
+func newWaiting() *waiting {
+	w := &waiting{}
+	w.room.L = &w.mu
+	return w
 }
 
-// done says that all is read. Without kept the connection had to go, and who asked will ask
-// again.
-func (w *waiting) done(conn *net.UnixConn) (kept bool) {
+// add returns when there is room for one more.
+func (w *waiting) add(conn *net.UnixConn, process int32) *waiter {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	kept = slices.Contains(w.conns, conn)
-	w.conns = slices.DeleteFunc(w.conns, func(other *net.UnixConn) bool { return other == conn })
-	return kept
+	for len(w.conns) >= mostWaiting {
+		if one := w.besetter(); one != nil {
+			one.goes = true
+			// What it has said until now can be read, and has an answer if it was all. To close
+			// the connection would throw that away.
+			_ = one.CloseRead()
+		}
+		w.room.Wait()
+	}
+	one := &waiter{UnixConn: conn, process: process}
+	w.conns = append(w.conns, one)
+	return one
+}
+
+// besetter is the oldest connection of the process that has the most; nil when all go.
+func (w *waiting) besetter() (oldest *waiter) {
+	of := map[int32]int{}
+	for _, one := range w.conns {
+		if !one.goes {
+			of[one.process]++
+		}
+	}
+	for _, one := range w.conns {
+		if !one.goes && (oldest == nil || of[one.process] > of[oldest.process]) {
+			oldest = one
+		}
+	}
+	return oldest
+}
+
+// done says that all is read, and returns whether it had to go.
+func (w *waiting) done(one *waiter) (goes bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.conns = slices.DeleteFunc(w.conns, func(other *waiter) bool { return other == one })
+	w.room.Signal()
+	return one.goes
 }
