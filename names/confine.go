@@ -11,7 +11,7 @@ import (
 
 // confine gives up what the server of a network has as root and does not need: every
 // capability, the way to new ones, and, where the kernel has Landlock (Linux 5.13,
-// landlock(7)), to write anything outside the state folder, to start a program, and to
+// landlock(7)), to write anything outside the state folder, to start another program, and to
 // signal others (Linux 6.12). Its sockets it has already. It stays uid 0, whose are the
 // records.
 func confine(stateDir string) error {
@@ -67,7 +67,11 @@ func landlock(stateDir string) error {
 		return errno
 	}
 	defer unix.Close(int(rules))
-	for path, rights := range map[string]uint64{"/": readOnly, stateDir: ask.Handled_access_fs &^ unix.LANDLOCK_ACCESS_FS_EXECUTE} {
+	for path, rights := range map[string]uint64{
+		"/":              readOnly,
+		stateDir:         ask.Handled_access_fs &^ unix.LANDLOCK_ACCESS_FS_EXECUTE,
+		"/proc/self/exe": unix.LANDLOCK_ACCESS_FS_EXECUTE | unix.LANDLOCK_ACCESS_FS_READ_FILE, // its twin
+	} {
 		if err := allow(rules, path, rights); err != nil {
 			return err
 		}

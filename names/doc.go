@@ -22,6 +22,7 @@
 //	listen.go      the sockets on which queries come
 //	place.go       the server of a network as root: started, found, ended
 //	process.go     its process
+//	twin.go        the one that takes its place when it dies
 //	confine.go     what that gives up
 //
 // It may import record, flock, memory and conf.

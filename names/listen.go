@@ -62,8 +62,12 @@ func listen(a netip.Addr, kind int, device string, socket func(domain, kind, pro
 	return os.NewFile(uintptr(fd), "name server "+what), nil
 }
 
-// sendBuffer is in bytes; the kernel takes wmem_max if that is less, and doubles it (socket(7)).
-const sendBuffer = 4 << 20
+// Buffers, in bytes; the kernel takes wmem_max or rmem_max if that is less, and doubles it
+// (socket(7)).
+const (
+	sendBuffer    = 4 << 20
+	receiveBuffer = 1 << 20 // some seconds of questions: the server may have ended, and its twin begin
+)
 
 // prepare sets what has to be set before bind(2). The address may not be usable yet, as one
 // of IPv6 is not before it is known to be nobody else's.
@@ -81,6 +85,9 @@ func prepare(fd, family, kind int, device string) error {
 		// What waits for a container that does not answer ARP is kept for three seconds, as much
 		// of it as a socket may send as a rule (arp(7), unres_qlen_bytes): nobody else shall wait.
 		errs = append(errs, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, sendBuffer))
+		if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) != nil { // without root
+			errs = append(errs, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer))
+		}
 	}
 	if err := unix.BindToDevice(fd, device); err != nil && !errors.Is(err, unix.EPERM) { // without root before Linux 5.7
 		errs = append(errs, err)

@@ -39,7 +39,11 @@ func (s *State) same(other *State) bool {
 	return s.Device == other.Device && s.Index == other.Index && slices.Equal(s.Addresses, other.Addresses)
 }
 
-const placeSuffix = ".names"
+const (
+	placeSuffix = ".names"
+	stateFile   = "server.json"
+	pairFile    = "pair.json"
+)
 
 // Dir is its folder.
 func (p Place) Dir() string {
@@ -57,17 +61,32 @@ func (p Place) path(file string) string { return filepath.Join(p.Dir(), file) }
 // LogFile is its log.
 func (p Place) LogFile() string { return p.path("log") }
 
-// Running is what was started, if it lives; nil otherwise.
+// Running is what was started, with the process that is the server now, or is about to be;
+// nil without one that lives.
 func (p Place) Running() *State {
 	s, err := p.load()
-	if err != nil || !s.Alive() {
+	if err != nil {
 		return nil
 	}
-	return s
+	for _, process := range append(p.pair(), s.Process) {
+		if process.Alive() {
+			s.Process = process
+			return s
+		}
+	}
+	return nil
+}
+
+// pair are the server and its twin, as it has written them down itself.
+func (p Place) pair() (pair []record.Process) {
+	if b, err := os.ReadFile(p.path(pairFile)); err == nil {
+		_ = json.Unmarshal(b, &pair) // none, if it is unreadable
+	}
+	return pair
 }
 
 func (p Place) load() (*State, error) {
-	b, err := os.ReadFile(p.path("server.json"))
+	b, err := os.ReadFile(p.path(stateFile))
 	if err != nil {
 		return nil, err
 	}
@@ -134,7 +153,15 @@ func indexOf(device string) (int, error) {
 
 // stop ends the server, whatever is left of it. Only who is alone may.
 func (p Place) stop(ctx context.Context) error {
-	if s, err := p.load(); err == nil {
+	for ctx.Err() == nil {
+		s := p.Running()
+		if s == nil {
+			break
+		}
+		// Both at once, or the one would take the other's place: they are a process group.
+		if group, err := unix.Getpgid(s.PID); err == nil && s.Alive() && group != unix.Getpgrp() {
+			_ = unix.Kill(-group, unix.SIGKILL)
+		}
 		if err := s.Stop(ctx); err != nil {
 			return p.errorf(err)
 		}

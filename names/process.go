@@ -8,8 +8,10 @@ import (
 	"os/exec"
 	"os/signal"
 	"runtime/debug"
+	"strconv"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -19,7 +21,8 @@ import (
 )
 
 // Role is the first argument of a process that is to be a name server; the state folder
-// and the network follow.
+// and the network follow, and for one that takes another's place how many before it ended
+// soon.
 const Role = "nameserver"
 
 // The descriptors that it is started with, beside standard error, which is its log.
@@ -49,10 +52,11 @@ func (p Place) start(s *State) error {
 		return p.errorf(err)
 	}
 	defer log.Close()
+	_ = os.Remove(p.path(pairFile)) // of one before
 	if s.Process, err = p.run(append([]*os.File{alive}, files...), log); err != nil {
 		return p.errorf(err)
 	}
-	return p.save(s)
+	return p.save(stateFile, s)
 }
 
 // run starts this very program as the server.
@@ -77,16 +81,25 @@ func (p Place) run(files []*os.File, log *os.File) (record.Process, error) {
 	return process, cmd.Process.Release()
 }
 
-func (p Place) save(s *State) error {
-	b, err := json.Marshal(s)
+// present writes down that this process is the server, and who its twin is.
+func (p Place) present(twin *record.Process) error {
+	server, err := record.ProcessOf(os.Getpid())
+	if err != nil {
+		return p.errorf(err)
+	}
+	return p.save(pairFile, []record.Process{server, *twin})
+}
+
+func (p Place) save(file string, what any) error {
+	b, err := json.Marshal(what)
 	if err != nil {
 		return err
 	}
-	file, half := p.path("server.json"), p.path("server.json.tmp")
+	half := p.path(file + ".tmp")
 	if err := os.WriteFile(half, b, 0o600); err != nil {
 		return p.errorf(err)
 	}
-	return p.errorf(os.Rename(half, file))
+	return p.errorf(os.Rename(half, p.path(file)))
 }
 
 func closeAll(files []*os.File) {
@@ -95,8 +108,15 @@ func closeAll(files []*os.File) {
 	}
 }
 
+const processName = "ambi"
+
 // Main is the main function of the server process; it returns the exit status.
 func Main(args []string) int {
+	// For ps and pgrep. It is the name of this thread, which is still the first one; the file
+	// with the process's name cannot be written by one that was a twin.
+	var name [8]byte
+	copy(name[:], processName)
+	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name)), 0, 0, 0)
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	if err := serve(args, log); err != nil {
 		log.Error("name server", "error", err)
@@ -113,10 +133,9 @@ const lookEvery = 10 * time.Second
 const trimAfter = 300 * time.Millisecond
 
 func serve(args []string, log *slog.Logger) error {
-	const folderAndNetwork = 2
-	args = append(args, make([]string, folderAndNetwork)...) // ambi itself starts it, with both
+	const first = 2
+	args = append(args, make([]string, first)...) // ambi itself starts it, with both
 	debug.SetGCPercent(50)
-	_ = os.WriteFile("/proc/self/comm", []byte("ambi"), 0) // for ps and pgrep
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, unix.SIGTERM, unix.SIGINT)
 	signal.Ignore(unix.SIGHUP, unix.SIGPIPE)
@@ -125,24 +144,58 @@ func serve(args []string, log *slog.Logger) error {
 		return err
 	}
 	p := Place{store, args[1]}
-	if err := confine(args[0]); err != nil {
-		log.Warn("giving up rights", "error", err)
+	again := len(args) > 2*first // then the rights are given up already
+	if !again {
+		if err := confine(args[0]); err != nil {
+			log.Warn("giving up rights", "error", err)
+		}
 	}
 	server := New(store, p.Network, ResolvConf)
 	defer server.Close()
-	if err := server.Serve(inherited()); err != nil {
+	sockets := inherited()
+	files, err := duplicates(sockets)
+	if err == nil {
+		err = server.Serve(files)
+	}
+	if err != nil {
 		return err
 	}
+	l := life{place: p, sockets: sockets, log: log}
+	if again {
+		l.quick, _ = strconv.Atoi(args[first])
+		log.Warn("the name server had ended, its twin is the server now", "network", p.Network)
+	}
+	defer l.endTwin()
+	return l.wait(server, signals)
+}
+
+// life is that of the process.
+type life struct {
+	place   Place
+	sockets int
+	quick   int // servers before it that ended soon
+	twin    *record.Process
+	log     *slog.Logger
+}
+
+// wait sees to the twin, until a signal comes or nobody is left.
+func (l *life) wait(server *Server, signals <-chan os.Signal) error {
+	ended := make(chan os.Signal, 1)
+	signal.Notify(ended, unix.SIGCHLD)
+	l.seeToTwin()
 	started := time.AfterFunc(trimAfter, memory.GiveBack)
 	defer started.Stop()
 	for asked := uint64(0); ; {
 		select {
 		case <-signals:
 			return nil
+		case <-ended:
+			l.seeToTwin()
 		case <-time.After(lookEvery):
-			if p.deserted() {
+			if l.place.deserted(l.endTwin) {
 				return nil
 			}
+			l.seeToTwin()
 			if now := server.asked.Load(); now != asked {
 				asked = now
 				memory.GiveBack()
@@ -151,19 +204,57 @@ func serve(args []string, log *slog.Logger) error {
 	}
 }
 
-// inherited are the sockets that we were given.
-func inherited() (files []*os.File) {
-	for fd := socketFD; ; fd++ {
-		if _, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); err != nil {
-			return files
-		}
-		unix.CloseOnExec(fd)
-		files = append(files, os.NewFile(uintptr(fd), "name server"))
+// seeToTwin has a twin live. Without one this goes on alone, and tries again later.
+func (l *life) seeToTwin() {
+	if l.twin != nil && !reap(l.twin) {
+		return
+	}
+	lost := l.twin != nil
+	var err error
+	if l.twin, err = startTwin(l.place.Store.Dir(), l.place.Network, l.sockets, l.quick); err == nil {
+		err = l.place.present(l.twin)
+	}
+	if lost || err != nil {
+		l.log.Warn("the name server's twin had ended, or could not be started", "network", l.place.Network, "error", err)
 	}
 }
 
-// deserted says that nobody is there any more, nor coming, and removes what is on disk.
-func (p Place) deserted() bool {
+// endTwin ends the twin, before this process ends for good.
+func (l *life) endTwin() {
+	if l.twin != nil {
+		_ = unix.Kill(l.twin.PID, unix.SIGKILL) // our child, whose end we have not seen
+		_, _ = unix.Wait4(l.twin.PID, nil, 0, nil)
+		l.twin = nil
+	}
+}
+
+// inherited says how many sockets we were given, and keeps them from others.
+func inherited() (sockets int) {
+	for fd := socketFD; ; fd++ {
+		if _, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); err != nil {
+			return sockets
+		}
+		unix.CloseOnExec(fd)
+		sockets++
+	}
+}
+
+// duplicates are the sockets for this process; the ones we were given are the twin's.
+func duplicates(sockets int) (files []*os.File, err error) {
+	for i := range sockets {
+		fd, err := unix.FcntlInt(uintptr(socketFD+i), unix.F_DUPFD_CLOEXEC, socketFD+sockets+1)
+		if err != nil {
+			closeAll(files)
+			return nil, os.NewSyscallError("fcntl", err)
+		}
+		files = append(files, os.NewFile(uintptr(fd), "name server"))
+	}
+	return files, nil
+}
+
+// deserted says that nobody is there any more, nor coming, and removes what is on disk after
+// the last that is to be done.
+func (p Place) deserted(last func()) bool {
 	if members, err := Members(p.Store, p.Network); err != nil || len(members) > 0 {
 		return false
 	}
@@ -177,6 +268,7 @@ func (p Place) deserted() bool {
 	if members, err := Members(p.Store, p.Network); err != nil || len(members) > 0 {
 		return false
 	}
+	last()
 	_ = os.RemoveAll(p.Dir())
 	return true
 }

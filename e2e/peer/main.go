@@ -10,6 +10,8 @@
 //	                      own, ":4000", and of all at the same time
 //	peer get URL          print the answer of an HTTP server
 //	peer lookup DNS NAME  print the address of a name
+//	peer questions DNS NAME RATE TIME  ask for the address of a name so many times a second,
+//	                      each time once; prints what was lost, and the longest wait
 //	peer ping ADDR [SIZE] ask for an ICMP echo of so many bytes until one comes (needs root)
 //	peer hold tcp|udp ADDR  bind and do nothing
 //	peer pause            do nothing, until SIGTERM or SIGINT
@@ -112,6 +114,7 @@ func run(args []string) error {
 		"flood":       {2, flood},
 		"rate":        {2, rate},
 		"scan":        {3, scan},
+		"questions":   {4, questions},
 	}
 	variadic := map[string]command{
 		"snapshot":  {1, func(a []string) error { return snapshot.Options{Ignore: a[1:]}.Take().Save(a[0]) }},

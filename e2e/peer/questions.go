@@ -1,0 +1,114 @@
+package main
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// questions asks a name server for the address of a name, so many times a second for so
+// long, each question once, and prints what became of them.
+func questions(args []string) error {
+	rate, err := strconv.Atoi(args[2])
+	if err != nil {
+		return err
+	}
+	length, err := time.ParseDuration(args[3])
+	if err != nil {
+		return err
+	}
+	conn, err := net.Dial("udp", args[0])
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	a := asked{sent: map[uint16]time.Time{}}
+	ended := make(chan error, 1)
+	go func() { ended <- a.listen(conn) }()
+	began := time.Now()
+	for n := 0; time.Since(began) < length; n++ {
+		time.Sleep(time.Until(began.Add(time.Duration(n) * time.Second / time.Duration(rate))))
+		a.note(uint16(n))
+		// The kernel may tell of an earlier one here that nobody was at the port.
+		_, _ = conn.Write(questionFor(args[1], uint16(n)))
+	}
+	_ = conn.SetReadDeadline(time.Now().Add(again))
+	a.finish(conn)
+	if err := <-ended; err != nil && !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	fmt.Printf("asked %d, failed %d, lost %d, the longest wait %d ms\n", a.answered+a.failed+len(a.sent), a.failed, len(a.sent), a.longest.Milliseconds())
+	return nil
+}
+
+// asked is what became of the questions.
+type asked struct {
+	mu               sync.Mutex
+	sent             map[uint16]time.Time // those without an answer
+	over             bool                 // no more are sent
+	answered, failed int
+	longest          time.Duration // from a question to its answer
+}
+
+func (a *asked) note(id uint16) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.sent[id] = time.Now()
+}
+
+// finish has listen end when there is nothing to wait for any more.
+func (a *asked) finish(conn net.Conn) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.over = true; len(a.sent) == 0 {
+		conn.Close()
+	}
+}
+
+func (a *asked) listen(conn net.Conn) error {
+	b := make([]byte, 512)
+	for {
+		n, err := conn.Read(b)
+		if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		if err != nil || n < 12 {
+			continue // by ICMP, of nobody there
+		}
+		if a.take(b[:n]) {
+			return nil
+		}
+	}
+}
+
+func (a *asked) take(msg []byte) (done bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	id := binary.BigEndian.Uint16(msg)
+	if since, ok := a.sent[id]; ok {
+		delete(a.sent, id)
+		a.longest = max(a.longest, time.Since(since))
+		if msg[3]&0xf == 0 && binary.BigEndian.Uint16(msg[6:]) > 0 {
+			a.answered++
+		} else {
+			a.failed++
+		}
+	}
+	return a.over && len(a.sent) == 0
+}
+
+// questionFor is a question for the IPv4 addresses of a name (RFC 1035, section 4).
+func questionFor(name string, id uint16) []byte {
+	msg := binary.BigEndian.AppendUint16(nil, id)
+	msg = append(msg, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0)
+	for label := range strings.SplitSeq(name, ".") {
+		msg = append(append(msg, byte(len(label))), label...)
+	}
+	return append(msg, 0, 0, 1, 0, 1)
+}
