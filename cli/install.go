@@ -90,10 +90,7 @@ func nodeFlags(c *cobra.Command, n *install.Node) {
 }
 
 func (a *app) install(ctx context.Context, n *install.Node, o installOptions) error {
-	self, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("looking for ambi's own program: %w", err)
-	}
+	const self = "/proc/self/exe"           // also when it is taken away from its own folder
 	program, list, last := false, false, "" // what is done, and with which text
 	once := func(ctx context.Context) error {
 		text, err := o.text()

@@ -3,6 +3,7 @@ package install
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"path/filepath"
 	"time"
 
@@ -10,9 +11,6 @@ import (
 
 	"github.com/ambi-cni/ambi/conf"
 )
-
-// ErrNoConflist says that the node has no conflist yet that ambi could be added to.
-var ErrNoConflist = errors.New("the node has no conflist yet")
 
 // Chain has ambi publish the ports in the conflist that runtimes use: the first of the
 // folder that is one. Where that has ambi already, nothing is changed.
@@ -45,12 +43,13 @@ func (n Node) chainOnce(d folder) (done bool, err error) {
 	swapped, err := d.swap(file, text, l.withAmbi(), looks)
 	if swapped {
 		n.Tell("added ambi to %s", d.path(file))
+		n.tellFirst(d, file)
 	}
 	return swapped, err
 }
 
-// used is the conflist that runtimes use. The error of one that is being written, and of
-// none, wraps ErrNoConflist.
+// used is the conflist that runtimes use. One that cannot be edited is an error, and not
+// passed over: the next one is another network.
 func (n Node) used(d folder) (file string, text []byte, l *list, looks look, err error) {
 	files, err := confFiles(d.Name())
 	if err != nil {
@@ -63,31 +62,28 @@ func (n Node) used(d folder) (file string, text []byte, l *list, looks look, err
 			continue
 		}
 		text, l, looks, err := readWhole(d.path(file))
-		if err == nil {
+		switch {
+		case err == nil:
 			return file, text, l, looks, nil
+		case errors.Is(err, fs.ErrNotExist):
+			continue // it went meanwhile
 		}
-		why = conf.Message(err)
+		return "", nil, nil, look{}, conf.Mendf(conf.Errorf(types.ErrTryAgainLater, "folder %s: the conflist that runtimes take first cannot be added to: %s", d.Name(), conf.Message(err)), "have its owner write it anew, or take it away; --watch goes on then")
 	}
-	return "", nil, nil, look{}, noConflist{conf.Mendf(conf.Errorf(types.ErrTryAgainLater, "folder %s: no conflist to add ambi to: %s", d.Name(), why), "install the node's network first, or use --watch, which waits for it")}
+	return "", nil, nil, look{}, conf.Mendf(conf.Errorf(types.ErrTryAgainLater, "folder %s: no conflist to add ambi to: %s", d.Name(), why), "install the node's network first, or use --watch, which waits for it")
 }
 
-// readWhole reads a conflist, and once more for a while when it is none: its owner may be
-// writing it in place.
+// readWhole reads a conflist, and once more for a while when it is none, or gone: its owner
+// may be writing it in place.
 func readWhole(path string) (text []byte, l *list, looks look, err error) {
 	const pause, most = 50 * time.Millisecond, 10
 	for try := 1; ; try++ {
-		if text, looks, err = readFile(path); err != nil {
-			return nil, nil, look{}, ioError(err, "reading %s", path)
+		if text, looks, err = readFile(path); err == nil {
+			l, err = parseList(filepath.Base(path), text)
 		}
-		if l, err = parseList(filepath.Base(path), text); err == nil || try == most {
+		if err == nil || try == most {
 			return text, l, looks, err
 		}
 		time.Sleep(pause)
 	}
 }
-
-// noConflist is an error that is ErrNoConflist, too, without saying so.
-type noConflist struct{ because *types.Error }
-
-func (e noConflist) Error() string   { return e.because.Error() }
-func (e noConflist) Unwrap() []error { return []error{e.because, ErrNoConflist} }

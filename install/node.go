@@ -82,7 +82,15 @@ func (n Node) Conflist(ctx context.Context, file string, text []byte) error {
 		return err
 	}
 	n.Tell("wrote %s", d.path(file))
+	n.tellFirst(d, file)
 	return nil
+}
+
+// tellFirst tells when a conflist is not what containerd and CRI-O use, which is one.
+func (n Node) tellFirst(d folder, file string) {
+	if files, err := confFiles(d.Name()); err == nil && len(files) > 0 && files[0] < file {
+		n.Tell("note that %s comes first: runtimes that take one network take that", d.path(files[0]))
+	}
 }
 
 // Remove takes away what ambi has installed: its conflists and its entries in those of
@@ -201,7 +209,7 @@ func confFiles(dir string) (names []string, err error) {
 func readFile(path string) ([]byte, look, error) {
 	st, err := os.Lstat(path)
 	if err == nil && !st.Mode().IsRegular() {
-		err = errors.New("it is no regular file")
+		err = &fs.PathError{Op: "reading", Path: path, Err: errors.New("it is no regular file")}
 	}
 	if err != nil {
 		return nil, look{}, err

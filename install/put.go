@@ -35,7 +35,12 @@ func openFolder(ctx context.Context, path string) (folder, error) {
 	if err != nil {
 		return folder{}, ioError(err, "locking the folder %s against other installers", path)
 	}
-	if err := os.Remove(filepath.Join(path, newName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	left := filepath.Join(path, newName)
+	_, err = os.Lstat(left) // a folder that cannot be written to may be as it shall be
+	if err == nil {
+		err = os.Remove(left)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		f.Close()
 		return folder{}, ioError(err, "taking away what an installer left in %s", path)
 	}
