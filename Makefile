@@ -26,10 +26,12 @@ help:
 	@echo 'make soak       random verbs and kills for MINUTES, 10 by default, in each mode; draws docs/soak.svg (root)'
 	@echo 'make fuzz       every fuzz test for FUZZTIME, 60s by default'
 	@echo 'make lint       gofmt, go vet, golangci-lint with the import directions'
+	@echo 'make audit      known vulnerabilities and licences of what is linked in'
 	@echo 'make setup      install what demo and test need (root)'
 	@echo 'make install    put binary, man page, completions in place: DESTDIR=, PREFIX=/usr/local,'
 	@echo '                CNIDIR=/opt/cni/bin (Debian: /usr/lib/cni); make uninstall takes them away'
-	@echo 'make dist       binaries for six architectures, deb, rpm, SBOM, checksums into dist'
+	@echo 'make dist       binaries for six architectures, deb, rpm, SBOM, checksums into dist;'
+	@echo '                SIGNING_KEY= is an SSH key to sign the checksums with'
 	@echo 'make dist-test  build dist twice and compare; install, use and remove the deb (root)'
 	@echo 'make image      the container image for Kubernetes (deploy), bin/ambi-image.tar'
 	@echo 'make clean      remove what make made'
@@ -118,6 +120,10 @@ fuzz:
 
 lint:
 	@hack/lint
+
+.PHONY: audit
+audit: build
+	@hack/audit
 
 install: bin/ambi
 	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" CNIDIR="$(CNIDIR)" hack/install

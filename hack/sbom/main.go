@@ -17,6 +17,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"io/fs"
 	"log"
 	"maps"
@@ -34,25 +35,51 @@ func main() {
 	version := flag.String("version", "", "version of the binaries")
 	sbom := flag.String("sbom", "", "file to write the bill of materials to")
 	licences := flag.String("licences", "", "file to write the licence texts to")
+	list := flag.Bool("list", false, "only print modules and licences, and fail where one is not among the allowed")
 	flag.Parse()
-	if err := run(*version, *sbom, *licences, flag.Args()); err != nil {
+	about, err := withLicences(flag.Args())
+	if err == nil && *list {
+		err = about.list(os.Stdout)
+	} else if err == nil {
+		err = about.write(*version, *sbom, *licences)
+	}
+	if err != nil {
 		log.Fatal(err)
 	}
 }
 
-func run(version, sbom, licences string, binaries []string) error {
+func withLicences(binaries []string) (*contents, error) {
 	if len(binaries) == 0 {
-		return errors.New("no binary given")
+		return nil, errors.New("no binary given")
 	}
 	about, err := inspect(binaries)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, m := range about.modules {
 		if m.licence, m.text, err = licenceOf(m); err != nil {
-			return err
+			return nil, err
 		}
 	}
+	return about, nil
+}
+
+// allowed are the licences under which a module can be part of a binary that is passed on
+// under Apache-2.0 with no more than their texts beside it.
+var allowed = []string{"Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "MIT"}
+
+func (about *contents) list(w io.Writer) error {
+	var errs []error
+	for _, m := range about.modules {
+		fmt.Fprintf(w, "%s %s %s\n", m.path, m.version, m.licence)
+		if !slices.Contains(allowed, m.licence) {
+			errs = append(errs, fmt.Errorf("module %s is under %s, which is not among the allowed (%s)", m.path, m.licence, strings.Join(allowed, ", ")))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (about *contents) write(version, sbom, licences string) error {
 	b, err := json.MarshalIndent(about.bill(version), "", "  ")
 	if err != nil {
 		return err
