@@ -20,6 +20,8 @@ help:
 	@echo 'make test-race  the packages that have concurrency, under the race detector (root)'
 	@echo 'make e2e-callers  Podman, containerd, go-cni, RootlessKit and others call ambi (root)'
 	@echo 'make e2e-kubernetes  a cluster of one of Kubernetes has ambi as its network; half an hour the first time (root)'
+	@echo 'make attack     try what containers, users, clients, delegates, configurations could; a line each (root)'
+	@echo 'make attack-walls  take walls out of ambi and see that the attacks get through (root)'
 	@echo 'make bench      measure against the peers; tables and pictures into docs/bench, every figure into reports (root)'
 	@echo 'make conformance  ambi and others against the specification; writes docs/conformance.md (root)'
 	@echo 'make fault      fail and kill verbs at every step, see that nothing is left; writes reports/faults.md (root)'
@@ -67,6 +69,14 @@ test-unit:
 
 test-race: setup
 	CGO_ENABLED=1 AMBI_TEST_PLUGINS=$(TOOLS) $(GO) test -race -short -count=1 -timeout 60m ./portmap/forward/... ./rootless/...
+
+# The attacks of e2e/attacks.txt, a line for each, and whether they notice when a wall is gone.
+.PHONY: attack attack-walls
+attack: build setup
+	@hack/attack TestAttacks
+
+attack-walls: build setup
+	@hack/attack TestMissingWalls
 
 # What an engine needs and cannot be installed is skipped, with the reason.
 e2e-callers: build setup image

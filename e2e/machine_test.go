@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"errors"
 	"os"
 	"os/exec"
@@ -87,7 +88,7 @@ func runScript(t *testing.T, script string, setup func(*testscript.Env) error) {
 
 // furnish makes the machine: folders, programs, the neighbour host.
 func furnish() error {
-	m := lab.Machine{Checkout: "..", Bin: "../bin", Tools: "../.tools/bin"}
+	m := lab.Machine{Checkout: "..", Bin: cmp.Or(os.Getenv(binVariable), "../bin"), Tools: "../.tools/bin"}
 	return errors.Join(m.Furnish(), writePrograms())
 }
 
