@@ -143,6 +143,9 @@ sed -E -e 's/\[[0-9]+\]$//' -e 's,^/.*\.(alive|log)$,\1,' -e 's/anon_inode:\[?//
 		"slay": `pids=$(for p in $(pgrep -x "$1"); do grep -qz -- "${2:-.}" /proc/$p/cmdline && echo $p; done)
 kill -9 $pids
 for p in $pids; do while grep -q '^State:.[^ZX]' /proc/$p/task/*/status 2>/dev/null; do sleep 0.01; done; done`,
+		// pgrep of what runs: what has ended, and only has to be waited for by who took it
+		// over, does not (proc_pid_stat(5), Z and X).
+		"running": `exec pgrep --runstates R,S,D,T,t,I "$@"`,
 		// kill -STOP of the programs of a name, and the wait for each of their threads:
 		// the signal takes effect where each of them is at the moment.
 		"freeze": `for p in $(pgrep -x "$1"); do
