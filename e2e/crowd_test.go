@@ -77,7 +77,8 @@ func together(t *testing.T, boxes []*box, verb string, members func(n int) strin
 
 func nothing(int) string { return "" }
 
-// roundsVariable is how many rounds there are; without it a few.
+// roundsVariable is how many rounds there are, here and in scripts as $ROUNDS; without it
+// a few.
 const roundsVariable = "AMBI_TEST_ROUNDS"
 
 // sharedRounds is rounds of ADD, DEL, kills of any process and namespaces that go, each at

@@ -188,6 +188,9 @@ func setup(env *testscript.Env) error {
 	env.Setenv("NETCONFPATH", env.WorkDir)
 	env.Setenv("AMBI", stage+"/bin/ambi")
 	env.Setenv("HOME", "/root")
+	if rounds := os.Getenv(roundsVariable); rounds != "" {
+		env.Setenv("ROUNDS", rounds)
+	}
 	return os.Chdir(env.WorkDir)
 }
 
