@@ -26,16 +26,19 @@ type Fault struct {
 	Role string `json:"role"` // the program's name; "supervisor" is ambi's; see RoleOf
 	Call string `json:"call"` // the system call's name, or Step
 	N    int    `json:"n"`    // the how manieth, from 1
+	// About has only those counted that are about what ends in it, see Hit.
+	About string `json:"about,omitempty"`
 
 	Errno  string `json:"errno,omitempty"`  // the call does not happen and fails with it
 	Signal string `json:"signal,omitempty"` // is sent to the process before the call
 }
 
 func (f Fault) String() string {
-	if f.Errno != "" {
-		return fmt.Sprintf("%s %s #%d %s", f.Role, f.Call, f.N, f.Errno)
+	call := f.Call
+	if f.About != "" {
+		call += "(…" + f.About + ")"
 	}
-	return fmt.Sprintf("%s %s #%d %s", f.Role, f.Call, f.N, f.Signal)
+	return fmt.Sprintf("%s %s #%d %s", f.Role, call, f.N, f.Errno+f.Signal)
 }
 
 // Step as Fault.Call is every system call that changes something outside the
@@ -147,6 +150,7 @@ type tracer struct {
 	release func()         // lets the program start
 	tasks   map[int]*task  // by thread
 	roles   map[int]string // by process
+	alike   int            // calls that the fault counts, where it says what about
 }
 
 // task is a traced thread.
@@ -296,7 +300,18 @@ func (t *tracer) entry(tid int, current *task, info *callInfo) {
 		counts[Step]++
 	}
 	f := t.fault
-	if f == nil || t.report.Hit != nil || f.Role != role || (f.Call != name && (f.Call != Step || aside[name])) || counts[f.Call] != f.N {
+	if f == nil || t.report.Hit != nil || f.Role != role || (f.Call != name && (f.Call != Step || aside[name])) {
+		return
+	}
+	n := counts[f.Call]
+	if f.About != "" {
+		if !strings.HasSuffix(about(tid, name, info.args), f.About) {
+			return
+		}
+		t.alike++
+		n = t.alike
+	}
+	if n != f.N {
 		return
 	}
 	t.report.Hit = &Hit{current.process, name + "(" + about(tid, name, info.args) + ")"}

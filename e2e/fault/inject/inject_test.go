@@ -71,6 +71,12 @@ func TestFails(t *testing.T) {
 
 	r = run(t, &Fault{Role: "mkdir", Call: "mkdir", N: 9, Errno: "EIO"}, line)
 	require.Nil(t, r.Hit, "the ninth never comes")
+
+	about := &Fault{Role: "mkdir", Call: "mkdir", About: "/c", N: 1, Errno: "EIO"}
+	require.Equal(t, "mkdir mkdir(…/c) #1 EIO", about.String())
+	require.Equal(t, "mkdir("+dir+"/c)", run(t, about, line).Hit.Call)
+	about.N = 2
+	require.Nil(t, run(t, about, line).Hit, "only one is about that")
 }
 
 // TestKills kills before the call, and only the process that makes it.
