@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"os/signal"
 	"slices"
 	"time"
 
@@ -69,8 +67,7 @@ func forge(args []string) error {
 		others = append(others, ip)
 	}
 	all := p.forgeries(mac, others)
-	interrupted := make(chan os.Signal, 1)
-	signal.Notify(interrupted, os.Interrupt)
+	interrupted := interrupt()
 	for tick := time.NewTicker(50 * time.Millisecond); ; {
 		for _, f := range all {
 			if _, err := unix.Write(p.packet, f.frame()); err != nil {
@@ -149,7 +146,7 @@ func neighbour(kind byte, target netip.Addr, mac net.HardwareAddr) []byte {
 
 // heard prints which forgeries an interface receives, each once, in the order of their
 // names. Honest ones have to arrive some times; between two of them everything has been
-// sent once.
+// sent once. With "on" it goes on until SIGINT.
 func heard(args []string) error {
 	link, err := net.InterfaceByName(args[0])
 	if err != nil {
@@ -161,8 +158,15 @@ func heard(args []string) error {
 	}
 	const rounds = 5
 	names := map[string]int{}
-	for deadline := time.Now().Add(5 * patience); names[honest] < rounds; {
-		if time.Now().After(deadline) {
+	interrupted := interrupt()
+	on := slices.Contains(args, "on")
+	for deadline := time.Now().Add(5 * patience); on || names[honest] < rounds; {
+		select {
+		case <-interrupted:
+			on = false
+		default:
+		}
+		if !on && names[honest] < rounds && time.Now().After(deadline) {
 			return fmt.Errorf("%s: no honest frame arrives", args[0])
 		}
 		if name, ok := p.forged(); ok {

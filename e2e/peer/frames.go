@@ -85,7 +85,8 @@ func newProber(link *net.Interface, port uint16) (*prober, error) {
 		}
 	}
 	all := binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, unix.ETH_P_ALL))
-	if p.packet, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, int(all)); err != nil {
+	// One of a protocol would hear every interface until it is bound to this one.
+	if p.packet, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0); err != nil {
 		return nil, err
 	}
 	wait := unix.NsecToTimeval((100 * time.Millisecond).Nanoseconds())

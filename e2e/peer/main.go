@@ -25,7 +25,8 @@
 //	                      sockets bound to the interface; the first one has to
 //	peer forge INTERFACE MAC ADDR…  claim another's MAC address and addresses, and the
 //	                      gateway's, with all kinds of frames made by hand, until SIGINT
-//	peer heard INTERFACE  which of these frames an interface receives
+//	peer heard INTERFACE [on]  which of these frames an interface receives, in a few
+//	                      rounds or until SIGINT
 //	peer trespass PID     print by which ways another process can be looked into or taken
 //	                      over: its files in /proc, memory, descriptors, ptrace
 //	peer burst tcp|udp COUNT ADDR  COUNT flows, from a port of its own each, as fast as it
@@ -107,7 +108,6 @@ func run(args []string) error {
 		"json":        {0, func([]string) error { return oneDocument() }},
 		"pause":       {0, func([]string) error { pause(); return nil }},
 		"hold":        {2, func(a []string) error { return hold(a[0], a[1]) }},
-		"heard":       {1, heard},
 		"manners":     {1, func(a []string) error { return serveManners(a[0]) }},
 		"unreachable": {1, func(a []string) error { return unreachable(a[0]) }},
 		"crowd":       {3, func(a []string) error { return crowd(a[0], a[1], a[2]) }},
@@ -128,6 +128,7 @@ func run(args []string) error {
 		"burst":     {3, burst},
 		"behave":    {2, behave},
 		"forge":     {2, forge},
+		"heard":     {1, heard},
 	}
 	if len(args) == 0 {
 		return errors.New("no command; see its source")
@@ -428,10 +429,12 @@ func hold(network, addr string) error {
 	return held.Close()
 }
 
-func awaitInterrupt() {
+func awaitInterrupt() { <-interrupt() }
+
+func interrupt() <-chan os.Signal {
 	ended := make(chan os.Signal, 1)
 	signal.Notify(ended, os.Interrupt)
-	<-ended
+	return ended
 }
 
 // pause is for the first process of a pod, to which a signal means nothing unless it asks.
