@@ -264,10 +264,11 @@ func WithPodCIDR(file string, text []byte, cidrs []netip.Prefix) ([]byte, error)
 	return l.withPlugins(plugins), nil
 }
 
-// ParsePodCIDR reads one subnet of each family at most, with commas or spaces between.
+// ParsePodCIDR reads one subnet of each family at most, with commas or spaces between, or
+// as kubectl prints spec.podCIDRs, which is a list of JSON.
 func ParsePodCIDR(text string) (cidrs []netip.Prefix, err error) {
 	seen := map[bool]bool{}
-	for word := range strings.FieldsFuncSeq(text, func(r rune) bool { return r == ',' || unicode.IsSpace(r) }) {
+	for word := range strings.FieldsFuncSeq(text, func(r rune) bool { return strings.ContainsRune(`,[]"`, r) || unicode.IsSpace(r) }) {
 		cidr, err := netip.ParsePrefix(word)
 		if err != nil || seen[cidr.Addr().Is4()] {
 			return nil, badPodCIDR(text)

@@ -57,7 +57,10 @@ func TestPodCIDR(t *testing.T) {
 	cidrs, err := ParsePodCIDR(" 10.244.1.7/24,\nfd00:1::/64 ")
 	require.NoError(t, err)
 	require.Equal(t, []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00:1::/64")}, cidrs)
-	for _, bad := range []string{"", ",", "10.244.1.0", "10.1.0.0/24,10.2.0.0/24", "none"} {
+	printed, err := ParsePodCIDR(`["10.244.1.7/24","fd00:1::/64"]` + "\n") // by kubectl
+	require.NoError(t, err)
+	require.Equal(t, cidrs, printed)
+	for _, bad := range []string{"", ",", "[]", "10.244.1.0", "10.1.0.0/24,10.2.0.0/24", "none"} {
 		_, err := ParsePodCIDR(bad)
 		require.ErrorContains(t, err, "pod CIDR", bad)
 	}
