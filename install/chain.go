@@ -37,7 +37,10 @@ func (n Node) chainOnce(d folder) (done bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if l.has(name) {
+	switch {
+	case l.isMarked():
+		return false, conf.Mendf(conf.Errorf(types.ErrInvalidNetworkConfig, "folder %s: %s, which runtimes take first, is ambi's own network, and not one to add ambi to", d.Name(), file), "take it away by \"ambi uninstall\", then call it again")
+	case l.has(name):
 		return true, nil
 	}
 	swapped, err := d.swap(file, text, l.withAmbi(), looks)
