@@ -236,32 +236,44 @@ func WithPodCIDR(file string, text []byte, cidrs []netip.Prefix) ([]byte, error)
 	if err != nil {
 		return nil, err
 	}
-	plugins := slices.Clone(l.plugins)
+	plugins, taken := slices.Clone(l.plugins), false
 	for i, raw := range plugins {
 		if typeOf(raw) != name {
 			continue
 		}
 		var entry, bridge map[string]json.RawMessage
 		_ = json.Unmarshal(raw, &entry) // an object: its type was read
+		if entry["delegates"] != nil || entry["delegatesFrom"] != nil {
+			continue
+		}
+		taken = true
 		if given := entry["bridge"]; given != nil && json.Unmarshal(given, &bridge) != nil {
 			continue // ambi says what is wrong with it
 		}
-		if bridge == nil {
-			bridge = map[string]json.RawMessage{}
-		}
-		for _, cidr := range cidrs {
-			key := "subnet"
-			if cidr.Addr().Is6() {
-				key = "subnet6"
-			}
-			if bridge[key] == nil {
-				bridge[key], _ = json.Marshal(cidr.String()) // a text
-			}
-		}
-		entry["bridge"], _ = json.Marshal(bridge) // of what was JSON
+		entry["bridge"], _ = json.Marshal(withSubnets(bridge, cidrs)) // of what was JSON
 		plugins[i], _ = json.Marshal(entry)
 	}
+	if !taken {
+		return nil, conf.Mendf(conf.Errorf(types.ErrInvalidNetworkConfig, "conflist %s has no built-in network of ambi, which could have the pod CIDR", file), "leave the pod CIDR away, and give it to the plugin that gives the addresses")
+	}
 	return l.withPlugins(plugins), nil
+}
+
+// withSubnets is the key bridge with these subnets, where it says none.
+func withSubnets(bridge map[string]json.RawMessage, cidrs []netip.Prefix) map[string]json.RawMessage {
+	if bridge == nil {
+		bridge = map[string]json.RawMessage{}
+	}
+	for _, cidr := range cidrs {
+		key := "subnet"
+		if cidr.Addr().Is6() {
+			key = "subnet6"
+		}
+		if bridge[key] == nil {
+			bridge[key], _ = json.Marshal(cidr.String()) // a text
+		}
+	}
+	return bridge
 }
 
 // ParsePodCIDR reads one subnet of each family at most, with commas or spaces between, or

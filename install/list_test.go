@@ -67,6 +67,10 @@ func TestPodCIDR(t *testing.T) {
 	text, err := WithPodCIDR("x", []byte(`{"plugins":[{"type":"ambi"},{"type":"ambi","bridge":{"subnet":"10.9.0.0/24","mtu":1400}},{"type":"tuning"}]}`), cidrs)
 	require.NoError(t, err)
 	require.JSONEq(t, `{"plugins":[{"type":"ambi","bridge":{"subnet":"10.244.1.0/24","subnet6":"fd00:1::/64"}},{"type":"ambi","bridge":{"subnet":"10.9.0.0/24","subnet6":"fd00:1::/64","mtu":1400}},{"type":"tuning"}]}`, string(text))
+	for _, other := range []string{`{"type":"ambi","delegates":[{"type":"bridge"}]}`, `{"type":"ambi","delegatesFrom":"web"}`, `{"type":"bridge"}`} {
+		_, err = WithPodCIDR("x", []byte(`{"plugins":[`+other+`]}`), cidrs)
+		require.ErrorContains(t, err, "has no built-in network of ambi", other)
+	}
 }
 
 func FuzzList(f *testing.F) {
