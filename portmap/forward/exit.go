@@ -330,9 +330,6 @@ func (o *Outward) admitsFlow(w *worker, from netip.Addr) bool {
 // leave connects a flow's socket on the host.
 func (f *flow) leave(w *worker) (errno unix.Errno) {
 	u := f.udp
-	if at, ok := u.out.gate.Where(u.leaving.to); ok {
-		u.leaving.at, u.target.family = newSockaddr(at.Addr(), at.Port()), familyOf(at.Addr())
-	}
 	if f.fd, errno = w.socketOrEvict(u.target); errno != 0 {
 		return errno
 	}

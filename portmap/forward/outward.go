@@ -52,10 +52,6 @@ type Gate interface {
 	// Packet is one that there is no socket for. It is good until it returns.
 	Packet(p []byte)
 
-	// Where says where a UDP destination is that was opened; false: where it was. It is asked
-	// for each flow, since a name server may move.
-	Where(to netip.AddrPort) (at netip.AddrPort, ok bool)
-
 	// Work does some of what Packet was told of, and says whether there is more.
 	Work() bool
 

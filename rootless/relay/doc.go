@@ -20,6 +20,9 @@
 // Nothing that goes this way is tracked by the hub's netfilter (notrack), so nothing of it is
 // masqueraded either: the engine has to know who it is from.
 //
-// It imports portmap/forward and conf. Start at Start in relay.go; hub.go has what is
+// The name server is at an address that is the hub's own: what is for it never comes by the tun,
+// and its port 53 is names' forwarder, which asks from the host's side.
+//
+// It imports names, portmap/forward and conf. Start at Start in relay.go; hub.go has what is
 // made in the hub, packet.go the formats, policy.go who may be reached.
 package relay

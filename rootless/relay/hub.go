@@ -23,8 +23,9 @@ import (
 // makes more.
 type inside struct {
 	tun       int
-	listeners []int  // IPv4's, and IPv6's where there is any
-	raw       [2]int // by family; -1
+	listeners []int      // IPv4's, and IPv6's where there is any
+	servers   []*os.File // sockets of the name server
+	raw       [2]int     // by family; -1
 	calls     chan func()
 }
 
@@ -87,6 +88,7 @@ func (i *inside) make(c *Config) error {
 		{"raw sockets", i.openRaw},
 		{"routes", i.route},
 		{"firewall rules", i.filter},
+		{"name server", i.serveNames},
 	} {
 		if err := step.do(c); err != nil {
 			return fmt.Errorf("the way out, %s: %w", step.what, err)
@@ -97,6 +99,9 @@ func (i *inside) make(c *Config) error {
 
 func (i *inside) close() {
 	close(i.calls)
+	for _, f := range i.servers {
+		f.Close()
+	}
 	for _, fd := range append(i.raw[:], i.tun) {
 		if fd >= 0 {
 			unix.Close(fd)

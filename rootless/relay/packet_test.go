@@ -3,8 +3,6 @@ package relay
 import (
 	"encoding/binary"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -126,18 +124,6 @@ func TestClasses(t *testing.T) {
 	} {
 		require.Equal(t, c.want, classOf(netip.MustParseAddr(c.address)), c.address)
 	}
-}
-
-func TestFirstNameServer(t *testing.T) {
-	first := func(text string) netip.Addr {
-		r := resolver{path: filepath.Join(t.TempDir(), "resolv.conf")}
-		require.NoError(t, os.WriteFile(r.path, []byte(text), 0o600))
-		return r.first()
-	}
-	require.False(t, first("").IsValid())
-	require.Equal(t, "127.0.0.53", first("# nameserver 1.1.1.1\nsearch example\nnameserver nobody\n nameserver\t127.0.0.53 # stub\nnameserver 9.9.9.9\n").String())
-	require.Equal(t, "fe80::1%eth0", first("nameserver fe80::1%eth0").String())
-	require.Equal(t, "192.0.2.1", first("nameserver ::ffff:192.0.2.1").String())
 }
 
 // FuzzPacket: whatever a container sends is read without harm, and what it is answered is

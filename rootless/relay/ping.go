@@ -60,7 +60,7 @@ func (r *Relay) ping(p *packet) {
 	n := r.network(p.to)
 	switch {
 	case why == reached:
-	case p.to == n.Gateway, p.to == n.DNS:
+	case p.to == n.Gateway:
 		r.reply(p.from, p.to, p.payload, binary.BigEndian.Uint16(p.payload[4:])) // it is we
 		return
 	case why == everybody, why == reserved:

@@ -15,7 +15,6 @@ const (
 	everybody   class = "multicast or broadcast"
 	reserved    class = "reserved"
 	noGateway   class = "the gateway"
-	noServer    class = "the name server"
 	noNeighbour class = "the driver's own network"
 )
 
@@ -35,7 +34,7 @@ var (
 type Network struct {
 	Network netip.Prefix
 	Gateway netip.Addr // leads to the host's loopback, where that is open
-	DNS     netip.Addr // invalid: none
+	DNS     netip.Addr // of the name server, which is in the hub (names.go); invalid: none
 }
 
 // where says where a destination really is.
@@ -43,8 +42,6 @@ func (r *Relay) where(to netip.AddrPort) (netip.AddrPort, class) {
 	a := to.Addr()
 	n := r.network(a)
 	switch {
-	case n.DNS.IsValid() && a == n.DNS:
-		return r.nameServer(to)
 	case n.Gateway.IsValid() && a == n.Gateway:
 		if !r.config.AllowHostLoopback {
 			return to, noGateway

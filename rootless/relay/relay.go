@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ambi-cni/ambi/names"
 	"github.com/ambi-cni/ambi/portmap/forward"
 )
 
@@ -28,20 +29,20 @@ type Config struct {
 
 // Relay is a way out that is open.
 type Relay struct {
-	config   Config
-	inside   *inside
-	engine   *forward.Outward
-	resolver resolver
-	refused  refusals
-	echoes   echoes
-	turns    turns
-	pieces   pieces
+	config  Config
+	inside  *inside
+	engine  *forward.Outward
+	names   *names.Server // nil: none
+	refused refusals
+	echoes  echoes
+	turns   turns
+	pieces  pieces
 }
 
 // Start opens a way out: the interface is there when it returns, and has neither addresses
 // nor routes.
 func Start(c Config) (*Relay, error) {
-	r := &Relay{config: c, resolver: resolver{path: "/etc/resolv.conf"}, echoes: newEchoes(), turns: turns{of: make(map[netip.Addr]*queue)}, pieces: pieces{of: make(map[piecesKey]*unfinished)}}
+	r := &Relay{config: c, echoes: newEchoes(), turns: turns{of: make(map[netip.Addr]*queue)}, pieces: pieces{of: make(map[piecesKey]*unfinished)}}
 	var err error
 	if r.inside, err = enter(&c); err != nil {
 		return nil, err
@@ -54,11 +55,18 @@ func Start(c Config) (*Relay, error) {
 		r.inside.close()
 		return nil, fmt.Errorf("the way out: %w", err)
 	}
+	if err := r.serveNames(); err != nil {
+		_ = r.Close()
+		return nil, fmt.Errorf("the way out: %w", err)
+	}
 	return r, nil
 }
 
 // Close closes it. The interface goes with it.
 func (r *Relay) Close() error {
+	if r.names != nil {
+		r.names.Close()
+	}
 	err := r.engine.Close()
 	r.inside.close()
 	return err
@@ -128,12 +136,6 @@ func (r *Relay) datagram(p *packet) {
 		r.refuse(p, why)
 		r.tell(p, noPort)
 	}
-}
-
-// Where follows the host's name server.
-func (r *Relay) Where(to netip.AddrPort) (netip.AddrPort, bool) {
-	at, why := r.where(to)
-	return at, why == reached
 }
 
 // Answered has the container's connection begin.
