@@ -70,9 +70,10 @@ func cover(folder string) error {
 	return unix.MoveMount(old, "", unix.AT_FDCWD, below, unix.MOVE_MOUNT_F_EMPTY_PATH)
 }
 
-// own are the entries of /run that a hub has for itself. Plugins keep what they have changed
-// in cni, such as tuning, which on the host is root's.
-var own = []string{"ambi", "cni", "netns", "xtables.lock", hostsOwn}
+// own are the entries of /run that a hub has for itself, or not at all. Plugins keep what
+// they have changed in cni, such as tuning, which on the host is root's. By dbus the plugin
+// firewall would have the host's firewalld see to containers that the host does not know.
+var own = []string{"ambi", "cni", "dbus", "netns", "xtables.lock", hostsOwn}
 
 // refresh links what a folder covers into it, without what is the hub's own, and takes
 // away links to what is gone.
