@@ -38,14 +38,30 @@ func newChild(name string, files Files, log *slog.Logger, argv ...string) child 
 		tail: &tail{name: name, log: log},
 	}
 	c.cmd.Stdout, c.cmd.Stderr = c.tail, c.tail
-	c.cmd.Env, c.cmd.Dir = []string{giveBack}, "/"
+	c.cmd.Env, c.cmd.Dir = giveBack, "/"
+	smallPages()
 	return c
 }
 
-// giveBack has glibc give the two buffers of a connection, 128 KiB each in slirp4netns, back
-// to the kernel at its end (mallopt(3), M_MMAP_THRESHOLD: to set it keeps it from growing).
-// They would be touched here and there by one connection after the other and stay in memory.
-const giveBack = "MALLOC_MMAP_THRESHOLD_=131072"
+// giveBack has glibc take each piece of memory from the kernel by itself, and give it back
+// when it is free (mallopt(3)): all from 200 bytes on, and no room is kept for later ones.
+//
+// It is for the two buffers of a connection in libslirp, which makes them 128 KiB long and,
+// when it knows the segments' size, 192 KiB. If they are pieces of their own the kernel
+// moves them there, with one page of each in use. In glibc's own pool, which has room
+// whenever others have come and gone, they are copied: 264 KiB for a connection that never
+// carried a byte, and the busier the driver the more of them.
+//
+// A flow that has little under way is then five pages at most, 20 KiB: what libslirp knows
+// of it (2), the buffers (2), and the packet that began it (1). So the bound of open files
+// bounds the memory: see mostOfShared in rootless/supervisor. The price is that each packet
+// of a driver with more than 30 UDP flows, which keep a packet each, takes its memory anew.
+var giveBack = []string{"MALLOC_MMAP_THRESHOLD_=200", "MALLOC_TOP_PAD_=0", "MALLOC_TRIM_THRESHOLD_=65536"}
+
+// smallPages keeps the kernel from making big pages, 2 MiB, of ours and of those of the
+// programs that we start, in which a flow uses but a few small ones (PR_SET_THP_DISABLE in
+// prctl(2), inherited).
+func smallPages() { _ = unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0) }
 
 // bound sets the limit of open files of a program that was just started and has not read a
 // frame yet.

@@ -41,7 +41,7 @@ import (
 //		}
 //		chain new4 {
 //			add @pace4 { ip saddr limit rate over 1000/second burst 1000 packets } goto late4
-//			meta l4proto tcp add @flows4 { ip saddr . meta l4proto ct count over 1536 } goto refuse4
+//			meta l4proto tcp add @flows4 { ip saddr . meta l4proto ct count over 1280 } goto refuse4
 //			meta l4proto udp add @flows4 { ip saddr . meta l4proto ct count over 4096 } goto refuse4
 //			meta l4proto != { tcp, udp } add @flows4 { ip saddr . meta l4proto ct count over 256 } goto refuse4
 //			add @many4 { ip saddr ct count over 512 } goto slow4
@@ -61,7 +61,9 @@ import (
 //		}
 //	}
 //
-// TCP: what is counted is what the driver has, more or less. UDP: the driver has a socket for
+// TCP: what is counted is what the driver has, more or less: less when the driver is late, since
+// a connection that is closed is not counted any more, though the driver has not heard of it.
+// Its own bound of files holds for these (rootless/supervisor/files.go). UDP: the driver has a socket for
 // each source port, and keeps it for longer than connection tracking knows of it (240 s after
 // the last datagram, that 30 s); so it is the ports that bound the sockets, and the count
 // bounds the table.
@@ -71,7 +73,7 @@ import (
 // also what the kernel can count: in a thousandth of a second or so it forgets but a few of the
 // flows that came to nothing (nf_conncount).
 const (
-	mostTCP   = 1536
+	mostTCP   = 1280
 	mostUDP   = 4096
 	mostOther = 256 // such as ping
 

@@ -9,10 +9,16 @@ import (
 
 // The open files of a driver, see driver.Files: so many that what they cost stays below 5 % of
 // a processor, and so many for a shared network that a member with all flows that it may have
-// (rootless/netns) leaves some to the others.
+// (rootless/netns) leaves some to the others: 2 * (1280 + 2000 + 256) = 7072, with IPv6.
+//
+// They bound slirp4netns's memory, too, however little processor time it gets: it may have
+// flows that connection tracking has forgotten, since the packet that ends them waits or is
+// lost, but none without a file. One that has little under way is 20 KiB at most (giveBack in
+// rootless/driver), so all are 7680 * 20 KiB = 150 MiB, and the program 4 MiB. What is sent
+// and not taken yet comes on top: 192 KiB each way at most, for each connection.
 const (
 	mostOfPrivate = 4096
-	mostOfShared  = 8192
+	mostOfShared  = 7680
 )
 
 // mostFiles is the bound for a hub's driver.
