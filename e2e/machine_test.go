@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -78,6 +79,11 @@ func TestInsideMachine(t *testing.T) {
 
 // runScript runs a script in the machine that this process has furnished.
 func runScript(t *testing.T, script string, setup func(*testscript.Env) error) {
+	// A shell has its background ignore it, which is inherited, and a script ends its own
+	// background by it and waits for that.
+	if signal.Ignored(os.Interrupt) {
+		signal.Notify(make(chan os.Signal, 1), os.Interrupt)
+	}
 	text, err := os.ReadFile(script)
 	require.NoError(t, err)
 	name := stage + "/script/" + filepath.Base(script)
