@@ -19,6 +19,7 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"stopns":    stopUserns,
 	"inside":    inside,
 	"poll":      poll,
+	"process":   process,
 	"snapshot":  takeSnapshot,
 	"unchanged": unchanged,
 }

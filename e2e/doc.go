@@ -23,6 +23,7 @@
 //	stopns NAME           end that process
 //	inside NAME CMD…      run CMD in the namespace (& as usual)
 //	poll CMD…             run CMD until it succeeds
+//	process COLUMN CMD…   the process that CMD prints is as SECURITY.md's table says
 //	snapshot              remember the machine
 //	unchanged             the machine is as remembered (a namespace made since has
 //	                      to be gone, too)

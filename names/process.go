@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ambi-cni/ambi/confine"
 	"github.com/ambi-cni/ambi/flock"
 	"github.com/ambi-cni/ambi/memory"
 	"github.com/ambi-cni/ambi/record"
@@ -146,9 +147,12 @@ func serve(args []string, log *slog.Logger) error {
 	p := Place{store, args[1]}
 	again := len(args) > 2*first // then the rights are given up already
 	if !again {
-		if err := confine(args[0]); err != nil {
+		if err := giveUpRights(args[0]); err != nil {
 			log.Warn("giving up rights", "error", err)
 		}
+	}
+	if err := confine.Hide(); err != nil {
+		log.Warn("giving up rights", "error", err)
 	}
 	server := New(store, p.Network, ResolvConf)
 	defer server.Close()

@@ -29,6 +29,9 @@
 //	                      rounds or until SIGINT
 //	peer trespass PID     print by which ways another process can be looked into or taken
 //	                      over: its files in /proc, memory, descriptors, ptrace
+//	peer within PID FILE  have another process make system calls, as a debugger can, and
+//	                      print which it may: to open the file, and to do what ours have no
+//	                      business with (amd64)
 //	peer burst tcp|udp COUNT ADDR  COUNT flows, from a port of its own each, as fast as it
 //	                      goes; prints how long they took
 //	peer flood tcp|udp ADDR  first segments or datagrams of ever new flows, as fast as it
@@ -115,6 +118,7 @@ func run(args []string) error {
 		"rate":        {2, rate},
 		"scan":        {3, scan},
 		"questions":   {4, questions},
+		"within":      {2, tryWithin},
 	}
 	variadic := map[string]command{
 		"snapshot":  {1, func(a []string) error { return snapshot.Options{Ignore: a[1:]}.Take().Save(a[0]) }},

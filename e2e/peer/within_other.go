@@ -1,0 +1,7 @@
+//go:build !amd64
+
+package main
+
+import "errors"
+
+func tryWithin([]string) error { return errors.New("only on amd64") }
