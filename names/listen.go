@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 
 	"golang.org/x/sys/unix"
 
@@ -103,7 +104,11 @@ func (s *Server) Serve(files []*os.File) error {
 			return err
 		}
 		if kind == unix.SOCK_DGRAM {
-			go s.ServePackets(f)
+			runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 1) // it may keep one for itself
+			go func() {
+				defer func() { runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) - 1) }()
+				s.ServePackets(f)
+			}()
 			continue
 		}
 		l, err := net.FileListener(f)

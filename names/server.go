@@ -1,19 +1,15 @@
 package names
 
 import (
-	"encoding/binary"
 	"errors"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
-	"unsafe"
 
 	"golang.org/x/net/dns/dnsmessage"
-	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/record"
 )
@@ -57,107 +53,17 @@ const (
 	messageFor   = 5 * time.Second  // for a query to come, or an answer to be taken
 )
 
-// packets is a socket of UDP that is read without Go's poller: to be woken by that takes
-// as long as an answer does.
-type packets struct {
-	file   *os.File
-	mu     sync.RWMutex // is held to use the descriptor
-	closed bool
-}
-
-func (p *packets) send(msg []byte, to unix.Sockaddr) {
-	p.mu.RLock()
-	defer p.mu.RUnlock()
-	if !p.closed {
-		_ = unix.Sendto(int(p.file.Fd()), msg, 0, to) // who has gone needs none
+// directory is who has which name now; nil for a server without names of its own.
+func (s *Server) directory() *directory {
+	if s.source == nil {
+		return nil
 	}
-}
-
-func (p *packets) close() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.closed = true
-	p.file.Close()
-}
-
-// ServePackets answers on a socket, which it takes over, until Close.
-func (s *Server) ServePackets(f *os.File) {
-	p := &packets{file: f}
-	defer p.close()
-	fd := int(f.Fd())
-	if unix.SetNonblock(fd, false) != nil {
-		return
-	}
-	s.keep(closer(func() error {
-		return unix.Shutdown(fd, unix.SHUT_RDWR) // wakes it, though the socket is not connected
-	}))
-	in, out := make([]byte, maxUDP+1), make([]byte, 0, maxUDP)
-	for !s.closed.Load() {
-		n, from := receive(fd, in)
-		if n > 0 && from != nil {
-			s.servePacket(p, from, in[:n], out)
-		}
-	}
-}
-
-// receive is recvfrom(2), which the library follows with a question about the socket's
-// protocol.
-func receive(fd int, to []byte) (n int, from unix.Sockaddr) {
-	var raw unix.RawSockaddrInet6 // the longer one
-	length := uint32(unsafe.Sizeof(raw))
-	got, _, errno := unix.Syscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(&to[0])), uintptr(len(to)), 0,
-		uintptr(unsafe.Pointer(&raw)), uintptr(unsafe.Pointer(&length)))
-	port := func(p *uint16) int { return int(binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(p))[:])) }
-	switch {
-	case errno != 0:
-		return 0, nil
-	case raw.Family == unix.AF_INET:
-		four := (*unix.RawSockaddrInet4)(unsafe.Pointer(&raw))
-		return int(got), &unix.SockaddrInet4{Port: port(&four.Port), Addr: four.Addr}
-	case raw.Family == unix.AF_INET6:
-		return int(got), &unix.SockaddrInet6{Port: port(&raw.Port), Addr: raw.Addr, ZoneId: raw.Scope_id}
-	}
-	return 0, nil
-}
-
-func (s *Server) servePacket(p *packets, from unix.Sockaddr, msg, out []byte) {
-	s.asked.Add(1)
-	client := addressOfClient(from)
-	var q query
-	a, answer := s.answer(&q, out, msg, client, 0)
-	if answer != nil {
-		p.send(answer, from)
-	}
-	if answer != nil || a == nil {
-		return
-	}
-	limit := q.size
-	f := &question{msg: slices.Clone(msg), end: q.end(), client: client}
-	clampSize(f.msg, &q)
-	f.answer = func(msg []byte) {
-		if msg == nil {
-			msg = failure(f.msg)
-		}
-		p.send(truncated(msg, limit), from)
-	}
-	if !s.forwarder.ask(f, s.servers(a)) {
-		f.answer(nil)
-	}
-}
-
-func addressOfClient(from unix.Sockaddr) netip.Addr {
-	switch from := from.(type) {
-	case *unix.SockaddrInet4:
-		return netip.AddrFrom4(from.Addr)
-	case *unix.SockaddrInet6:
-		return netip.AddrFrom16(from.Addr).Unmap()
-	}
-	return netip.Addr{}
+	return s.source.directory()
 }
 
 // answer is the answer to a query that we know; without one somebody else is to be asked
 // on behalf of the asker, if there is one. By UDP limit is 0.
-func (s *Server) answer(q *query, to, msg []byte, client netip.Addr, limit int) (a *asker, answer []byte) {
+func (s *Server) answer(d *directory, q *query, to, msg []byte, client netip.Addr, limit int) (a *asker, answer []byte) {
 	err := q.parse(msg)
 	if limit == 0 {
 		limit = q.size
@@ -170,10 +76,10 @@ func (s *Server) answer(q *query, to, msg []byte, client netip.Addr, limit int) 
 	default:
 		return nil, reply{code: dnsmessage.RCode(why), foreign: true}.pack(to, q, limit)
 	}
-	if s.source == nil {
+	if d == nil {
 		return &asker{member: &member{}}, nil
 	}
-	if a = s.source.directory().askers[client][s.network]; a == nil {
+	if a = d.askers[client][s.network]; a == nil {
 		return nil, reply{code: dnsmessage.RCodeRefused, foreign: true}.pack(to, q, limit)
 	}
 	r, own := a.answer(q.name, q.kind)
@@ -271,7 +177,7 @@ func (s *Server) serveStream(c net.Conn) {
 // answerStream is the answer to a query by TCP; nil for what is none.
 func (s *Server) answerStream(msg []byte, client netip.Addr) []byte {
 	var q query
-	a, answer := s.answer(&q, nil, msg, client, maxMessage)
+	a, answer := s.answer(s.directory(), &q, nil, msg, client, maxMessage)
 	if answer != nil || a == nil {
 		return answer
 	}

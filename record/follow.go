@@ -16,6 +16,7 @@ import (
 type Follower struct {
 	store *Store
 	dir   Mark
+	open  *os.File // the folder whose mark that is
 	files map[string]followed
 }
 
@@ -38,18 +39,26 @@ func (s *Store) Follow() *Follower { return &Follower{store: s} }
 // Changed says whether the folder is another one than at the last call of Records. It may
 // be called beside itself, not beside Records.
 func (f *Follower) Changed() bool {
-	m, err := markOf(unix.AT_FDCWD, f.store.dir, unix.Timespec{}, 0) // the time is of no matter to Same
-	return err != nil || !m.Same(f.dir)
+	if f.open == nil {
+		return true
+	}
+	// Not by its path, which takes three times as long. One that was moved away or removed has
+	// another time of change, too.
+	var st unix.Stat_t
+	err := unix.Fstat(int(f.open.Fd()), &st)
+	return err != nil || !markOfStat(&st, unix.Timespec{}).Same(f.dir) // the time is of no matter to Same
 }
 
 // Records are all that can be read.
 func (f *Follower) Records() ([]*Record, error) {
 	at := now()
+	if f.open != nil {
+		f.open.Close()
+	}
 	dir, err := os.Open(f.store.dir)
-	if err != nil {
+	if f.open = dir; err != nil {
 		return nil, fmt.Errorf("state folder: %w", err)
 	}
-	defer dir.Close()
 	if f.dir, err = markOf(int(dir.Fd()), "", at, unix.AT_EMPTY_PATH); err != nil {
 		return nil, fmt.Errorf("state folder %s: %w", f.store.dir, err)
 	}
@@ -115,9 +124,13 @@ func markOf(dir int, name string, at unix.Timespec, flags int) (Mark, error) {
 	if err := unix.Fstatat(dir, name, &st, flags); err != nil {
 		return Mark{}, err
 	}
+	return markOfStat(&st, at), nil
+}
+
+func markOfStat(st *unix.Stat_t, at unix.Timespec) Mark {
 	m := Mark{dev: st.Dev, inode: st.Ino, size: st.Size, changed: st.Ctim}
 	m.settled = m.changed.Sec < at.Sec || m.changed.Sec == at.Sec && m.changed.Nsec < at.Nsec
-	return m, nil
+	return m
 }
 
 // Same says that nothing has happened to the file since the mark of before was taken,

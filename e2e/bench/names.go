@@ -51,6 +51,7 @@ func nameRows() []row {
 	rate := func(key, title, pattern string) []row {
 		return []row{
 			{key: key, title: title + ", queries/s", unit: "1/s", figure: "rate", args: []string{"-window", "64", "-name", pattern}},
+			{key: key + "-cpu", title: title + ", processor time per 1000 of them", unit: "ms", lower: true, figure: "cpu"},
 			{key: key + "-p50", title: title + ", one at a time, p50", unit: "µs", lower: true, figure: "p50", args: []string{"-window", "1", "-name", pattern}},
 			{key: key + "-p99", title: title + ", one at a time, p99", unit: "µs", lower: true, figure: "p99", args: []string{"-window", "1", "-name", pattern}},
 		}
@@ -165,11 +166,15 @@ func turnOfNames(s *section, server *nameServer, length time.Duration) error {
 	idle, err := settled(func() (memory, error) { return memoryOf(server.programs...) })
 	s.line(row{key: "idle", title: "memory, idle", unit: "MB", lower: true}).cell(server.name).add(idle.Resident, err)
 	s.line(row{key: "idle-private", title: "of that its own alone", unit: "MB", lower: true}).cell(server.name).add(idle.Private, err)
-	for _, rows := range slices.Collect(slices.Chunk(nameRows(), 3)) {
-		rate, err := ask(rows[0].args, length)
-		s.line(rows[0]).cell(server.name).add(rate["rate"], err)
-		one, err := ask(rows[1].args, length)
-		for _, row := range rows[1:] {
+	for _, rows := range slices.Collect(slices.Chunk(nameRows(), 4)) {
+		before := processorTime(server.programs)
+		many, err := ask(rows[0].args, length)
+		many["cpu"] = (processorTime(server.programs) - before) * 1e6 / (many["rate"] * length.Seconds())
+		for _, row := range rows[:2] {
+			s.line(row).cell(server.name).add(many[row.figure], err)
+		}
+		one, err := ask(rows[2].args, length)
+		for _, row := range rows[2:] {
 			s.line(row).cell(server.name).add(one[row.figure], err)
 		}
 	}

@@ -1,0 +1,209 @@
+package names
+
+import (
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// packets is a socket of UDP that is read without Go's poller: to be woken by that takes
+// as long as an answer does. What has come meanwhile is read, and answered, at once.
+type packets struct {
+	fd     int
+	mu     sync.RWMutex // is held to use the descriptor beside ServePackets
+	closed bool
+}
+
+// burst is how many messages are read at once.
+const burst = 32
+
+// batch is messages for recvmmsg(2), or for sendmmsg(2).
+type batch struct {
+	n       int
+	hurry   bool
+	headers [burst]header
+	vectors [burst]unix.Iovec
+	peers   [burst]unix.RawSockaddrInet6 // the longer one
+	buffers [burst][maxUDP + 1]byte
+}
+
+// header is struct mmsghdr.
+type header struct {
+	unix.Msghdr
+	length uint32
+}
+
+func newBatch() *batch {
+	b := &batch{}
+	for i := range b.headers {
+		h := &b.headers[i]
+		b.vectors[i].Base = &b.buffers[i][0]
+		h.Iov, h.Name = &b.vectors[i], (*byte)(unsafe.Pointer(&b.peers[i]))
+		h.SetIovlen(1)
+		b.makeRoom(i)
+	}
+	return b
+}
+
+func (b *batch) makeRoom(i int) {
+	b.vectors[i].SetLen(len(b.buffers[i]))
+	b.headers[i].Namelen = unix.SizeofSockaddrInet6
+}
+
+// soonAgain is how long the next message is waited for in a hurry.
+var soonAgain = unix.NsecToTimeval(int64(5 * time.Millisecond))
+
+// receive waits for a message, and takes those that are there. Where one has just come the
+// next one is near: then Go's scheduler is not told of the wait. It would have other threads
+// run meanwhile, and that takes longer than an answer. (They have processors enough, see
+// Serve; and the signal by which it stops all threads ends the wait.)
+func (b *batch) receive(fd int) {
+	call, hurry := unix.Syscall6, b.n > 0
+	if hurry {
+		call = unix.RawSyscall6
+	}
+	if hurry != b.hurry {
+		b.hurry = hurry
+		waitAtMost(fd, hurry)
+	}
+	for i := range b.n {
+		b.makeRoom(i)
+	}
+	n, _, errno := call(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&b.headers)), burst, unix.MSG_WAITFORONE, 0, 0)
+	if b.n = int(n); errno != 0 {
+		b.n = 0
+	}
+}
+
+func waitAtMost(fd int, soon bool) {
+	most := unix.Timeval{} // for ever
+	if soon {
+		most = soonAgain
+	}
+	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &most)
+}
+
+func (b *batch) message(i int) []byte { return b.buffers[i][:b.headers[i].length] }
+
+// client is whose message it is; not valid for one that nobody sent.
+func (b *batch) client(i int) netip.Addr { return peerOf(&b.peers[i], b.headers[i].Namelen) }
+
+func peerOf(raw *unix.RawSockaddrInet6, length uint32) netip.Addr {
+	switch {
+	case length == unix.SizeofSockaddrInet4 && raw.Family == unix.AF_INET:
+		return netip.AddrFrom4((*unix.RawSockaddrInet4)(unsafe.Pointer(raw)).Addr)
+	case length == unix.SizeofSockaddrInet6 && raw.Family == unix.AF_INET6:
+		return netip.AddrFrom16(raw.Addr).Unmap()
+	}
+	return netip.Addr{}
+}
+
+// add puts an answer into the batch, to where a message of another one came from. It was
+// appended to the batch's room, as far as there was enough.
+func (b *batch) add(answer []byte, to *batch, i int) {
+	b.peers[b.n], b.headers[b.n].Namelen = to.peers[i], to.headers[i].Namelen
+	b.vectors[b.n].Base = &answer[0]
+	b.vectors[b.n].SetLen(len(answer))
+	b.n++
+}
+
+func (b *batch) room() []byte { return b.buffers[b.n][:0] }
+
+// send sends all. Who has gone needs no answer, nor who does not take it: nobody waits for
+// another. It does not wait, so Go's scheduler need not know.
+func (b *batch) send(fd int) {
+	for at := 0; at < b.n; {
+		n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(&b.headers[at])), uintptr(b.n-at), unix.MSG_DONTWAIT, 0, 0)
+		if errno != 0 {
+			n = 1
+		}
+		at += int(n)
+	}
+	b.n = 0
+}
+
+// own takes a socket over, out of Go's poller: that would wake a thread for each message.
+func own(f *os.File) (*packets, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	f.Close()
+	if err == nil {
+		err = unix.SetNonblock(fd, false)
+		waitAtMost(fd, false) // a server before us may have been in a hurry
+	}
+	return &packets{fd: fd}, err
+}
+
+func (p *packets) send(msg []byte, to *unix.RawSockaddrInet6, length uint32) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	if !p.closed {
+		_, _, _ = unix.RawSyscall6(unix.SYS_SENDTO, uintptr(p.fd), uintptr(unsafe.Pointer(&msg[0])), uintptr(len(msg)), unix.MSG_DONTWAIT,
+			uintptr(unsafe.Pointer(to)), uintptr(length))
+	}
+}
+
+func (p *packets) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	unix.Close(p.fd)
+}
+
+// ServePackets answers on a socket, which it takes over, until Close.
+func (s *Server) ServePackets(f *os.File) {
+	p, err := own(f)
+	if err != nil {
+		return
+	}
+	defer p.close()
+	fd := p.fd
+	s.keep(closer(func() error {
+		return unix.Shutdown(fd, unix.SHUT_RDWR) // wakes it, though the socket is not connected
+	}))
+	in, out := newBatch(), newBatch()
+	for !s.closed.Load() {
+		in.receive(fd)
+		if in.n == 0 {
+			continue
+		}
+		s.asked.Add(uint64(in.n))
+		d := s.directory() // as it is after the last of them was sent
+		for i := range in.n {
+			s.servePacket(p, d, in, i, out)
+		}
+		out.send(fd)
+	}
+}
+
+func (s *Server) servePacket(p *packets, d *directory, in *batch, i int, out *batch) {
+	client := in.client(i)
+	if !client.IsValid() {
+		return
+	}
+	var q query
+	msg := in.message(i)
+	a, answer := s.answer(d, &q, out.room(), msg, client, 0)
+	if answer != nil {
+		out.add(answer, in, i)
+	}
+	if answer != nil || a == nil {
+		return
+	}
+	limit, from, length := q.size, in.peers[i], in.headers[i].Namelen
+	f := &question{msg: slices.Clone(msg), end: q.end(), client: client}
+	clampSize(f.msg, &q)
+	f.answer = func(msg []byte) {
+		if msg == nil {
+			msg = failure(f.msg)
+		}
+		p.send(truncated(msg, limit), &from, length)
+	}
+	if !s.forwarder.ask(f, s.servers(a)) {
+		f.answer(nil)
+	}
+}
