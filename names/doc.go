@@ -12,6 +12,7 @@
 // Start reading at [Server] in server.go. Where things are:
 //
 //	server.go      queries by UDP and TCP, and the bounds of a client
+//	packets.go     the sockets of UDP: queries are read and answered many at a time
 //	message.go     DNS messages (RFC 1035, RFC 6891): the query, the answer
 //	directory.go   who has which name, and what the answer to a question is
 //	members.go     the directory that the records make

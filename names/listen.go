@@ -7,28 +7,59 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
 )
 
+// queues is how many sockets there are for the same address by UDP. Each has a room of its own
+// for what waits, and a container always the same one, so that one that asks as fast as it
+// can fills that, and no other.
+const queues = 8
+
 // Listen makes the sockets of a server: UDP and TCP on port 53 of each address, for what
 // comes by one interface only. make is socket(2) in the namespace of that interface.
 func Listen(addresses []netip.Addr, device string, socket func(domain, kind, protocol int) (int, error)) (files []*os.File, err error) {
 	for _, a := range addresses {
-		for _, kind := range []int{unix.SOCK_DGRAM, unix.SOCK_STREAM} {
-			f, err := listen(a, kind, device, socket)
-			if err != nil {
-				for _, f := range files {
-					f.Close()
-				}
-				return nil, err
+		kinds := append(slices.Repeat([]int{unix.SOCK_DGRAM}, queues), unix.SOCK_STREAM)
+		for _, kind := range kinds {
+			var f *os.File
+			if f, err = listen(a, kind, device, socket); err != nil {
+				break
 			}
 			files = append(files, f)
 		}
+		if err == nil {
+			err = spread(files[len(files)-len(kinds)], a)
+		}
+		if err != nil {
+			closeAll(files)
+			return nil, err
+		}
 	}
 	return files, nil
+}
+
+// spread has the kernel choose the socket by the last bits of who asks (socket(7),
+// SO_ATTACH_REUSEPORT_CBPF, Linux 4.5).
+func spread(of *os.File, a netip.Addr) error {
+	const network = -0x100000 // SKF_NET_OFF: from the header of IP on
+	source := network + 12 + 3
+	if a.Is6() {
+		source = network + 8 + 15
+	}
+	program := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: uint32(source)},
+		{Code: unix.BPF_ALU | unix.BPF_AND | unix.BPF_K, K: queues - 1},
+		{Code: unix.BPF_RET | unix.BPF_A},
+	}
+	err := unix.SetsockoptSockFprog(int(of.Fd()), unix.SOL_SOCKET, unix.SO_ATTACH_REUSEPORT_CBPF, &unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
+	if err != nil {
+		return fmt.Errorf("the name server of the network: %s port 53 of %s: %w", "UDP", a, err)
+	}
+	return nil
 }
 
 func listen(a netip.Addr, kind int, device string, socket func(domain, kind, protocol int) (int, error)) (*os.File, error) {
@@ -67,7 +98,7 @@ func listen(a netip.Addr, kind int, device string, socket func(domain, kind, pro
 // (socket(7)).
 const (
 	sendBuffer    = 4 << 20
-	receiveBuffer = 1 << 20 // some seconds of questions: the server may have ended, and its twin begin
+	receiveBuffer = 1 << 20 // for a second or two: the server may have ended, and its twin begin
 )
 
 // prepare sets what has to be set before bind(2). The address may not be usable yet, as one
@@ -83,6 +114,7 @@ func prepare(fd, family, kind int, device string) error {
 		errs = append(errs, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1))
 	}
 	if kind == unix.SOCK_DGRAM {
+		errs = append(errs, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1))
 		// What waits for a container that does not answer ARP is kept for three seconds, as much
 		// of it as a socket may send as a rule (arp(7), unres_qlen_bytes): nobody else shall wait.
 		errs = append(errs, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, sendBuffer))
@@ -98,17 +130,14 @@ func prepare(fd, family, kind int, device string) error {
 
 // Serve answers on sockets of Listen, which it takes over, until Close.
 func (s *Server) Serve(files []*os.File) error {
+	var datagrams []*os.File
 	for _, f := range files {
 		kind, err := unix.GetsockoptInt(int(f.Fd()), unix.SOL_SOCKET, unix.SO_TYPE)
 		if err != nil {
 			return err
 		}
 		if kind == unix.SOCK_DGRAM {
-			runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 1) // it may keep one for itself
-			go func() {
-				defer func() { runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) - 1) }()
-				s.ServePackets(f)
-			}()
+			datagrams = append(datagrams, f)
 			continue
 		}
 		l, err := net.FileListener(f)
@@ -118,5 +147,10 @@ func (s *Server) Serve(files []*os.File) error {
 		}
 		go s.ServeStreams(l.(*net.TCPListener))
 	}
+	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 1) // ServePackets may keep one for itself
+	go func() {
+		defer func() { runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) - 1) }()
+		s.ServePackets(datagrams)
+	}()
 	return nil
 }

@@ -11,11 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// packets is a socket of UDP that is read without Go's poller: to be woken by that takes
-// as long as an answer does. What has come meanwhile is read, and answered, at once.
+// packets are sockets of UDP that are read without Go's poller: to be woken by that takes
+// as long as an answer does. What has come meanwhile is read, and answered, at once, in turns
+// from each of them.
 type packets struct {
-	fd     int
-	mu     sync.RWMutex // is held to use the descriptor beside ServePackets
+	fds    []int
+	polled []unix.PollFd // the sockets, and what ends the wait
+	hurry  bool
+	mu     sync.RWMutex // is held to use the descriptors beside ServePackets
 	closed bool
 }
 
@@ -55,37 +58,15 @@ func (b *batch) makeRoom(i int) {
 	b.headers[i].Namelen = unix.SizeofSockaddrInet6
 }
 
-// soonAgain is how long the next message is waited for in a hurry.
-var soonAgain = unix.NsecToTimeval(int64(5 * time.Millisecond))
-
-// receive waits for a message, and takes those that are there. Where one has just come the
-// next one is near: then Go's scheduler is not told of the wait. It would have other threads
-// run meanwhile, and that takes longer than an answer. (They have processors enough, see
-// Serve; and the signal by which it stops all threads ends the wait.)
+// receive takes the messages that are there.
 func (b *batch) receive(fd int) {
-	call, hurry := unix.Syscall6, b.n > 0
-	if hurry {
-		call = unix.RawSyscall6
-	}
-	if hurry != b.hurry {
-		b.hurry = hurry
-		waitAtMost(fd, hurry)
-	}
 	for i := range b.n {
 		b.makeRoom(i)
 	}
-	n, _, errno := call(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&b.headers)), burst, unix.MSG_WAITFORONE, 0, 0)
+	n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&b.headers)), burst, unix.MSG_DONTWAIT, 0, 0)
 	if b.n = int(n); errno != 0 {
 		b.n = 0
 	}
-}
-
-func waitAtMost(fd int, soon bool) {
-	most := unix.Timeval{} // for ever
-	if soon {
-		most = soonAgain
-	}
-	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &most)
 }
 
 func (b *batch) message(i int) []byte { return b.buffers[i][:b.headers[i].length] }
@@ -127,60 +108,109 @@ func (b *batch) send(fd int) {
 	b.n = 0
 }
 
-// own takes a socket over, out of Go's poller: that would wake a thread for each message.
-func own(f *os.File) (*packets, error) {
-	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	f.Close()
-	if err == nil {
-		err = unix.SetNonblock(fd, false)
-		waitAtMost(fd, false) // a server before us may have been in a hurry
+// own takes sockets over, out of Go's poller: that would wake a thread for each message.
+func own(files []*os.File) (*packets, error) {
+	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	p := &packets{polled: []unix.PollFd{{Fd: int32(wake), Events: unix.POLLIN}}}
+	for _, f := range files {
+		if err == nil {
+			var fd int
+			if fd, err = unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0); err == nil {
+				p.fds = append(p.fds, fd)
+				p.polled = append(p.polled, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
+			}
+		}
+		f.Close()
 	}
-	return &packets{fd: fd}, err
+	if err != nil {
+		p.close()
+	}
+	return p, err
 }
 
-func (p *packets) send(msg []byte, to *unix.RawSockaddrInet6, length uint32) {
+// Close ends the wait.
+func (p *packets) Close() error {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
-	if !p.closed {
-		_, _, _ = unix.RawSyscall6(unix.SYS_SENDTO, uintptr(p.fd), uintptr(unsafe.Pointer(&msg[0])), uintptr(len(msg)), unix.MSG_DONTWAIT,
-			uintptr(unsafe.Pointer(to)), uintptr(length))
+	if p.closed {
+		return nil
 	}
+	_, err := unix.Write(int(p.polled[0].Fd), []byte{1, 0, 0, 0, 0, 0, 0, 0})
+	return err
 }
 
 func (p *packets) close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closed = true
-	unix.Close(p.fd)
+	for _, fd := range p.polled {
+		unix.Close(int(fd.Fd))
+	}
 }
 
-// ServePackets answers on a socket, which it takes over, until Close.
-func (s *Server) ServePackets(f *os.File) {
-	p, err := own(f)
+func (p *packets) send(fd int, msg []byte, to *unix.RawSockaddrInet6, length uint32) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	if !p.closed {
+		_, _, _ = unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(&msg[0])), uintptr(len(msg)), unix.MSG_DONTWAIT,
+			uintptr(unsafe.Pointer(to)), uintptr(length))
+	}
+}
+
+// soonest is how long the next message is waited for in a hurry.
+const soonest = 5 * time.Millisecond
+
+// await waits for messages. Where one has just come the next one is near: then Go's scheduler
+// is not told of the wait. It would have other threads run meanwhile, and that takes longer
+// than an answer. (They have processors enough, see Serve; and the signal by which it stops
+// all threads ends the wait.)
+func (p *packets) await() {
+	call, most := unix.Syscall6, (*unix.Timespec)(nil)
+	if p.hurry {
+		at := unix.NsecToTimespec(int64(soonest))
+		call, most = unix.RawSyscall6, &at
+	}
+	n, _, errno := call(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p.polled[0])), uintptr(len(p.polled)), uintptr(unsafe.Pointer(most)), 0, 0, 0)
+	if p.hurry = errno == 0 && n > 0; !p.hurry {
+		for i := range p.polled {
+			p.polled[i].Revents = 0
+		}
+	}
+}
+
+// ServePackets answers on sockets, which it takes over, until Close.
+func (s *Server) ServePackets(files []*os.File) {
+	p, err := own(files)
 	if err != nil {
 		return
 	}
 	defer p.close()
-	fd := p.fd
-	s.keep(closer(func() error {
-		return unix.Shutdown(fd, unix.SHUT_RDWR) // wakes it, though the socket is not connected
-	}))
+	s.keep(p)
 	in, out := newBatch(), newBatch()
 	for !s.closed.Load() {
-		in.receive(fd)
-		if in.n == 0 {
-			continue
+		p.await()
+		for _, ready := range p.polled[1:] {
+			if ready.Revents != 0 {
+				s.serveBatch(p, int(ready.Fd), in, out)
+			}
 		}
-		s.asked.Add(uint64(in.n))
-		d := s.directory() // as it is after the last of them was sent
-		for i := range in.n {
-			s.servePacket(p, d, in, i, out)
-		}
-		out.send(fd)
 	}
 }
 
-func (s *Server) servePacket(p *packets, d *directory, in *batch, i int, out *batch) {
+func (s *Server) serveBatch(p *packets, fd int, in, out *batch) {
+	in.receive(fd)
+	if in.n == 0 {
+		return
+	}
+	s.asked.Add(uint64(in.n))
+	d := s.directory() // as it is after the last of them was sent
+	for i := range in.n {
+		s.servePacket(p, fd, d, in, i, out)
+	}
+	out.send(fd)
+}
+
+func (s *Server) servePacket(p *packets, fd int, d *directory, in *batch, i int, out *batch) {
 	client := in.client(i)
 	if !client.IsValid() {
 		return
@@ -201,7 +231,7 @@ func (s *Server) servePacket(p *packets, d *directory, in *batch, i int, out *ba
 		if msg == nil {
 			msg = failure(f.msg)
 		}
-		p.send(truncated(msg, limit), &from, length)
+		p.send(fd, truncated(msg, limit), &from, length)
 	}
 	if !s.forwarder.ask(f, s.servers(a)) {
 		f.answer(nil)

@@ -208,10 +208,6 @@ func (f *forwarder) at(servers []netip.Addr) (all []netip.AddrPort) {
 	return all
 }
 
-type closer func() error
-
-func (c closer) Close() error { return c() }
-
 // keep has Close close c.
 func (s *Server) keep(c interface{ Close() error }) {
 	s.mu.Lock()

@@ -53,7 +53,7 @@ func (b *bench) start(t *testing.T) {
 	require.NoError(t, err)
 	b.udp = pc.LocalAddr().String()
 	pc.Close()
-	go b.ServePackets(f)
+	go b.ServePackets([]*os.File{f})
 	go b.ServeStreams(l)
 	t.Cleanup(b.Close)
 	b.tcp = l.Addr().String()

@@ -12,6 +12,7 @@
 //	peer lookup DNS NAME  print the address of a name
 //	peer questions DNS NAME RATE TIME  ask for the address of a name so many times a second,
 //	                      each time once; prints what was lost, and the longest wait
+//	peer pester DNS NAME  ask so as fast as it goes, until SIGINT
 //	peer ping ADDR [SIZE] ask for an ICMP echo of so many bytes until one comes (needs root)
 //	peer hold tcp|udp ADDR  bind and do nothing
 //	peer pause            do nothing, until SIGTERM or SIGINT
@@ -119,6 +120,7 @@ func run(args []string) error {
 		"scan":        {3, scan},
 		"questions":   {4, questions},
 		"within":      {2, tryWithin},
+		"pester":      {2, pester},
 	}
 	variadic := map[string]command{
 		"snapshot":  {1, func(a []string) error { return snapshot.Options{Ignore: a[1:]}.Take().Save(a[0]) }},

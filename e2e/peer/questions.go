@@ -10,6 +10,9 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 // questions asks a name server for the address of a name, so many times a second for so
@@ -111,4 +114,34 @@ func questionFor(name string, id uint16) []byte {
 		msg = append(append(msg, byte(len(label))), label...)
 	}
 	return append(msg, 0, 0, 1, 0, 1)
+}
+
+// pester asks a name server for the address of a name as fast as one thread can, until
+// SIGINT, and takes no answers.
+func pester(args []string) error {
+	at, err := net.ResolveUDPAddr("udp4", args[0])
+	if err != nil {
+		return err
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+	if err != nil {
+		return err
+	}
+	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: at.Port, Addr: [4]byte(at.IP.To4())}); err != nil {
+		return err
+	}
+	msg := questionFor(args[1], 1)
+	vector := unix.Iovec{Base: &msg[0]}
+	vector.SetLen(len(msg))
+	var all [64]struct {
+		unix.Msghdr
+		_ uint32
+	}
+	for i := range all {
+		all[i].Iov = &vector
+		all[i].SetIovlen(1)
+	}
+	for {
+		_, _, _ = unix.Syscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(&all)), uintptr(len(all)), 0, 0, 0)
+	}
 }
