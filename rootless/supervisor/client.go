@@ -56,7 +56,7 @@ func (c Control) dial() (*net.UnixConn, error) {
 		return nil, err
 	}
 	defer folder.Close()
-	deadline := time.Now().Add(controlTimeout)
+	deadline := time.Now().Add(besetPatience)
 	conn, err := connect(name, deadline)
 	if err != nil {
 		return nil, err
@@ -228,7 +228,8 @@ func (c Control) call(r request, sockets ...forward.Socket) (*Status, error) {
 // up on us again and again.
 var ErrBeset = errors.New("it hangs up, since other programs keep its control socket busy")
 
-// besetPatience is how long one asks again: a DEL that fails may be the last.
+// besetPatience is how long one asks again, and waits until one is read: a DEL that fails may be
+// the last.
 const besetPatience = time.Minute
 
 // exchange asks and has the answer read.
@@ -267,7 +268,8 @@ func (c Control) ask(r request, files []*os.File) (*net.UnixConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	_ = conn.SetDeadline(time.Now().Add(r.patience()))
+	// Many may have to be read before it.
+	_ = conn.SetDeadline(time.Now().Add(max(r.patience(), besetPatience)))
 	if err := send(conn, r, files); err != nil {
 		conn.Close()
 		return nil, err
