@@ -168,7 +168,7 @@ func (n *Network) makePair(c *Container, p placement, s state) error {
 	var b batch
 	b.NewVeth(nlsock.Veth{
 		Host: p.name, Container: p.IfName, HostMAC: hostMAC(p.Key), ContainerMAC: p.mac,
-		MTU: p.mtu, Master: s.bridge.index, Namespace: int(c.Namespace.Fd()),
+		MTU: p.mtu, Master: s.bridge.index, Namespace: int(c.Namespace.Fd()), OneQueue: n.EndsHere,
 	})
 	b.setAlias(p.name, portAlias(p.Key))
 	b.noIPv6Address(p.name)

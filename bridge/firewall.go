@@ -47,6 +47,7 @@ func (x *transaction) commit(s *nlsock.Socket) error {
 		return nlsock.Request{About: "nftables", Kind: kind, Flags: unix.NLM_F_REQUEST, Data: nfgenmsg(0, unix.NFNL_SUBSYS_NFTABLES)}
 	}
 	all := append([]nlsock.Request{edge(unix.NFNL_MSG_BATCH_BEGIN)}, x.Requests...)
+	nlsock.Together(all) // and then comes the end
 	_, err := s.Do(append(all, edge(unix.NFNL_MSG_BATCH_END)))
 	return err
 }

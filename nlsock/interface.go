@@ -18,6 +18,11 @@ type Veth struct {
 	HostMAC, ContainerMAC net.HardwareAddr
 	MTU, Master           int
 	Namespace             int // descriptor
+	// OneQueue is for each end to have one queue and never more. Else it has as many as there are
+	// processors, of which the kernel uses one until it is told otherwise, and waits for a grace
+	// period of RCU for each end to take the others out of use (veth_init_queues in
+	// drivers/net/veth.c).
+	OneQueue bool
 }
 
 // NewVeth makes it.
@@ -27,6 +32,7 @@ func (b *Batch) NewVeth(v Veth) {
 		e.String(unix.IFLA_IFNAME, v.Host)
 		e.Bytes(unix.IFLA_ADDRESS, v.HostMAC)
 		e.Uint32(unix.IFLA_MTU, uint32(v.MTU))
+		v.queues(e)
 		if v.Master > 0 {
 			e.Uint32(unix.IFLA_MASTER, uint32(v.Master))
 		}
@@ -48,9 +54,17 @@ func (v Veth) peer() ([]byte, error) {
 	e.String(unix.IFLA_IFNAME, v.Container)
 	e.Bytes(unix.IFLA_ADDRESS, v.ContainerMAC)
 	e.Uint32(unix.IFLA_MTU, uint32(v.MTU))
+	v.queues(e)
 	e.Uint32(unix.IFLA_NET_NS_FD, uint32(v.Namespace))
 	b, err := e.Encode()
 	return append(IfInfoMsg(unix.AF_UNSPEC, 0, 0, 0), b...), err
+}
+
+func (v Veth) queues(e *Encoder) {
+	if v.OneQueue {
+		e.Uint32(unix.IFLA_NUM_TX_QUEUES, 1)
+		e.Uint32(unix.IFLA_NUM_RX_QUEUES, 1)
+	}
 }
 
 // LinkUp sets an interface up.

@@ -240,6 +240,14 @@ func (s *Socket) Do(requests []Request) (answers []Answer, err error) {
 	return answers, err
 }
 
+// Together has the kernel acknowledge only the last of the requests of a transaction, which are
+// done all or not at all. The error of another one comes unasked.
+func Together(requests []Request) {
+	for i := range requests[:max(0, len(requests)-1)] {
+		requests[i].Flags &^= unix.NLM_F_ACK
+	}
+}
+
 func acknowledged(requests []Request) (n int) {
 	for _, r := range requests {
 		if r.Flags&unix.NLM_F_ACK != 0 {

@@ -209,7 +209,7 @@ func makePair(inside *link.Place, c *insideContainer, p *plan.Interface) error {
 	}
 	var b nlsock.Batch
 	b.NewVeth(nlsock.Veth{
-		Host: hub.HostEnd, Container: p.IfName, HostMAC: randomMAC(), ContainerMAC: mac, MTU: p.MTU, Namespace: int(c.place.Netns.Fd()),
+		Host: hub.HostEnd, Container: p.IfName, HostMAC: randomMAC(), ContainerMAC: mac, MTU: p.MTU, Namespace: int(c.place.Netns.Fd()), OneQueue: true,
 	})
 	switch _, err := b.Send(inside.Route); {
 	case errors.Is(err, unix.EOPNOTSUPP):

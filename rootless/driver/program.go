@@ -165,7 +165,7 @@ func checkTun(name string) error {
 	const path = "/dev/net/tun"
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err == nil {
-		unix.Close(fd)
+		go unix.Close(fd) // which waits for whoever changes interfaces, of any namespace, at the moment
 		return nil
 	}
 	hint := "load the module (modprobe tun) or make the device node (mkdir -p /dev/net; mknod -m 0666 /dev/net/tun c 10 200)"

@@ -10,5 +10,5 @@
 // setns(2) into the host's namespace needs rights there that an unprivileged user does
 // not have.
 //
-// It imports rootless/plan, portmap/forward and conf. Start at Make.
+// It imports rootless/plan, nlsock, portmap/forward and conf. Start at Make.
 package netns

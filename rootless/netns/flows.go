@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"runtime"
 	"slices"
 
 	"github.com/google/nftables"
@@ -105,21 +104,13 @@ const hubTable = "ambi_hub"
 
 // WayOut masquerades what leaves by the driver's interface, and bounds the flows of each
 // member of a shared network. A kernel that cannot count them (nft_connlimit) gets only the
-// former: then the driver's own bound holds, for all members together. It works on a thread of
-// its own, while the one inside is at the service of the first member.
+// former: then the driver's own bound holds, for all members together.
 func (n *Namespace) WayOut() error {
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // which ends with this goroutine
-		err := n.Enter()
-		if err == nil {
-			if err = n.shareFlows(true); err != nil {
-				err = n.shareFlows(false)
-			}
-		}
-		done <- err
-	}()
-	if err := <-done; err != nil {
+	err := n.shareFlows(true)
+	if err != nil {
+		err = n.shareFlows(false)
+	}
+	if err != nil {
 		return NoFirewall(fmt.Errorf("masquerading in the hub: %w", err))
 	}
 	return nil
@@ -134,11 +125,11 @@ func NoFirewall(err error) error {
 }
 
 func (n *Namespace) shareFlows(count bool) error {
-	c, err := nftables.New()
+	t, err := newTransaction()
 	if err != nil {
 		return err
 	}
-	f := &flowRules{Conn: c, way: ifName(n.plan.IfName), table: c.AddTable(&nftables.Table{Name: hubTable, Family: nftables.TableFamilyINet})}
+	f := &flowRules{Conn: t.Conn, way: ifName(n.plan.IfName), table: t.AddTable(&nftables.Table{Name: hubTable, Family: nftables.TableFamilyINet})}
 	if err := f.masquerade(); err != nil {
 		return err
 	}
@@ -147,7 +138,7 @@ func (n *Namespace) shareFlows(count bool) error {
 			return err
 		}
 	}
-	return c.Flush()
+	return t.commit(n.file)
 }
 
 // BePatient has the kernel ask for the MAC address of a driver that is busy for a minute:
@@ -345,32 +336,34 @@ func goTo(chain string) []expr.Any {
 	return []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}}
 }
 
+// firewall is a socket for nftables, to be closed. Who uses it need not be on the thread inside,
+// which has other things to do: the kernel takes its time for a transaction.
+func (n *Namespace) firewall() (c *nftables.Conn, err error) {
+	n.Do(func() { c, err = nftables.New(nftables.AsLasting()) })
+	return c, err
+}
+
 // FlowsRefused is how many flows of each source were refused because it has as many as it
 // may.
-func (n *Namespace) FlowsRefused() (all map[netip.Addr]uint64, err error) {
-	n.Do(func() { all, err = flowsRefused() })
+func (n *Namespace) FlowsRefused() (map[netip.Addr]uint64, error) {
+	all := map[netip.Addr]uint64{}
+	c, err := n.firewall()
+	if err == nil {
+		defer func() { _ = c.CloseLasting() }()
+		err = eachCounted(c, []string{"refused"}, func(_ *nftables.Set, e nftables.SetElement, source netip.Addr) {
+			if e.Counter != nil {
+				all[source] = e.Counter.Packets
+			}
+		})
+	}
 	if err != nil {
 		return nil, fmt.Errorf("reading the refused flows of the hub: %w", err)
 	}
 	return all, nil
 }
 
-func flowsRefused() (map[netip.Addr]uint64, error) {
-	all := map[netip.Addr]uint64{}
-	err := eachCounted([]string{"refused"}, func(_ *nftables.Set, e nftables.SetElement, source netip.Addr) {
-		if e.Counter != nil {
-			all[source] = e.Counter.Packets
-		}
-	})
-	return all, err
-}
-
 // eachCounted calls f for the elements of sets that are there, and their source addresses.
-func eachCounted(names []string, f func(*nftables.Set, nftables.SetElement, netip.Addr)) error {
-	c, err := nftables.New()
-	if err != nil {
-		return err
-	}
+func eachCounted(c *nftables.Conn, names []string, f func(*nftables.Set, nftables.SetElement, netip.Addr)) error {
 	for _, family := range flowFamilies {
 		for _, name := range names {
 			set := &nftables.Set{Table: &nftables.Table{Name: hubTable, Family: nftables.TableFamilyINet}, Name: name + family.suffix, KeyType: family.kind}
@@ -392,21 +385,21 @@ func eachCounted(names []string, f func(*nftables.Set, nftables.SetElement, neti
 }
 
 // ForgetFlows begins anew for who gets these addresses next.
-func (n *Namespace) ForgetFlows(of []netip.Addr) (err error) {
-	n.Do(func() { err = forgetFlows(of) })
+func (n *Namespace) ForgetFlows(of []netip.Addr) error {
+	c, err := n.firewall()
+	if err == nil {
+		defer func() { _ = c.CloseLasting() }()
+		err = forgetFlows(c, of)
+	}
 	if err != nil {
 		return fmt.Errorf("forgetting the flows of a member: %w", err)
 	}
 	return nil
 }
 
-func forgetFlows(of []netip.Addr) error {
-	c, err := nftables.New()
-	if err != nil {
-		return err
-	}
+func forgetFlows(c *nftables.Conn, of []netip.Addr) error {
 	var errs []error
-	err = eachCounted([]string{"flows", "many", "refused"}, func(s *nftables.Set, e nftables.SetElement, source netip.Addr) {
+	err := eachCounted(c, []string{"flows", "many", "refused"}, func(s *nftables.Set, e nftables.SetElement, source netip.Addr) {
 		if slices.Contains(of, source) {
 			errs = append(errs, c.SetDeleteElements(s, []nftables.SetElement{{Key: e.Key}}))
 		}

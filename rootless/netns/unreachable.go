@@ -29,24 +29,16 @@ func (n *Namespace) RouteErrors(from netip.Addr) error {
 	return nil
 }
 
-// firewall is a socket for nftables. Who uses it need not be on the thread inside, which has
-// other things to do: the kernel takes its time for a transaction.
-func (n *Namespace) firewall() (c *nftables.Conn, err error) {
-	n.Do(func() { c, err = nftables.New(nftables.AsLasting()) })
-	return c, err
-}
-
 func (n *Namespace) routeErrors(from netip.Addr) error {
 	const (
 		nextHeader, source = 6, 8 // in the header of IPv6
 		firstThatIsNone    = 128
 		checksum           = 40 + 2 // behind that header, that of ICMPv6, which covers the address
 	)
-	c, err := n.firewall()
+	c, err := newTransaction()
 	if err != nil {
 		return err
 	}
-	defer func() { _ = c.CloseLasting() }()
 	table := c.AddTable(&nftables.Table{Name: "ambi_errors", Family: nftables.TableFamilyIPv6})
 	chain := c.AddChain(&nftables.Chain{
 		Table: table, Name: "prerouting", Type: nftables.ChainTypeFilter,
@@ -72,5 +64,5 @@ func (n *Namespace) routeErrors(from netip.Addr) error {
 			CsumType: expr.CsumTypeInet, CsumOffset: checksum,
 		},
 	}})
-	return c.Flush()
+	return c.commit(n.file)
 }

@@ -33,14 +33,14 @@ import (
 // only member and the driver, and the published ports of its members. Who they are the records
 // say.
 type hub struct {
-	config       Hub
-	log          *slog.Logger
-	inside       *netns.Namespace
-	forwarder    *forward.Forwarder
-	byDriver     *byDriver      // nil: the forwarder publishes
-	watch        watch          // of the only member
-	errorsRouted sync.WaitGroup // until they are
-	packet       int            // of its hub, a socket to announce it; made while we have the right to
+	config    Hub
+	log       *slog.Logger
+	inside    *netns.Namespace
+	forwarder *forward.Forwarder
+	byDriver  *byDriver      // nil: the forwarder publishes
+	watch     watch          // of the only member
+	ruling    sync.WaitGroup // until the rules are made that it begins with
+	packet    int            // of its hub, a socket to announce it; made while we have the right to
 
 	mu        sync.Mutex
 	published map[conf.Key][]Socket
@@ -49,10 +49,11 @@ type hub struct {
 	members members
 	names   nameServer
 	verbs   atomic.Int32 // that run
+	kept    atomic.Int32 // see keepOpen
 	ending  context.Context
 	end     context.CancelFunc
 	refused refusals
-	bounded bool // see bound; by the work of the supervisor
+	bounded bool // see bound; by ruling, then by the work of the supervisor
 }
 
 func (h *hub) String() string { return h.config.String() }
@@ -63,6 +64,7 @@ func (h *hub) prepare(command *driver.Command) error {
 	if h.inside, err = netns.Make(conf.Key{Network: h.config.Network}, h.config.Bridge, &h.config.Plan); err != nil {
 		return err
 	}
+	h.rule()
 	if only := h.config.Only; only != nil {
 		if h.watch, err = newWatch(only.Netns); err != nil {
 			return err
@@ -73,9 +75,6 @@ func (h *hub) prepare(command *driver.Command) error {
 		if err := h.between(func(p *link.Place) error { return p.AdmitOnly(h.config.Bridge, only.Plan.Own()) }); err != nil {
 			return err
 		}
-		if six := only.Plan.IPv6; six.Enabled() {
-			h.errorsRouted.Go(func() { h.routeErrors(six.Gateway) })
-		}
 		if p := command.Publisher(only.Plan.IPv4.First()); p != nil {
 			h.byDriver = &byDriver{kind: driver.Of(command.Driver), driver: p}
 		}
@@ -84,8 +83,18 @@ func (h *hub) prepare(command *driver.Command) error {
 	return err
 }
 
+// rule makes the rules that the hub begins with, while the rest of it is made.
+func (h *hub) rule() {
+	if h.config.Only == nil {
+		h.ruling.Go(func() { h.bounded = h.inside.WayOut() == nil }) // bound tries again
+	} else if six := h.config.Only.Plan.IPv6; six.Enabled() {
+		h.ruling.Go(func() { h.routeErrors(six.Gateway) })
+	}
+}
+
 // bound gives each member of a shared network its share of the way out, before there is one.
 func (h *hub) bound() (err error) {
+	h.ruling.Wait()
 	if h.config.Only == nil && !h.bounded {
 		err = h.inside.WayOut()
 		h.bounded = err == nil
@@ -102,7 +111,6 @@ func (h *hub) configure() error {
 	if err := h.inside.Configure(); err != nil || h.config.Only == nil {
 		return err
 	}
-	h.errorsRouted.Wait()
 	p := &h.config.Only.Plan
 	name := h.config.Plan.IfName
 	return h.between(func(at *link.Place) error {
@@ -180,6 +188,7 @@ func (h *hub) open() ([]*os.File, error) {
 	if err != nil {
 		return nil, netns.NoFirewall(fmt.Errorf("opening a netlink socket in the hub: %w", err))
 	}
+	h.keepOpen(filter)
 	files := []*os.File{os.NewFile(uintptr(filter), "netlink socket")}
 	place, err := h.place()
 	if err != nil {
@@ -187,6 +196,27 @@ func (h *hub) open() ([]*os.File, error) {
 		return nil, err
 	}
 	return append(files, place.Files()...), nil
+}
+
+// mostKept is how many sockets are kept open: descriptors may be few.
+const mostKept = 8
+
+// keepOpen has a socket for nftables stay open for longer than a verb needs it: who closes it
+// as the last one waits until the kernel has forgotten what was taken away by it, and for whoever
+// has a transaction under way (nft_rcv_nl_event in net/netfilter/nf_tables_api.c).
+func (h *hub) keepOpen(socket int) {
+	const longerThanVerbs = 2 * time.Second
+	if h.kept.Add(1) > mostKept {
+		h.kept.Add(-1)
+		return
+	}
+	own, err := unix.FcntlInt(uintptr(socket), unix.F_DUPFD_CLOEXEC, 0)
+	time.AfterFunc(longerThanVerbs, func() {
+		if err == nil {
+			unix.Close(own)
+		}
+		h.kept.Add(-1)
+	})
 }
 
 // place is the namespace from outside.
@@ -255,7 +285,7 @@ func (h *hub) leaves(r request) error {
 	if err := errors.Join(append(errs, h.inside.RemoveSender(target))...); err != nil {
 		return err
 	}
-	h.forgetFlows(r.Addresses)
+	go h.forgetFlows(r.Addresses)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.targets, *r.Member)

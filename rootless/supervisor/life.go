@@ -113,7 +113,6 @@ func prepare(config *Config, log *slog.Logger) (*supervisor, error) {
 func (s *supervisor) firstDriver() {
 	s.work.Lock()
 	process, err := s.startDriver()
-	_ = s.hub.bound() // while it starts; configure tries again
 	if err == nil {
 		err = s.useDriver(process)
 	}
