@@ -72,6 +72,15 @@ func (n *Network) linksOf(k conf.Key) (links []*link, err error) {
 // removeLinks removes interfaces, several of them by one message: of a group that they
 // are put in for it. It has a number that nobody else chooses.
 func (n *Network) removeLinks(links []*link) error {
+	if n.Host.RemoveLinks != nil && len(links) > 0 {
+		indexes := make([]int, len(links))
+		for i, l := range links {
+			indexes[i] = l.index
+		}
+		if n.Host.RemoveLinks(indexes) == nil {
+			return nil
+		}
+	}
 	var b batch
 	switch len(links) {
 	case 0:

@@ -25,6 +25,10 @@ type Host struct {
 	// IPTables says that the host may have an iptables firewall which drops what is
 	// forwarded, and that programs run by this thread are in its namespace.
 	IPTables bool
+	// RemoveLinks, unless it is nil, removes interfaces by their indexes, and returns as soon as
+	// they are gone. After an error this process does it, by Route; and then it waits until the
+	// kernel has forgotten all about them, which takes it ten times as long.
+	RemoveLinks func(indexes []int) error
 	// DBus is the path of the socket on which firewalld may be reached; empty: never.
 	DBus string
 }

@@ -388,7 +388,7 @@ func openHub(h hub.Hub) (*insideHub, error) {
 		return nil, errors.Join(fmt.Errorf("the hub: %w", err), files[0].Close())
 	}
 	return &insideHub{hub: h, place: place, filter: files[0], host: bridge.Host{
-		Route: place.Route, Filter: nlsock.New(int(files[0].Fd())), Sysctl: place,
+		Route: place.Route, Filter: nlsock.New(int(files[0].Fd())), Sysctl: place, RemoveLinks: controlOfHub(h).RemoveLinks,
 	}}, nil
 }
 

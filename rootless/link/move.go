@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -65,6 +66,32 @@ func (p *Place) Remove(name string) error {
 	b.DeleteLink(name, l.Index)
 	_, err = b.Send(p.Route)
 	return ignoring(err, unix.ENODEV)
+}
+
+// Take removes the interface of an index and returns when it is gone from here, and a veth's
+// other end from there. The kernel answers who asks it to remove one only when it has forgotten
+// all about it (rcu_barrier, by netdev_run_todo in net/core/dev.c), which takes it ten times as
+// long. So it is asked from another place of the same namespace, which is closed then.
+func (p *Place) Take(index int, worker *Place) error {
+	done := make(chan error, 1)
+	go func() {
+		defer worker.Close()
+		var b nlsock.Batch
+		b.DeleteLink(fmt.Sprintf("with index %d", index), index)
+		_, err := b.Send(worker.Route)
+		done <- ignoring(err, unix.ENODEV)
+	}()
+	for {
+		select {
+		case err := <-done:
+			return err
+		case <-time.After(100 * time.Microsecond):
+		}
+		// While it is being removed this waits.
+		if l, err := p.find(index, ""); err != nil || l == nil {
+			return err
+		}
+	}
 }
 
 // find is the interface of an index, or with 0 that of a name; nil when there is none.

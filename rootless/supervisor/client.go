@@ -162,6 +162,12 @@ func (c Control) Leave(member conf.Key, addresses []netip.Addr) error {
 	return err
 }
 
+// RemoveLinks has the hub remove interfaces, and returns when they are gone.
+func (c Control) RemoveLinks(indexes []int) error {
+	_, err := c.call(request{Op: opUnlink, Links: indexes})
+	return err
+}
+
 // Publish has the hub forward ports to a member.
 func (c Control) Publish(member conf.Key, t forward.Target, sockets []forward.Socket) error {
 	for len(sockets) > 0 {

@@ -31,10 +31,11 @@ const (
 	opStop       = "stop"
 	opAddPort    = "port-add" // the bound sockets come along (SCM_RIGHTS), IPv4 before IPv6
 	opRemovePort = "port-remove"
-	opOpen       = "open"  // hands out files of the hub's namespace
-	opAwait      = "await" // answers when the driver is there
-	opLeave      = "leave" // takes back all ports of a member
-	opNames      = "names" // serves names at the bridge's addresses
+	opOpen       = "open"   // hands out files of the hub's namespace
+	opAwait      = "await"  // answers when the driver is there
+	opLeave      = "leave"  // takes back all ports of a member
+	opUnlink     = "unlink" // removes interfaces
+	opNames      = "names"  // serves names at the bridge's addresses
 
 	// Of a hub in which plugins run.
 	opStandIn = "stand-in" // hands out files of the namespace in place of a member's
@@ -51,6 +52,7 @@ type request struct {
 	Verb   *Verb           `json:"verb,omitempty"`
 	// Link is the hub's end of the link to the member, and Addresses are the member's.
 	Link      string       `json:"link,omitempty"`
+	Links     []int        `json:"links,omitempty"` // indexes of interfaces to remove
 	Addresses []netip.Addr `json:"addresses,omitempty"`
 	// Sockets describe those that come along for the ports of a member.
 	Sockets []Socket `json:"sockets,omitempty"`
@@ -240,7 +242,7 @@ func closed(fd uintptr) bool {
 // patience is how long an answer may take.
 func (r *request) patience() time.Duration {
 	switch r.Op {
-	case opAwait:
+	case opAwait, opUnlink:
 		return awaitTimeout
 	case opVerb:
 		return verbTimeout

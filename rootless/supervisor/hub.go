@@ -156,6 +156,9 @@ func (h *hub) serve(r request, files []*os.File) (reply, error) {
 	case opLeave:
 		closeAll(files)
 		return reply{}, h.leaves(r)
+	case opUnlink:
+		closeAll(files)
+		return reply{}, h.removeLinks(r.Links)
 	case opNames:
 		closeAll(files)
 		return reply{}, h.serveNames(r)
@@ -289,6 +292,26 @@ func (h *hub) leaves(r request) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.targets, *r.Member)
+	return nil
+}
+
+// removeLinks removes interfaces, and returns when they are gone. What the kernel does after
+// that it does while this process goes on.
+func (h *hub) removeLinks(indexes []int) error {
+	place, err := h.place()
+	if err != nil {
+		return err
+	}
+	defer place.Close()
+	for _, index := range indexes {
+		worker, err := h.place()
+		if err == nil {
+			err = place.Take(index, worker)
+		}
+		if err != nil {
+			return fmt.Errorf("the network namespace of the hub: %w", err)
+		}
+	}
 	return nil
 }
 

@@ -432,7 +432,7 @@ func (s *supervisor) answer(r request, files []*os.File) reply {
 
 func (s *supervisor) serve(r request, files []*os.File) (reply, error) {
 	switch r.Op {
-	case opAddPort, opRemovePort, opOpen, opLeave, opNames, opStandIn, opVerb:
+	case opAddPort, opRemovePort, opOpen, opLeave, opUnlink, opNames, opStandIn, opVerb:
 		return s.hub.serve(r, files)
 	}
 	defer closeAll(files)
