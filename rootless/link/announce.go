@@ -14,8 +14,9 @@ import (
 // told: from the answer to a question it takes down the sender's address and not the one that
 // it asked for (ndp_input in libslirp's ip6_icmp.c), and a proxy answers from its own.
 //
-// packet is a socket of AF_PACKET.
-func (p *Place) Announce(packet int, name string, addrs []netip.Addr) error {
+// raw is a socket of AF_INET6 and IPPROTO_RAW of the place (raw(7)). One of AF_PACKET would do, but
+// has the process that ends with it wait for a grace period of RCU (packet_release).
+func (p *Place) Announce(raw int, name string, addrs []netip.Addr) error {
 	l, err := p.find(0, name)
 	if err != nil || l == nil || l.MAC == "" { // one without is no way for frames that somebody has to take
 		return err
@@ -24,34 +25,35 @@ func (p *Place) Announce(packet int, name string, addrs []netip.Addr) error {
 	if err != nil {
 		return fmt.Errorf("interface %s: %w", name, err)
 	}
-	to := &unix.SockaddrLinklayer{Protocol: binary.NativeEndian.Uint16([]byte{0x86, 0xdd}), Ifindex: l.Index} // ETH_P_IPV6
+	to := &unix.SockaddrInet6{Addr: everybody.As16(), ZoneId: uint32(l.Index)}
 	for _, ip := range addrs {
 		if !ip.Is6() {
 			continue
 		}
-		if err := unix.Sendto(packet, advertisement(mac, ip), 0, to); err != nil {
+		if err := unix.Sendto(raw, advertisement(mac, ip), 0, to); err != nil {
 			return fmt.Errorf("announcing %s on interface %s: %w", ip, name, err)
 		}
 	}
 	return nil
 }
 
-// advertisement is the frame.
+// everybody is all nodes of a link (RFC 4291, section 2.7.1).
+var everybody = netip.MustParseAddr("ff02::1")
+
+// advertisement is the packet.
 func advertisement(mac net.HardwareAddr, ip netip.Addr) []byte {
 	const (
 		override = 0x20 // of what was known before
 		hopLimit = 255  // has come from no further than the link
 	)
-	everybody := netip.MustParseAddr("ff02::1").AsSlice()
 	icmp := []byte{136, 0, 0, 0, override, 0, 0, 0}
 	icmp = append(icmp, ip.AsSlice()...)
 	icmp = append(append(icmp, 2, 1), mac...) // target link-layer address, in units of 8 bytes
-	addresses := append(ip.AsSlice(), everybody...)
+	addresses := append(ip.AsSlice(), everybody.AsSlice()...)
 	binary.BigEndian.PutUint16(icmp[2:], checksum(addresses, icmp))
 
-	frame := append([]byte{0x33, 0x33, 0, 0, 0, 1}, mac...)
-	frame = append(frame, 0x86, 0xdd, 0x60, 0, 0, 0, 0, byte(len(icmp)), unix.IPPROTO_ICMPV6, hopLimit)
-	return append(append(frame, addresses...), icmp...)
+	header := []byte{0x60, 0, 0, 0, 0, byte(len(icmp)), unix.IPPROTO_ICMPV6, hopLimit}
+	return append(append(header, addresses...), icmp...)
 }
 
 // checksum is that of ICMPv6 (RFC 4443, section 2.3), of a message of an even length.

@@ -40,7 +40,7 @@ type hub struct {
 	byDriver  *byDriver      // nil: the forwarder publishes
 	watch     watch          // of the only member
 	ruling    sync.WaitGroup // until the rules are made that it begins with
-	packet    int            // of its hub, a socket to announce it; made while we have the right to
+	raw       int            // a socket to announce it, see link.Place; made while we have the right to
 
 	mu        sync.Mutex
 	published map[conf.Key][]Socket
@@ -69,8 +69,10 @@ func (h *hub) prepare(command *driver.Command) error {
 		if h.watch, err = newWatch(only.Netns); err != nil {
 			return err
 		}
-		if h.packet, err = h.inside.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0); err != nil {
-			return fmt.Errorf("opening a packet socket in the hub: %w", err)
+		if only.Plan.IPv6.Enabled() {
+			if h.raw, err = h.inside.Socket(unix.AF_INET6, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW); err != nil {
+				return fmt.Errorf("opening a raw socket in the hub: %w", err)
+			}
 		}
 		if err := h.between(func(p *link.Place) error { return p.AdmitOnly(h.config.Bridge, only.Plan.Own()) }); err != nil {
 			return err
@@ -117,7 +119,7 @@ func (h *hub) configure() error {
 		if err := at.Between(name, p.Others(), p.Own()); err != nil {
 			return err
 		}
-		return at.Announce(h.packet, name, p.Own())
+		return at.Announce(h.raw, name, p.Own())
 	})
 }
 
