@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -164,11 +163,15 @@ func (c *insideContainer) nameOf(a link.Address) string {
 	return l.Name
 }
 
-// openPlace opens the namespace of a private network's hub.
+// openPlace opens the namespace of a hub.
 func openPlace(h hub.Hub) (*link.Place, error) {
 	files, err := controlOfHub(h).Open()
 	if err != nil {
 		return nil, fmt.Errorf("the hub: %w", mute(err))
+	}
+	if !h.Private() {
+		files[0].Close() // its firewall
+		files = files[1:]
 	}
 	place, err := link.FromFiles(files)
 	if err != nil {
@@ -329,23 +332,22 @@ func (n *Network) publishByDriver(h hub.Hub, a *conf.Attachment) error {
 	return nil
 }
 
-// unlink takes the interface out of the container, with the hub's end of the link: the kernel
-// is in no hurry to do it when the hub has gone. It takes as long as the driver does to end,
-// so it goes on meanwhile; whoever calls the function that it returns waits for it.
-func (n *Network) unlink(h hub.Hub) (wait func() error) {
+// unlink takes the interface out of the container, with the hub's end of the link: the kernel is
+// in no hurry to do it when the hub has gone. The hub does it, so that what the kernel has to do
+// then goes on while the hub's processes end; else this process, as in one of an older ambi.
+func unlink(h hub.Hub, hostEnd string) error {
+	if controlOfHub(h).RemoveLink(hostEnd) == nil {
+		return nil
+	}
 	inside, err := openPlace(h)
 	if err != nil {
-		return func() error { return err }
+		return err
 	}
-	wait = sync.OnceValue(func() error {
-		defer inside.Close()
-		if err := inside.Remove(hub.HostEnd); err != nil {
-			return fmt.Errorf("the hub: %w", err)
-		}
-		return nil
-	})
-	go func() { _ = wait() }()
-	return wait
+	defer inside.Close()
+	if err := inside.Remove(hostEnd); err != nil {
+		return fmt.Errorf("the hub: %w", err)
+	}
+	return nil
 }
 
 // checkPrivate compares hub and container with what ADD has made, and names all that is wrong.

@@ -473,19 +473,21 @@ func (n *Network) leave(ctx context.Context, h hub.Hub, a *conf.Attachment) erro
 		return err
 	}
 	made := n.made(h, a)
+	var ended bool
+	var endErr error
 	if state != nil && !n.outside {
-		if err = n.leaveHub(ctx, h, state, a); err != nil && hasEnded(ctx, h, state) {
-			state, err = nil, nil
+		var unlinkErr error
+		if ended, unlinkErr, endErr = n.leaveLast(ctx, h, state, a); ended {
+			err = unlinkErr
+		} else if state.Private == nil {
+			if err = n.leaveHub(ctx, h, state, a); err != nil && hasEnded(ctx, h, state) {
+				state, err = nil, nil
+			}
 		}
 	}
-	unlinked := func() error { return nil }
-	if state != nil && state.Private != nil {
-		unlinked = n.unlink(h)
-	}
 	n.step("leave the hub")
-	ended, endErr := endHub(ctx, h, a.Key)
-	if unlinkErr := unlinked(); err == nil {
-		err = unlinkErr
+	if !ended && (state == nil || state.Private == nil) {
+		ended, endErr = endHub(ctx, h, a.Key, func() {})
 	}
 	n.step("end the hub")
 	switch {
@@ -519,15 +521,26 @@ func (n *Network) abandon(a *conf.Attachment, made *types100.Result) error {
 	return bridge.Abandon(&c.Container, a.Key, made)
 }
 
-func (n *Network) leaveHub(ctx context.Context, h hub.Hub, state *hub.State, a *conf.Attachment) error {
+// leaveLast is leaving for the last member, which ends the hub, and so need not take apart what
+// is in it. unlinked is the error of taking its interface out of the container.
+func (n *Network) leaveLast(ctx context.Context, h hub.Hub, state *hub.State, a *conf.Attachment) (ended bool, unlinked, err error) {
 	if state.Supervisor.Stopped() {
 		if err := state.Supervisor.Continue(); err != nil {
-			return err
+			return false, nil, err
 		}
 	}
-	if state.Private != nil {
-		return nil // the hub goes, see unlink
+	hostEnd := hub.HostEnd
+	if state.Private == nil {
+		if state.Bridge == "" || n.recorded() == nil {
+			return false, nil, nil // plugins have made it, or nobody says how far ADD has come
+		}
+		hostEnd = n.hostEnd()
 	}
+	ended, err = endHub(ctx, h, a.Key, func() { unlinked = unlink(h, hostEnd) })
+	return ended, unlinked, err
+}
+
+func (n *Network) leaveHub(ctx context.Context, h hub.Hub, state *hub.State, a *conf.Attachment) error {
 	// Who ends the hub, being the last, waits for those that are still at work in its folder.
 	lockCtx, cancel := record.LockContext(ctx)
 	defer cancel()
@@ -571,7 +584,8 @@ func (n *Network) recorded() *types100.Result {
 }
 
 // endHub ends the hub when nobody but the one that is leaving is in it, and nobody is coming.
-func endHub(ctx context.Context, h hub.Hub, leaving conf.Key) (ended bool, err error) {
+// Then it calls before first.
+func endHub(ctx context.Context, h hub.Hub, leaving conf.Key, before func()) (ended bool, err error) {
 	others := func() (bool, error) {
 		members, err := h.Members()
 		return slices.ContainsFunc(members, func(r *record.Record) bool { return r.Key != leaving }), err
@@ -589,6 +603,7 @@ func endHub(ctx context.Context, h hub.Hub, leaving conf.Key) (ended bool, err e
 	if some, err := others(); err != nil || some {
 		return false, err
 	}
+	before()
 	if err := endSupervisor(ctx, h); err != nil {
 		return false, err
 	}
@@ -633,7 +648,7 @@ func EndHubs(ctx context.Context, store *record.Store, network string) error {
 	errs := []error{err}
 	for _, h := range hubs {
 		if s := h.State(); s != nil && s.Network == network {
-			_, err := endHub(ctx, h, conf.Key{})
+			_, err := endHub(ctx, h, conf.Key{}, func() {})
 			errs = append(errs, err)
 		}
 	}

@@ -81,6 +81,7 @@ func filterTap(pidfd int) error {
 			if err := attachFilter(tap); err != nil {
 				return err
 			}
+			stay(tap)
 			return discardFrames(tap, deadline)
 		}
 	}
@@ -121,6 +122,12 @@ func attachFilter(tap int) error {
 	}
 	return nil
 }
+
+// stay has the tap be there until somebody removes it, or the namespace goes: the driver's end
+// would take as long as it takes the kernel to forget all about an interface (rcu_barrier, by
+// netdev_run_todo in net/core/dev.c), and with the namespace it does that when nobody waits.
+// Where that fails, the driver's end takes longer.
+func stay(tap int) { _ = unix.IoctlSetInt(tap, unix.TUNSETPERSIST, 1) }
 
 func discardFrames(tap int, deadline time.Time) error {
 	frame := make([]byte, 64<<10)

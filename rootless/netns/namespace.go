@@ -152,13 +152,22 @@ func (n *Namespace) Socket(domain, typ, proto int) (fd int, err error) {
 // and make their sockets themselves. It needs CAP_SYS_ADMIN.
 func (n *Namespace) Enter() error { return unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET) }
 
-// Link is the driver's interface as it is now. It goes with a driver that dies.
+// Link is the driver's interface as it is now. It goes soon after a driver that dies.
 func (n *Namespace) Link() (netlink.Link, error) {
 	l, err := n.link.LinkByName(n.plan.IfName)
 	if err != nil {
 		return nil, fmt.Errorf("interface %s of the driver: %w", n.plan.IfName, err)
 	}
 	return l, nil
+}
+
+// CheckLink looks whether the driver has its interface open: it stays for a moment without.
+func (n *Namespace) CheckLink() error {
+	l, err := n.Link()
+	if err == nil && l.Attrs().RawFlags&unix.IFF_LOWER_UP == 0 {
+		err = fmt.Errorf("interface %s of the driver: %w", n.plan.IfName, unix.ENODEV)
+	}
+	return err
 }
 
 // LinkByName is any other interface inside.

@@ -168,6 +168,13 @@ func (c Control) RemoveLinks(indexes []int) error {
 	return err
 }
 
+// RemoveLink has the hub remove the interface of a name, if it is there, and returns when it is
+// gone.
+func (c Control) RemoveLink(name string) error {
+	_, err := c.call(request{Op: opUnlink, Link: name})
+	return err
+}
+
 // Publish has the hub forward ports to a member.
 func (c Control) Publish(member conf.Key, t forward.Target, sockets []forward.Socket) error {
 	for len(sockets) > 0 {

@@ -160,7 +160,7 @@ func (h *hub) serve(r request, files []*os.File) (reply, error) {
 		return reply{}, h.leaves(r)
 	case opUnlink:
 		closeAll(files)
-		return reply{}, h.removeLinks(r.Links)
+		return reply{}, h.removeLinks(r.Link, r.Links)
 	case opNames:
 		closeAll(files)
 		return reply{}, h.serveNames(r)
@@ -297,14 +297,23 @@ func (h *hub) leaves(r request) error {
 	return nil
 }
 
-// removeLinks removes interfaces, and returns when they are gone. What the kernel does after
-// that it does while this process goes on.
-func (h *hub) removeLinks(indexes []int) error {
+// removeLinks removes interfaces, one of a name, if that is given, and those with the indexes. It
+// returns when they are gone; what the kernel does after that it does while this process goes on.
+func (h *hub) removeLinks(name string, indexes []int) error {
 	place, err := h.place()
 	if err != nil {
 		return err
 	}
 	defer place.Close()
+	if name != "" {
+		l, err := place.Link(name)
+		if err != nil {
+			return fmt.Errorf("the network namespace of the hub: %w", err)
+		}
+		if l != nil {
+			indexes = append(indexes, l.Index)
+		}
+	}
 	for _, index := range indexes {
 		worker, err := h.place()
 		if err == nil {
@@ -331,8 +340,7 @@ func (h *hub) check(r request) []error {
 	if r.Member == nil {
 		return nil
 	}
-	_, err := h.inside.Link()
-	errs := []error{err, checkBound(h.socketsOf(*r.Member)), h.inside.CheckRules()}
+	errs := []error{h.inside.CheckLink(), checkBound(h.socketsOf(*r.Member)), h.inside.CheckRules()}
 	if h.byDriver != nil {
 		errs = append(errs, h.byDriver.check())
 	}
@@ -406,8 +414,7 @@ func (h *hub) finish() {
 	}
 }
 
-// leave takes back the ports. The way to the members goes with this process; but the kernel is
-// in no hurry to take the only one's interface, which DEL has removed, if it was DEL.
+// leave takes back the ports. The way to the members goes with this process.
 func (h *hub) leave() {
 	h.finish()
 	h.names.mu.Lock()
@@ -417,11 +424,28 @@ func (h *hub) leave() {
 	if err := h.forwarder.Close(); err != nil {
 		h.log.Warn("closing ports", "error", err)
 	}
+}
+
+// unlink removes the only member's interface, which DEL has done, if it was DEL: the kernel is in
+// no hurry to when the hub goes.
+func (h *hub) unlink() {
 	if h.config.Only == nil {
 		return
 	}
 	if err := h.between(func(p *link.Place) error { return p.Remove(h.config.Bridge) }); err != nil {
 		h.log.Warn("removing the interface", "error", err)
+	}
+}
+
+// withoutDriver removes the interface of a driver that has ended, which is there for longer.
+func (h *hub) withoutDriver() {
+	place, err := h.place()
+	if err == nil {
+		defer place.Close()
+		err = place.Remove(h.config.Plan.IfName)
+	}
+	if err != nil {
+		h.log.Warn("removing the interface of the driver", "error", err)
 	}
 }
 

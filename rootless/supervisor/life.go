@@ -228,6 +228,7 @@ func (s *supervisor) useDriver(process driver.Process) error {
 	if err != nil {
 		s.setDriver(nil, nil)
 		process.Stop()
+		s.hub.withoutDriver()
 		return err
 	}
 	s.setDriver(process, nil)
@@ -313,11 +314,12 @@ func (s *supervisor) keepDriver() {
 func (s *supervisor) driverDied(process driver.Process) {
 	process.Dismiss()
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.driver = nil
 	s.restarts++
 	s.lastErr = process.Ending()
 	s.log.Warn("the driver died, restarting it", "error", s.lastErr)
+	s.mu.Unlock()
+	s.hub.withoutDriver()
 }
 
 // restartDriver tries until it succeeds and returns the next pause, or 0 when the
@@ -392,6 +394,7 @@ func (s *supervisor) leave() {
 	if process != nil {
 		process.Stop()
 	}
+	s.hub.unlink()
 }
 
 // dismissDriver tells the driver to leave, waits for the end of a restart, and
