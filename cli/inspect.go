@@ -13,6 +13,7 @@ import (
 
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/record"
+	"github.com/ambi-cni/ambi/rootless/supervisor"
 )
 
 func (a *app) inspectCommand() *cobra.Command {
@@ -85,6 +86,8 @@ type supervisorInfo struct {
 	PID    int         `json:"pid"`
 	Since  *time.Time  `json:"since,omitempty"` // absent when it does not answer
 	Driver *driverInfo `json:"driver,omitempty"`
+	// WayOut counts what leaves by the driver; absent where nobody does.
+	WayOut *supervisor.WayOut `json:"wayOut,omitempty"`
 }
 
 // nameServerInfo is the name server of a network as root.
@@ -221,7 +224,7 @@ func supervisorOf(t *attachment) *supervisorInfo {
 	case t.status != nil:
 		d := t.status.Driver
 		return &supervisorInfo{
-			PID: t.record.Supervisor.PID, Since: &t.status.Since,
+			PID: t.record.Supervisor.PID, Since: &t.status.Since, WayOut: t.status.WayOut,
 			Driver: &driverInfo{Name: d.Name, PID: d.PID, Restarts: d.Restarts, LastError: d.Error, OpenFiles: d.OpenFiles, MostFiles: d.MostFiles},
 		}
 	case t.record.Supervisor != nil:
@@ -340,6 +343,7 @@ func (a *app) showMeans(info *inspected) {
 		}
 		a.field("supervisor", text)
 		a.showDriver(s.Driver)
+		a.showWayOut(s.WayOut)
 	}
 	a.field("hub", info.Hub)
 	a.field("bridge", info.Bridge)
@@ -348,6 +352,22 @@ func (a *app) showMeans(info *inspected) {
 	}
 	a.field("delegates", strings.Join(info.Delegates, ", "))
 	a.field("firewall", info.Firewall)
+}
+
+func (a *app) showWayOut(w *supervisor.WayOut) {
+	if w == nil {
+		return
+	}
+	text := bytesText(w.BytesOut) + " out, " + bytesText(w.BytesIn) + " in"
+	for _, n := range []struct {
+		count *uint64
+		what  string
+	}{{w.Total, "flows"}, {w.Refused, "refused"}, {w.Dropped, "dropped"}} {
+		if n.count != nil {
+			text += fmt.Sprintf(", %d %s", *n.count, n.what)
+		}
+	}
+	a.field("way out", a.screen.wrapped(text, fieldIndent))
 }
 
 func (a *app) showDriver(d *driverInfo) {

@@ -23,7 +23,7 @@ func (a *app) statsCommand() *cobra.Command {
 from the container: RX is what it received. Without root the table of ports has
 what rootlessport counts of each: connections or UDP flows, and bytes in (from
 client to service) and out. That traffic does not cross the interface, so it comes
-on top.
+on top. The table of the way out has what leaves by the driver, and what comes back.
 
 With --watch the numbers are rates: what came since the last look, per second.`,
 		Example:           "  ambi stats\n  ambi stats 3f2a --watch\n  ambi stats --watch --interval 5s --count 12 --json",
@@ -56,7 +56,10 @@ type counted struct {
 	// FlowsRefused are those that a container of a shared network could not begin, having as
 	// many as it may.
 	FlowsRefused uint64 `json:"flowsRefused"`
-	Problem      string `json:"problem,omitempty"`
+	// WayOut is null as root, and where nobody counts.
+	WayOut  *supervisor.WayOut `json:"wayOut"`
+	Problem string             `json:"problem,omitempty"`
+	driver  string
 }
 
 type countedPort struct {
@@ -147,7 +150,8 @@ func count(t *attachment) counted {
 		c.Problem = conf.Message(err)
 		return c
 	}
-	c.Interface, c.FlowsRefused = status.Interface, status.FlowsRefused
+	c.driver = status.Driver.Name
+	c.Interface, c.FlowsRefused, c.WayOut = status.Interface, status.FlowsRefused, status.WayOut
 	if t.options().PortHandler == conf.HandlerRootlessport {
 		c.Ports = countedPorts(status.Ports)
 	}
@@ -184,18 +188,27 @@ func (a *app) showStats(s, last *sample) {
 		head:  []string{"CONTAINER", "PORT", "ACTIVE", "TOTAL", "IN", "OUT", "REFUSED", "DROPPED"},
 		right: map[int]bool{2: true, 3: true, 4: true, 5: true, 6: true, 7: true}, narrow: []limit{{0, 12}, {1, 17}, {0, 6}},
 	}
+	out := table{
+		head:  []string{"CONTAINER", "WAY OUT", "ACTIVE", "TOTAL", "OUT", "IN", "REFUSED", "DROPPED"},
+		right: map[int]bool{2: true, 3: true, 4: true, 5: true, 6: true, 7: true}, narrow: []limit{{0, 12}},
+	}
 	for i := range s.Attachments {
 		c := &s.Attachments[i]
 		d := differenceTo(last, s, c)
 		links.add(linkRow(c, d))
+		if c.WayOut != nil {
+			out.add(wayOutRow(c, d))
+		}
 		for _, p := range c.Ports {
 			ports.add(portRow(c, &p, d))
 		}
 	}
 	links.print(a.out, a.screen)
-	if len(ports.rows) > 0 {
-		fmt.Fprintln(a.out)
-		ports.print(a.out, a.screen)
+	for _, t := range []*table{&ports, &out} {
+		if len(t.rows) > 0 {
+			fmt.Fprintln(a.out)
+			t.print(a.out, a.screen)
+		}
 	}
 	for _, c := range s.Attachments {
 		if c.FlowsRefused > 0 {
@@ -264,6 +277,24 @@ func linkRow(c *counted, d difference) []cell {
 		row[3+i].text = text
 	}
 	return row
+}
+
+func wayOutRow(c *counted, d difference) []cell {
+	w, b := c.WayOut, &supervisor.WayOut{}
+	if d.before != nil && d.before.WayOut != nil {
+		b = d.before.WayOut
+	}
+	active := ""
+	if w.Active != nil {
+		active = strconv.FormatInt(*w.Active, 10)
+	}
+	number := func(n *uint64) string {
+		if n == nil {
+			return ""
+		}
+		return strconv.FormatUint(*n, 10)
+	}
+	return cells(c.ContainerID, c.driver, active, number(w.Total), d.bytes(w.BytesOut, b.BytesOut), d.bytes(w.BytesIn, b.BytesIn), number(w.Refused), number(w.Dropped))
 }
 
 func portRow(c *counted, p *countedPort, d difference) []cell {

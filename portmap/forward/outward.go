@@ -147,7 +147,7 @@ type MemberStats struct {
 	// BytesOut is what the container has sent, BytesIn what it was sent.
 	BytesOut uint64 `json:"bytesOut"`
 	BytesIn  uint64 `json:"bytesIn"`
-	// Refused counts what the destination refused or could not be reached for.
+	// Refused counts what the destination or the Gate refused, or could not be reached for.
 	Refused uint64 `json:"refused"`
 	// Dropped counts connections, flows and datagrams for which there was no room.
 	Dropped uint64 `json:"dropped"`
@@ -166,6 +166,18 @@ func (o *Outward) Stats() []MemberStats {
 	}
 	slices.SortFunc(stats, func(a, b MemberStats) int { return a.Address.Compare(b.Address) })
 	return stats
+}
+
+// Refuse counts what the Gate has refused a container.
+func (o *Outward) Refuse(address netip.Addr) { o.member(address).refused.Add(1) }
+
+// Forget begins anew for who gets these addresses next.
+func (o *Outward) Forget(addresses []netip.Addr) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, a := range addresses {
+		delete(o.members, a)
+	}
 }
 
 // member is a container, by its address.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/rootless/plan"
+	way "github.com/ambi-cni/ambi/rootless/relay"
 )
 
 // Driver is one kind of driver.
@@ -85,6 +86,18 @@ type Follower interface {
 	// Follow has it take what OfHost is about anew.
 	Follow(*Command) error
 }
+
+// Counter is a Process that counts what leaves by it.
+type Counter interface {
+	Stats() []MemberStats
+	Forget(addresses []netip.Addr) // who gets them next begins anew
+}
+
+// MemberStats are the counters of one address of a container.
+type MemberStats = way.MemberStats
+
+// Counts says that the driver is a Counter.
+func (c *Command) Counts() bool { return c.Driver == relay{}.Name() }
 
 // Info is what people are told of a driver's program.
 type Info struct {

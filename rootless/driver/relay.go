@@ -137,7 +137,10 @@ type relaying struct {
 	addresses atomic.Pointer[[2]netip.Addr] // to go out from, IPv4 and IPv6; invalid: any
 }
 
-var _ Process = (*relaying)(nil)
+var (
+	_ Process = (*relaying)(nil)
+	_ Counter = (*relaying)(nil)
+)
 
 // Follow has what comes leave from the addresses of this moment. After an error it is those
 // of before.
@@ -159,6 +162,9 @@ func (r *relaying) from(ipv6 bool) netip.Addr {
 	}
 	return r.addresses.Load()[0]
 }
+
+func (r *relaying) Stats() []MemberStats          { return r.relay.Stats() }
+func (r *relaying) Forget(addresses []netip.Addr) { r.relay.Forget(addresses) }
 
 func (r *relaying) AwaitReady() error      { return nil }
 func (r *relaying) PID() int               { return os.Getpid() }

@@ -105,10 +105,12 @@ const hubTable = "ambi_hub"
 // WayOut masquerades what leaves by the driver's interface, and bounds the flows of each
 // member of a shared network. A kernel that cannot count them (nft_connlimit) gets only the
 // former: then the driver's own bound holds, for all members together.
-func (n *Namespace) WayOut() error {
-	err := n.shareFlows(true)
+//
+// With traffic, what each member sends and gets by it is counted, too.
+func (n *Namespace) WayOut(traffic bool) error {
+	err := n.shareFlows(true, traffic)
 	if err != nil {
-		err = n.shareFlows(false)
+		err = n.shareFlows(false, false)
 	}
 	if err != nil {
 		return NoFirewall(fmt.Errorf("masquerading in the hub: %w", err))
@@ -124,7 +126,7 @@ func NoFirewall(err error) error {
 	return err
 }
 
-func (n *Namespace) shareFlows(count bool) error {
+func (n *Namespace) shareFlows(count, traffic bool) error {
 	t, err := newTransaction()
 	if err != nil {
 		return err
@@ -135,6 +137,11 @@ func (n *Namespace) shareFlows(count bool) error {
 	}
 	if count {
 		if err := f.count(); err != nil {
+			return err
+		}
+	}
+	if traffic {
+		if err := f.countTraffic(); err != nil {
 			return err
 		}
 	}
@@ -369,7 +376,7 @@ func eachCounted(c *nftables.Conn, names []string, f func(*nftables.Set, nftable
 			set := &nftables.Set{Table: &nftables.Table{Name: hubTable, Family: nftables.TableFamilyINet}, Name: name + family.suffix, KeyType: family.kind}
 			elements, err := c.GetSetElements(set)
 			if errors.Is(err, unix.ENOENT) {
-				continue // a kernel that does not count
+				continue // a kernel that does not count, or a driver that does itself
 			}
 			if err != nil {
 				return err
@@ -399,7 +406,7 @@ func (n *Namespace) ForgetFlows(of []netip.Addr) error {
 
 func forgetFlows(c *nftables.Conn, of []netip.Addr) error {
 	var errs []error
-	err := eachCounted(c, []string{"flows", "many", "refused"}, func(s *nftables.Set, e nftables.SetElement, source netip.Addr) {
+	err := eachCounted(c, []string{"flows", "many", "refused", sent, got, begun}, func(s *nftables.Set, e nftables.SetElement, source netip.Addr) {
 		if slices.Contains(of, source) {
 			errs = append(errs, c.SetDeleteElements(s, []nftables.SetElement{{Key: e.Key}}))
 		}

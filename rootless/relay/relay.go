@@ -72,8 +72,14 @@ func (r *Relay) Close() error {
 	return err
 }
 
+// MemberStats are the counters of one address of a container.
+type MemberStats = forward.MemberStats
+
 // Stats are what each container lets out.
-func (r *Relay) Stats() []forward.MemberStats { return r.engine.Stats() }
+func (r *Relay) Stats() []MemberStats { return r.engine.Stats() }
+
+// Forget begins anew for who gets these addresses next.
+func (r *Relay) Forget(addresses []netip.Addr) { r.engine.Forget(addresses) }
 
 var _ forward.Gate = (*Relay)(nil)
 
@@ -186,6 +192,7 @@ func (r *Relay) tell(p *packet, why reason) {
 
 // refuse counts and logs that a class of destinations is refused to a container.
 func (r *Relay) refuse(p *packet, why class) {
+	r.engine.Refuse(p.from)
 	if r.refused.first(p.from, why) {
 		r.config.Logger.Warn("a container asks for what is closed to it", "container", p.from, "destination", p.to, "is", string(why))
 	}

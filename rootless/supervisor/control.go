@@ -109,6 +109,20 @@ type Status struct {
 	Ports     []PortStats     `json:"ports"`
 	// FlowsRefused are those that a member of a hub could not begin, having as many as it may.
 	FlowsRefused uint64 `json:"flowsRefused,omitempty"`
+	// WayOut is nil where nobody counts.
+	WayOut *WayOut `json:"wayOut,omitempty"`
+}
+
+// WayOut counts what a member sends by the driver, and gets by it. What nobody counts is nil.
+type WayOut struct {
+	BytesOut uint64  `json:"bytesOut"`
+	BytesIn  uint64  `json:"bytesIn"`
+	Active   *int64  `json:"active,omitempty"` // connections and UDP flows now
+	Total    *uint64 `json:"total,omitempty"`  // and in all
+	// Refused were refused by their destinations, or are closed to containers; for Dropped
+	// there was no room.
+	Refused *uint64 `json:"refused,omitempty"`
+	Dropped *uint64 `json:"dropped,omitempty"`
 }
 
 // InterfaceStats are the kernel's counters of the container's interface. Received is

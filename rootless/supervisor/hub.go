@@ -54,12 +54,14 @@ type hub struct {
 	end     context.CancelFunc
 	refused refusals
 	bounded bool // see bound; by ruling, then by the work of the supervisor
+	counts  bool // the driver does
 }
 
 func (h *hub) String() string { return h.config.String() }
 
 // prepare makes the namespace.
 func (h *hub) prepare(command *driver.Command) error {
+	h.counts = command.Counts()
 	var err error
 	if h.inside, err = netns.Make(conf.Key{Network: h.config.Network}, h.config.Bridge, &h.config.Plan); err != nil {
 		return err
@@ -88,7 +90,7 @@ func (h *hub) prepare(command *driver.Command) error {
 // rule makes the rules that the hub begins with, while the rest of it is made.
 func (h *hub) rule() {
 	if h.config.Only == nil {
-		h.ruling.Go(func() { h.bounded = h.inside.WayOut() == nil }) // bound tries again
+		h.ruling.Go(func() { h.bounded = h.inside.WayOut(!h.counts) == nil }) // bound tries again
 	} else if six := h.config.Only.Plan.IPv6; six.Enabled() {
 		h.ruling.Go(func() { h.routeErrors(six.Gateway) })
 	}
@@ -98,7 +100,7 @@ func (h *hub) rule() {
 func (h *hub) bound() (err error) {
 	h.ruling.Wait()
 	if h.config.Only == nil && !h.bounded {
-		err = h.inside.WayOut()
+		err = h.inside.WayOut(!h.counts)
 		h.bounded = err == nil
 	}
 	return err
@@ -354,7 +356,7 @@ func (h *hub) socketsOf(member conf.Key) []Socket {
 }
 
 // status has the ports of one member, or of all.
-func (h *hub) status(r request, s *Status) {
+func (h *hub) status(r request, process driver.Process, s *Status) {
 	s.MAC, s.Ports = h.config.Plan.MAC, h.forwarder.Stats()
 	if only := h.config.Only; only != nil {
 		s.MAC = only.Plan.MAC
@@ -365,6 +367,7 @@ func (h *hub) status(r request, s *Status) {
 	if link, err := h.inside.LinkByName(r.Link); err == nil {
 		s.Interface = StatsOf(link).reversed()
 	}
+	s.WayOut = h.wayOut(process, r.Addresses)
 	if h.byDriver != nil {
 		s.Ports = h.byDriver.stats()
 		return

@@ -436,7 +436,11 @@ func (s *supervisor) answer(r request, files []*os.File) reply {
 func (s *supervisor) serve(r request, files []*os.File) (reply, error) {
 	switch r.Op {
 	case opAddPort, opRemovePort, opOpen, opLeave, opUnlink, opNames, opStandIn, opVerb:
-		return s.hub.serve(r, files)
+		out, err := s.hub.serve(r, files)
+		if r.Op == opLeave && err == nil {
+			s.forgetWayOut(r.Addresses)
+		}
+		return out, err
 	}
 	defer closeAll(files)
 	switch r.Op {
@@ -486,6 +490,6 @@ func (s *supervisor) status(r request) *Status {
 			st.Driver.MostFiles = int(s.files.Most)
 		}
 	}
-	s.hub.status(r, st)
+	s.hub.status(r, s.driver, st)
 	return st
 }
