@@ -35,7 +35,7 @@ func (n *Network) Add(ctx context.Context, c *Container, a *conf.Attachment) (*t
 		return nil, err
 	}
 	defer lock.Close()
-	if err := n.openForward(ctx, s); err != nil {
+	if err := n.open(ctx, s); err != nil {
 		return nil, err
 	}
 	p := placement{Key: a.Key, gateways: s.gateways(), mtu: s.bridge.mtu, port: port{name: portName(a.Key)}}

@@ -231,13 +231,15 @@ func (n *Network) checkFirewall(p placement, made *types100.Result) ([]string, e
 	if err != nil {
 		return nil, err
 	}
-	filters, err := n.Host.filters(stateOf(p.ips))
-	if err != nil {
-		return nil, err
-	}
-	for _, f := range filters {
-		if f.drops && !f.has(name) {
-			wrong = append(wrong, fmt.Sprintf("%s: chain FORWARD drops, and has no rule for bridge %s", f.command, name))
+	for _, chain := range n.chains() {
+		filters, err := n.Host.filters(stateOf(p.ips), chain)
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range filters {
+			if f.drops && !f.has(name) {
+				wrong = append(wrong, fmt.Sprintf("%s: chain %s drops, and has no rule for bridge %s", f.command, chain, name))
+			}
 		}
 	}
 	return wrong, nil

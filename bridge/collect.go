@@ -113,7 +113,7 @@ type Attached struct {
 }
 
 // Restore puts back what a reload of the host's firewall took away: the tables, and
-// what they and chain FORWARD have of the network and of its containers. A network
+// what they and iptables have of the network and of its containers. A network
 // without a bridge has nothing to put back.
 func (n *Network) Restore(ctx context.Context, attached []Attached) error {
 	s, lock, err := n.there(ctx)
@@ -128,7 +128,7 @@ func (n *Network) Restore(ctx context.Context, attached []Attached) error {
 			elements = append(elements, t.ofPort(port{portName(a.Key), mac, ips})...)
 		}
 	}
-	return errors.Join(n.Host.makeTables(t, elements), n.openForward(ctx, s), n.openFirewalld(s))
+	return errors.Join(n.Host.makeTables(t, elements), n.open(ctx, s), n.openFirewalld(s))
 }
 
 // there is the network if it has a bridge, and a lock that keeps it.

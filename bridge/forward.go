@@ -25,31 +25,36 @@ import (
 // firewall drops no other can accept. There, and only there, each network gets a rule
 // for each direction at the end of that chain: what goes to a container has been
 // judged by our own chain, and the rules of others before ours hold for it as well.
-// Whether that is so is asked of the kernel; a program starts only where it is.
+// ufw and others set that of chain INPUT, and a name server of ours is not asked then: a
+// network with names has a rule for each protocol at the beginning of that one, where
+// what refuses comes last. Whether that is so is asked of the kernel; a program starts only
+// where it is.
+
+var hooks = map[string]int{"FORWARD": hookForward, "INPUT": hookInput}
 
 // filter is the table filter of iptables, of one family.
 type filter struct {
 	command string // what writes it
-	drops   bool   // the policy of FORWARD
+	drops   bool   // the policy of the chain
 	has     func(bridge string) bool
 }
 
-// filters are the tables that there are: of the nf_tables variant, of the legacy one,
-// or of both.
-func (h Host) filters(s state) ([]filter, error) {
+// filters are the tables that there are, with what matters of a chain: of the nf_tables
+// variant, of the legacy one, or of both.
+func (h Host) filters(s state, chain string) ([]filter, error) {
 	if !h.IPTables {
 		return nil, nil
 	}
 	var all []filter
 	for _, p := range s.subnets {
-		f, err := h.nftFilter(p)
+		f, err := h.nftFilter(p, chain)
 		if err != nil {
 			return nil, err
 		}
 		if f != nil {
 			all = append(all, *f)
 		}
-		if f, err = legacyFilter(p.Addr().Is6()); err != nil {
+		if f, err = legacyFilter(p.Addr().Is6(), chain); err != nil {
 			return nil, err
 		}
 		if f != nil {
@@ -66,13 +71,13 @@ func iptablesCommand(p netip.Prefix) (string, nftables.TableFamily) {
 	return "iptables", nftables.TableFamilyIPv4
 }
 
-func (h Host) nftFilter(p netip.Prefix) (*filter, error) {
+func (h Host) nftFilter(p netip.Prefix, chain string) (*filter, error) {
 	command, family := iptablesCommand(p)
 	table := &nftables.Table{Name: "filter", Family: family}
 	var b batch
-	b.Add("reading the policy of "+command+"' chain FORWARD", nftKind(unix.NFT_MSG_GETCHAIN), 0, nfgenmsg(byte(family), 0), func(e *nlsock.Encoder) {
+	b.Add("reading the policy of "+command+"' chain "+chain, nftKind(unix.NFT_MSG_GETCHAIN), 0, nfgenmsg(byte(family), 0), func(e *nlsock.Encoder) {
 		e.String(unix.NFTA_CHAIN_TABLE, table.Name)
-		e.String(unix.NFTA_CHAIN_NAME, "FORWARD")
+		e.String(unix.NFTA_CHAIN_NAME, chain)
 	})
 	answers, err := b.Send(h.Filter)
 	switch {
@@ -85,7 +90,7 @@ func (h Host) nftFilter(p netip.Prefix) (*filter, error) {
 		command: variant(command, "-nft"),
 		drops:   readBase(answers[0].Data).drops,
 		has: func(bridge string) bool {
-			rules, err := h.rules(table, "FORWARD")
+			rules, err := h.rules(table, chain)
 			return err == nil && slices.ContainsFunc(rules, func(r []part) bool { return names(r, bridge) })
 		},
 	}, nil
@@ -99,8 +104,8 @@ func names(rule []part, name string) bool {
 
 // base is a base chain as far as it matters here.
 type base struct {
-	table, name    string
-	forward, drops bool
+	table, name           string
+	forward, input, drops bool
 }
 
 func readBase(data []byte) (b base) {
@@ -113,6 +118,7 @@ func readBase(data []byte) (b base) {
 	_ = walk(attributes, []uint16{unix.NFTA_CHAIN_NAME}, text(&b.name))
 	_ = walk(attributes, []uint16{unix.NFTA_CHAIN_POLICY}, is(&b.drops, policyDrop))
 	_ = walk(attributes, []uint16{unix.NFTA_CHAIN_HOOK, unix.NFTA_HOOK_HOOKNUM}, is(&b.forward, hookForward))
+	_ = walk(attributes, []uint16{unix.NFTA_CHAIN_HOOK, unix.NFTA_HOOK_HOOKNUM}, is(&b.input, hookInput))
 	return b
 }
 
@@ -127,62 +133,86 @@ func variant(command, suffix string) string {
 	return command
 }
 
-// forwardRules are a network's, as iptables takes them.
-func forwardRules(network, bridge string) [][]string {
-	comment := []string{"-m", "comment", "--comment", mark + " network " + network, "-j", "ACCEPT"}
-	return [][]string{append([]string{"-i", bridge}, comment...), append([]string{"-o", bridge}, comment...)}
+// opening is what a network needs of one of iptables' chains.
+type opening struct {
+	chain, what string
+	rules       [][]string
 }
 
-// openForward adds the network's rules where a policy of drop stands in the way.
-func (n *Network) openForward(ctx context.Context, s state) error {
-	filters, err := n.Host.filters(s)
-	if err != nil {
-		return err
+// openings are a network's, as iptables takes them.
+func openings(network, bridge string) []opening {
+	comment := []string{"-m", "comment", "--comment", mark + " network " + network, "-j", "ACCEPT"}
+	asked := func(protocol string) []string {
+		return append([]string{"-i", bridge, "-p", protocol, "--dport", "53"}, comment...)
 	}
-	for _, f := range filters {
-		if !f.drops || f.has(s.bridge.name) {
+	return []opening{
+		{"FORWARD", "what bridge " + bridge + " passes on", [][]string{append([]string{"-i", bridge}, comment...), append([]string{"-o", bridge}, comment...)}},
+		{"INPUT", "what the name server at bridge " + bridge + " is asked", [][]string{asked("udp"), asked("tcp")}},
+	}
+}
+
+// chains are those that must let the network's packets through.
+func (n *Network) chains() []string {
+	if n.Config.Names {
+		return []string{"FORWARD", "INPUT"}
+	}
+	return []string{"FORWARD"}
+}
+
+// put adds a rule where it belongs, unless it is there.
+func (o opening) put(t *iptables.IPTables, rule []string) error {
+	if o.chain == "INPUT" {
+		return t.InsertUnique("filter", o.chain, 1, rule...)
+	}
+	return t.AppendUnique("filter", o.chain, rule...)
+}
+
+// open adds the network's rules where a policy of drop stands in the way.
+func (n *Network) open(ctx context.Context, s state) error {
+	for _, o := range openings(n.Name, s.bridge.name) {
+		if !slices.Contains(n.chains(), o.chain) {
 			continue
 		}
-		if err := n.withIPTables(ctx, f, func(t *iptables.IPTables) error {
-			for _, r := range forwardRules(n.Name, s.bridge.name) {
-				if err := t.AppendUnique("filter", "FORWARD", r...); err != nil {
-					return err
-				}
+		filters, err := n.Host.filters(s, o.chain)
+		if err != nil {
+			return err
+		}
+		for _, f := range filters {
+			if !f.drops || f.has(s.bridge.name) {
+				continue
 			}
-			return nil
-		}); err != nil {
-			return conf.Mendf(conf.Errorf(conf.ErrNetwork, "network %q: the host's firewall drops what is forwarded (policy of chain FORWARD), and accepting what bridge %s passes on failed: %v", n.Name, s.bridge.name, err), "install %s, or have the firewall accept it", strings.TrimSuffix(f.command, "-nft"))
+			if err := n.withIPTables(ctx, f, o.rules, o.put); err != nil {
+				return conf.Mendf(conf.Errorf(conf.ErrNetwork, "network %q: the host's firewall drops by the policy of its chain %s, and accepting %s failed: %v", n.Name, o.chain, o.what, err), "install %s, or have the firewall accept it", strings.TrimSuffix(f.command, "-nft"))
+			}
 		}
 	}
 	return nil
 }
 
-// closeForward removes the network's rules, whatever the policy is by now.
-func (n *Network) closeForward(ctx context.Context, bridge string) error {
+// shut removes the network's rules, whatever the policy is by now.
+func (n *Network) shut(ctx context.Context, bridge string) error {
 	both := state{subnets: []netip.Prefix{pool(0), netip.MustParsePrefix("fd00::/64")}}
-	filters, err := n.Host.filters(both)
-	errs := []error{err}
-	for _, f := range filters {
-		if !f.has(bridge) {
-			continue
-		}
-		if err := n.withIPTables(ctx, f, func(t *iptables.IPTables) error {
-			for _, r := range forwardRules(n.Name, bridge) {
-				if err := t.DeleteIfExists("filter", "FORWARD", r...); err != nil {
-					return err
-				}
+	var errs []error
+	for _, o := range openings(n.Name, bridge) {
+		filters, err := n.Host.filters(both, o.chain)
+		errs = append(errs, err)
+		for _, f := range filters {
+			if !f.has(bridge) {
+				continue
 			}
-			return nil
-		}); err != nil {
-			errs = append(errs, fmt.Errorf("network %q: removing the rules of bridge %s from chain FORWARD: %w", n.Name, bridge, err))
+			if err := n.withIPTables(ctx, f, o.rules, func(t *iptables.IPTables, rule []string) error {
+				return t.DeleteIfExists("filter", o.chain, rule...)
+			}); err != nil {
+				errs = append(errs, fmt.Errorf("network %q: removing the rules of bridge %s from chain %s: %w", n.Name, bridge, o.chain, err))
+			}
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// withIPTables runs f while no other ambi changes the chain: go-iptables looks first
-// and adds then.
-func (n *Network) withIPTables(ctx context.Context, f filter, do func(*iptables.IPTables) error) error {
+// withIPTables does something to each rule while no other ambi changes the chain: go-iptables
+// looks first and adds then.
+func (n *Network) withIPTables(ctx context.Context, f filter, rules [][]string, do func(*iptables.IPTables, []string) error) error {
 	lock, err := lockFile(ctx, filepath.Join(n.Dir, ".iptables.lock"), flock.Exclusive)
 	if err != nil {
 		return err
@@ -197,11 +227,16 @@ func (n *Network) withIPTables(ctx context.Context, f filter, do func(*iptables.
 	if err != nil {
 		return err
 	}
-	return do(t)
+	for _, r := range rules {
+		if err := do(t, r); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-// warnOfOthers tells of other firewalls that drop what is forwarded: only their owner
-// can let the containers' packets through.
+// warnOfOthers tells of other firewalls that drop what is forwarded, or what is for the host:
+// only their owner can let the containers' packets through.
 func (n *Network) warnOfOthers(bridge string) {
 	for _, family := range []byte{unix.NFPROTO_INET, unix.NFPROTO_IPV4, unix.NFPROTO_IPV6} {
 		entries, err := n.Host.Filter.Dump("listing the firewall's chains", nftKind(unix.NFT_MSG_GETCHAIN), nfgenmsg(family, 0), nil)
@@ -212,6 +247,10 @@ func (n *Network) warnOfOthers(bridge string) {
 			if b := readBase(data); b.forward && b.drops && b.name != "FORWARD" {
 				n.Log.Warn("a firewall drops what is forwarded, so containers reach nothing beyond the host unless it accepts them",
 					"table", b.table, "chain", b.name, "remedy", fmt.Sprintf("accept iifname %q and oifname %q in that chain", bridge, bridge))
+			}
+			if b := readBase(data); n.Config.Names && b.input && b.drops && b.name != "INPUT" {
+				n.Log.Warn("a firewall drops what is for the host, so containers resolve no names unless it accepts what they ask",
+					"table", b.table, "chain", b.name, "remedy", fmt.Sprintf("accept iifname %q udp dport 53 and tcp dport 53 in that chain", bridge))
 			}
 		}
 	}

@@ -97,7 +97,52 @@ func TestForwardingDropped(t *testing.T) {
 			started()
 			t.Setenv("PATH", t.TempDir())
 			m := newMember(t, n, "c")
-			require.ErrorContains(t, l.add(t, m), `network "web": the host's firewall drops what is forwarded (policy of chain FORWARD), and accepting what bridge ambi-web passes on failed`)
+			require.ErrorContains(t, l.add(t, m), `network "web": the host's firewall drops by the policy of its chain FORWARD, and accepting what bridge ambi-web passes on failed`)
+		})
+	}
+}
+
+// Where the host's firewall drops what is for the host, as ufw has it, a network with names
+// has its name server asked all the same, and another one nothing.
+func TestInputDropped(t *testing.T) {
+	for _, variant := range []string{"-nft", "-legacy"} {
+		t.Run(variant[1:], func(t *testing.T) {
+			for _, program := range []string{"iptables", "ip6tables"} {
+				if _, err := exec.LookPath(program + variant); err != nil {
+					t.Skip("needs " + program + variant)
+				}
+			}
+			l := newLab(t)
+			for _, chain := range []string{"INPUT", "FORWARD"} {
+				for _, program := range []string{"iptables", "ip6tables"} {
+					l.run(t, program+variant, "-P", chain, "DROP")
+				}
+			}
+			l.run(t, "iptables"+variant, "-A", "INPUT", "-j", "REJECT")
+			rules := func() string {
+				return l.run(t, "sh", "-c", "iptables"+variant+" -S; ip6tables"+variant+" -S")
+			}
+			before := rules()
+			n := l.network("web", withSubnets("10.88.5.0/24", "fd88::/64"))
+			a := l.join(t, n, "a")
+			require.NotContains(t, rules(), "--dport 53")
+			l.del(t, a, a.result)
+
+			n.Config.Names = true
+			a = l.join(t, n, "a")
+			for _, protocol := range []string{"udp", "tcp"} {
+				rule := "-A INPUT -i ambi-web -p " + protocol + " -m " + protocol + ` --dport 53 -m comment --comment "ambi network web" -j ACCEPT`
+				require.Equal(t, 2, strings.Count(rules(), rule), rules())
+				require.Less(t, strings.Index(rules(), rule), strings.Index(rules(), "-j REJECT"))
+			}
+			require.NoError(t, l.check(t, a))
+			l.run(t, "iptables"+variant, "-D", "INPUT", "1")
+			l.run(t, "iptables"+variant, "-D", "INPUT", "1")
+			require.ErrorContains(t, l.check(t, a), "chain INPUT drops, and has no rule for bridge ambi-web")
+			l.on(t, n, func() { require.NoError(t, n.Restore(patience(t), []Attached{{a.request.Key, a.result}})) })
+			require.NoError(t, l.check(t, a))
+			l.del(t, a, a.result)
+			require.Equal(t, before, rules())
 		})
 	}
 }

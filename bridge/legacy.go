@@ -17,7 +17,7 @@ import (
 // legacyFilter reads the table filter of the legacy iptables by getsockopt(2), as
 // iptables-legacy does (linux/netfilter_ipv4/ip_tables.h); nil when the kernel has
 // none. It is not asked for unless it is there: asking would make it.
-func legacyFilter(v6 bool) (*filter, error) {
+func legacyFilter(v6 bool, chain string) (*filter, error) {
 	l := legacyIPv4
 	if v6 {
 		l = legacyIPv6
@@ -32,7 +32,7 @@ func legacyFilter(v6 bool) (*filter, error) {
 	if !slices.Contains(strings.Fields(string(names)), "filter") {
 		return nil, nil
 	}
-	entries, policy, err := l.read()
+	entries, begin, policy, err := l.read(hooks[chain])
 	if err != nil {
 		return nil, fmt.Errorf("reading table filter of %s: %w", l.command, err)
 	}
@@ -40,7 +40,7 @@ func legacyFilter(v6 bool) (*filter, error) {
 		command: variant(l.command, "-legacy"),
 		drops:   l.drops(entries, policy),
 		has: func(bridge string) bool {
-			return bytes.Contains(entries, append([]byte(bridge), 0))
+			return begin <= policy && int(policy) <= len(entries) && bytes.Contains(entries[begin:policy], append([]byte(bridge), 0))
 		},
 	}, nil
 }
@@ -64,6 +64,7 @@ const (
 	soGetInfo    = 64
 	soGetEntries = 65
 	tableNameLen = 32
+	hookInput    = 1  // NF_INET_LOCAL_IN
 	hookForward  = 2  // NF_INET_FORWARD
 	dropVerdict  = -1 // -NF_DROP - 1
 )
@@ -75,11 +76,11 @@ type legacyInfo struct {
 	numberOfEntries, size uint32
 }
 
-// read returns the table's entries and where among them the policy of FORWARD is.
-func (l legacy) read() (entries []byte, policy uint32, err error) {
+// read returns the table's entries and where among them a chain begins, and its policy is.
+func (l legacy) read(hook int) (entries []byte, begin, policy uint32, err error) {
 	fd, err := unix.Socket(l.domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
 	if err != nil {
-		return nil, 0, err
+		return nil, 0, 0, err
 	}
 	defer unix.Close(fd)
 	const tries = 10 // the table may change between the two calls
@@ -87,7 +88,7 @@ func (l legacy) read() (entries []byte, policy uint32, err error) {
 		var info legacyInfo
 		copy(info.name[:], "filter")
 		if err = getsockopt(fd, l.level, soGetInfo, unsafe.Slice((*byte)(unsafe.Pointer(&info)), unsafe.Sizeof(info))); err != nil {
-			return nil, 0, err
+			return nil, 0, 0, err
 		}
 		const head = tableNameLen + 8 // the size, and room for 8-byte alignment
 		b := make([]byte, head+int(info.size))
@@ -95,13 +96,13 @@ func (l legacy) read() (entries []byte, policy uint32, err error) {
 		binary.NativeEndian.PutUint32(b[tableNameLen:], info.size)
 		err = getsockopt(fd, l.level, soGetEntries, b)
 		if err == nil {
-			return b[head:], info.underflow[hookForward], nil
+			return b[head:], info.hookEntry[hook], info.underflow[hook], nil
 		}
 		if !errors.Is(err, unix.EAGAIN) {
 			break
 		}
 	}
-	return nil, 0, err
+	return nil, 0, 0, err
 }
 
 func getsockopt(fd, level, option int, b []byte) error {

@@ -431,7 +431,7 @@ func (n *Network) removeBridge(ctx context.Context, bridge *link, links []*link,
 	defer all.Close()
 	name := n.bridgeName()
 	t := newTables()
-	errs := []error{n.closeForward(ctx, name), n.closeFirewalld(bridge)}
+	errs := []error{n.shut(ctx, name), n.closeFirewalld(bridge)}
 	if err := n.removeLinks(links); err != nil {
 		return errors.Join(append(errs, err)...)
 	}

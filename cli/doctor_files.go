@@ -271,8 +271,27 @@ func (d *doctor) lookAtLeftovers(ctx context.Context) {
 		}
 	}
 	d.lookForStrays(ctx, all)
-	if len(d.Checks) == before {
+	healthy := len(d.Checks) == before
+	d.lookAtNames(all)
+	if healthy {
 		d.pass(name, "%s, and nothing is left of others", counting(len(all), "attachment", "attachments"))
+	}
+}
+
+// lookAtNames tells of the name servers of networks as root. One that has ended is among the
+// problems of each attachment.
+func (d *doctor) lookAtNames(all []*attachment) {
+	var networks []string
+	for _, t := range all {
+		if t.record == nil || slices.Contains(networks, t.record.Network) {
+			continue
+		}
+		server := t.nameServer()
+		if server == nil {
+			continue
+		}
+		networks = append(networks, t.record.Network)
+		d.pass("name server", "of network %s: process %d answers at %s, port 53", t.record.Network, server.PID, strings.Trim(fmt.Sprint(server.Addresses), "[]"))
 	}
 }
 
