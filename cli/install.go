@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ambi-cni/ambi/install"
+	"github.com/ambi-cni/ambi/record"
 )
 
 type installOptions struct {
@@ -160,8 +161,20 @@ func (a *app) uninstall(ctx context.Context, n *install.Node) error {
 	if err != nil {
 		return err
 	}
-	if len(attachments) > 0 {
-		return hinted(fmt.Errorf("nothing is taken away: %d attachments need ambi to be taken down", len(attachments)), "remove the containers of \"ambi list\", then call it again; \"ambi gc\" takes away dead ones")
+	needed := len(attachments)
+	for _, dir := range n.StateDirs() {
+		store, err := record.OpenExisting(dir)
+		if err != nil {
+			continue // no container has been there, or a pod does not see it
+		}
+		records, damaged, err := store.List()
+		if err != nil {
+			return hinted(fmt.Errorf("listing the records in %s: %w", dir, err), stateDirHint)
+		}
+		needed += len(records) + len(damaged)
+	}
+	if needed > 0 {
+		return hinted(fmt.Errorf("nothing is taken away: %d attachments need ambi to be taken down", needed), "remove the containers of \"ambi list\", then call it again; \"ambi gc\" takes away dead ones")
 	}
 	return n.Remove(ctx)
 }

@@ -3,6 +3,7 @@ package install
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"io/fs"
@@ -126,6 +127,29 @@ func (n Node) Remove(ctx context.Context) error {
 	}
 	n.Tell("took away %s", d.path(name))
 	return nil
+}
+
+// StateDirs are the state folders that conflists name which Remove takes away, or takes
+// ambi out of.
+func (n Node) StateDirs() (dirs []string) {
+	files, _ := confFiles(n.ConfDir) // without the folder there is none
+	for _, file := range files {
+		text, _, err := readFile(filepath.Join(n.ConfDir, file))
+		if err != nil {
+			continue
+		}
+		list, err := parseList(file, text)
+		if err != nil || !list.isMarked() && !list.hasOurs() {
+			continue
+		}
+		for _, raw := range list.plugins {
+			var entry struct{ Type, StateDir string }
+			if json.Unmarshal(raw, &entry) == nil && entry.Type == name && entry.StateDir != "" {
+				dirs = append(dirs, entry.StateDir)
+			}
+		}
+	}
+	return dirs
 }
 
 func (n Node) removeConflists(ctx context.Context) error {
