@@ -17,6 +17,7 @@ import (
 
 	"github.com/ambi-cni/ambi/names"
 	"github.com/ambi-cni/ambi/plugin"
+	"github.com/ambi-cni/ambi/rootless/keeper"
 	"github.com/ambi-cni/ambi/rootless/supervisor"
 )
 
@@ -38,6 +39,8 @@ func run() int {
 		return plugin.Main(about())
 	case len(os.Args) > 1 && os.Args[1] == supervisor.Role:
 		return supervisor.Main()
+	case len(os.Args) > 1 && os.Args[1] == keeper.Role:
+		return keeper.Main()
 	case len(os.Args) > 1 && os.Args[1] == names.Role:
 		return names.Main(os.Args[2:])
 	case len(os.Args) > 1:

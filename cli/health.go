@@ -143,7 +143,7 @@ func (t *attachment) shared() bool {
 }
 
 func (t *attachment) lookAtSupervisor() {
-	if !rootless.Alive(t.record) {
+	if !rootless.Alive(t.store, t.record) {
 		if t.record.Supervisor != nil {
 			what := "its supervisor"
 			if t.shared() {
@@ -155,7 +155,7 @@ func (t *attachment) lookAtSupervisor() {
 	}
 	var err error
 	if t.status, err = t.network().Status(); err != nil {
-		t.wrong(supervisorMute, fmt.Sprintf("kill -9 %d && %s", t.record.Supervisor.PID, t.app.command("gc")), "%s", t.trimmed(err))
+		t.wrong(supervisorMute, fmt.Sprintf("kill -9 %d && %s", t.network().Supervisor(), t.app.command("gc")), "%s", t.trimmed(err))
 		return
 	}
 	if t.status.Driver.PID == 0 {

@@ -84,7 +84,8 @@ type routeInfo struct {
 
 type supervisorInfo struct {
 	PID    int         `json:"pid"`
-	Since  *time.Time  `json:"since,omitempty"` // absent when it does not answer
+	Keeper int         `json:"keeper,omitempty"` // the process that starts it again; absent while there is none
+	Since  *time.Time  `json:"since,omitempty"`  // absent when it does not answer
 	Driver *driverInfo `json:"driver,omitempty"`
 	// WayOut counts what leaves by the driver; absent where nobody does.
 	WayOut *supervisor.WayOut `json:"wayOut,omitempty"`
@@ -224,7 +225,7 @@ func supervisorOf(t *attachment) *supervisorInfo {
 	case t.status != nil:
 		d := t.status.Driver
 		return &supervisorInfo{
-			PID: t.record.Supervisor.PID, Since: &t.status.Since, WayOut: t.status.WayOut,
+			PID: t.status.PID, Keeper: t.status.Keeper, Since: &t.status.Since, WayOut: t.status.WayOut,
 			Driver: &driverInfo{Name: d.Name, PID: d.PID, Restarts: d.Restarts, LastError: d.Error, OpenFiles: d.OpenFiles, MostFiles: d.MostFiles},
 		}
 	case t.record.Supervisor != nil:
@@ -340,6 +341,9 @@ func (a *app) showMeans(info *inspected) {
 		text := fmt.Sprintf("process %d", s.PID)
 		if s.Since != nil {
 			text += ", running for " + ageText(time.Since(*s.Since))
+		}
+		if s.Keeper != 0 {
+			text += fmt.Sprintf(", kept by process %d", s.Keeper)
 		}
 		a.field("supervisor", text)
 		a.showDriver(s.Driver)

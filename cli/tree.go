@@ -63,7 +63,7 @@ func (t *attachment) heldBy() (id string, means []string) {
 	case t.shared():
 		means = []string{"hub " + r.Hub}
 		if r.Supervisor != nil {
-			means = append(means, fmt.Sprintf("supervisor %d", r.Supervisor.PID))
+			means = append(means, fmt.Sprintf("supervisor %d", t.network().Supervisor()))
 		}
 		if t.status != nil {
 			means = append(means, driverText(t))

@@ -229,7 +229,20 @@ func kill(t *testing.T, name string) {
 	require.True(t, waitUntil(patience, func() bool { return !slices.Contains(processesNamed(name), pids[0]) }))
 }
 
-// helpersKilled kills slirp4netns and the supervisor, ten times each.
+// killTwins kills a supervisor and its keeper, which would start each other again.
+func killTwins(t *testing.T) {
+	require.True(t, waitUntil(patience, func() bool { return len(processesNamed("ambi-keeper")) == 1 }), "the keeper comes with the supervisor")
+	twins := append(processesNamed("ambi"), processesNamed("ambi-keeper")...)
+	require.Len(t, twins, 2)
+	for _, signal := range []syscall.Signal{syscall.SIGSTOP, syscall.SIGKILL} {
+		for _, pid := range twins {
+			require.NoError(t, syscall.Kill(pid, signal))
+		}
+	}
+	require.True(t, waitUntil(patience, func() bool { return len(processesNamed("ambi"))+len(processesNamed("ambi-keeper")) == 0 }))
+}
+
+// helpersKilled kills slirp4netns and the twins, supervisor and keeper, ten times each.
 func helpersKilled(t *testing.T) {
 	const times = 10
 	b := newBox(t, "box", private+","+onePort)
@@ -265,7 +278,7 @@ func helpersKilled(t *testing.T) {
 	}
 	for i := range times {
 		b.must("ADD", "")
-		kill(t, "ambi")
+		killTwins(t)
 		out, err := b.try("CHECK", prevResult)
 		require.Error(t, err)
 		require.Contains(t, out, "its supervisor is not running")

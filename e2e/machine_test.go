@@ -145,8 +145,11 @@ chmod 0755 "$f"`,
 		"descriptors": `for f in /proc/$1/fd/*; do readlink $f || true; done |
 sed -E -e 's/\[[0-9]+\]$//' -e 's,^/.*\.(alive|log)$,\1,' -e 's/anon_inode:\[?//' -e 's/eventpoll\]?/poll/' -e 's/eventfd\]?/wake/' -e 's/pidfd\]?/pidfd/' | sort | awk '!/poll|wake/ || !seen[$0]++'`,
 		// kill -9 of the programs of a name, or of those that have a word on their
-		// command line, too, and the wait for their end.
-		"slay": `pids=$(for p in $(pgrep -x "$1"); do grep -qz -- "${2:-.}" /proc/$p/cmdline && echo $p; done)
+		// command line, too, and the wait for their end. "ambi" alone is a supervisor with its
+		// keeper, of which each would start the other again: so neither may run meanwhile.
+		"slay": `case "$*" in ambi) set -- 'ambi|ambi-keeper' . STOP ;; esac
+pids=$(for p in $(pgrep -x "$1"); do grep -qz -- "${2:-.}" /proc/$p/cmdline && echo $p; done)
+[ -z "$3" ] || kill -STOP $pids
 kill -9 $pids
 for p in $pids; do while grep -q '^State:.[^ZX]' /proc/$p/task/*/status 2>/dev/null; do sleep 0.01; done; done`,
 		// pgrep of what runs: what has ended, and only has to be waited for by who took it

@@ -65,7 +65,7 @@ func (v *verbs) unexplained(key conf.Key) bool {
 	if v.netConf.ValidAttachments == nil {
 		return store == nil // an unreadable record is kept, and its ports with it
 	}
-	return v.stale(key, nil)
+	return v.stale(store, key, nil)
 }
 
 // collect empties one folder of what is stale. GC is alone in it: no ADD or DEL
@@ -83,7 +83,7 @@ func (v *verbs) collect(ctx context.Context, store *record.Store) error {
 	var errs []error
 	var gone []*record.Record
 	for _, r := range records {
-		if r.Network == v.netConf.Name && v.stale(r.Key, r) {
+		if r.Network == v.netConf.Name && v.stale(store, r.Key, r) {
 			errs = append(errs, annotated(r.Key, v.collectOne(ctx, store, r.Key, r)))
 			gone = append(gone, r)
 		}
@@ -92,7 +92,7 @@ func (v *verbs) collect(ctx context.Context, store *record.Store) error {
 		v.root(store, r).HandOverLocked(ctx)
 	}
 	for _, key := range damaged {
-		if key.Network == v.netConf.Name && v.stale(key, nil) {
+		if key.Network == v.netConf.Name && v.stale(store, key, nil) {
 			errs = append(errs, annotated(key, v.collectOne(ctx, store, key, nil)))
 		}
 	}
@@ -107,11 +107,11 @@ func annotated(key conf.Key, err error) error {
 	return fmt.Errorf("collecting attachment %s: %w", key, err)
 }
 
-func (v *verbs) stale(key conf.Key, r *record.Record) bool {
+func (v *verbs) stale(store *record.Store, key conf.Key, r *record.Record) bool {
 	if v.netConf.ValidAttachments != nil {
 		return !slices.Contains(v.netConf.ValidAttachments, types.GCAttachment{ContainerID: key.ContainerID, IfName: key.IfName})
 	}
-	return r != nil && (r.State != record.Ready || r.Netns.Gone() || v.broken(r))
+	return r != nil && (r.State != record.Ready || r.Netns.Gone() || v.broken(store, r))
 }
 
 // collectOne is DEL of a stale attachment.

@@ -188,15 +188,15 @@ func (v *verbs) clearLeftover(ctx context.Context, store *record.Store, netns re
 	case err != nil:
 		v.log.Warn("a damaged record", "error", err)
 		old = nil
-	case old.State == record.Ready && old.Netns.Same(netns) && !v.broken(old):
+	case old.State == record.Ready && old.Netns.Same(netns) && !v.broken(store, old):
 		return conf.Mendf(conf.Errorf(types.ErrInvalidNetworkConfig, "attachment %s exists already", old.Key), "call DEL before another ADD")
 	}
 	return v.detach(ctx, store, old)
 }
 
 // broken says that the network of a record does not work any more, for sure.
-func (v *verbs) broken(r *record.Record) bool {
-	return r.Mode == conf.ModeRootless && !rootless.Alive(r)
+func (v *verbs) broken(store *record.Store, r *record.Record) bool {
+	return r.Mode == conf.ModeRootless && !rootless.Alive(store, r)
 }
 
 // check is CHECK: it changes nothing.

@@ -179,14 +179,16 @@ func recordedMAC(a *conf.Attachment) (string, error) {
 
 // Check compares hub and container with what ADD has made.
 func (n *Network) Check(ctx context.Context, a *conf.Attachment) error {
-	if n.Record == nil || !n.Record.Supervisor.Alive() {
+	if n.Record == nil || !Alive(n.Store, n.Record) {
 		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "attachment %s: its supervisor is not running, so the container has no network", a.Key), "call DEL and ADD again")
-	}
-	if err := stopped("attachment "+a.Key.String(), n.Record.Supervisor); err != nil {
-		return err
 	}
 	if n.Record.Hub == "" {
 		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "attachment %s: it was made by an older ambi, which this one cannot ask", a.Key), "call DEL and ADD again")
+	}
+	if p, err := n.hub(a.Key).Present(); err == nil {
+		if err := stopped("attachment "+a.Key.String(), p); err != nil {
+			return err
+		}
 	}
 	if state := n.hub(a.Key).State(); state != nil && state.Private != nil {
 		return n.checkPrivate(a, state)
@@ -194,8 +196,13 @@ func (n *Network) Check(ctx context.Context, a *conf.Attachment) error {
 	return n.checkShared(ctx, a)
 }
 
-// Alive says whether the supervisor of the record runs.
-func Alive(r *record.Record) bool { return r.Supervisor.Alive() }
+// Alive says whether the supervisor of the record runs, or is being started again by its keeper.
+func Alive(store *record.Store, r *record.Record) bool {
+	if r.Hub == "" {
+		return r.Supervisor.Alive() // of an older ambi
+	}
+	return r.Supervisor != nil && hub.Hub{Store: store, Name: r.Hub}.Lives()
+}
 
 // Del takes the container out of its hub, and returns when its ports are free and, with the
 // last member, the driver is gone. What is gone already is success.
@@ -215,18 +222,23 @@ func (n *Network) Del(ctx context.Context, a *conf.Attachment) error {
 // endLost ends a supervisor that has no hub's folder any more, or never had one, being an
 // older ambi's.
 func (n *Network) endLost(ctx context.Context, a *conf.Attachment) error {
-	var p *record.Process
-	if n.Record != nil {
-		p = n.Record.Supervisor
-	} else if f, netns, err := record.OpenNetns(a.NetnsPath); err == nil {
+	find := func() *record.Process { return n.Record.Supervisor }
+	if n.Record == nil {
+		f, netns, err := record.OpenNetns(a.NetnsPath)
+		if err != nil {
+			return nil
+		}
 		f.Close()
-		p = supervisor.Find(a.Key, netns)
+		find = func() *record.Process { return supervisor.Find(a.Key, netns) }
 	}
-	if p == nil {
-		return nil
-	}
-	if err := p.Stop(ctx); err != nil {
-		return fmt.Errorf("stopping the supervisor of %s: %w", a.Key, err)
+	// A supervisor that had to be killed is started again by its keeper.
+	for p := find(); p != nil && ctx.Err() == nil; p = find() {
+		if err := p.Stop(ctx); err != nil {
+			return fmt.Errorf("stopping the supervisor of %s: %w", a.Key, err)
+		}
+		if n.Record != nil {
+			break // the older ones have none
+		}
 	}
 	n.step("stop the supervisor")
 	if err := record.AwaitEnd(ctx, n.Store.Path(a.Key, "alive")); err != nil {

@@ -25,15 +25,26 @@ func (n *Network) Status() (status *supervisor.Status, err error) {
 
 // ask puts a question to the supervisor. An error of its own is a *types.Error.
 func (n *Network) ask(question func(supervisor.Control) error) error {
-	if !Alive(n.Record) {
+	if !Alive(n.Store, n.Record) {
 		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "attachment %s: its supervisor is not running, so the container has no network", n.Record.Key), "call DEL and ADD again")
 	}
 	err := question(controlOfHub(n.hub(n.Record.Key)))
 	var e *types.Error
 	if err != nil && !errors.As(err, &e) {
-		return conf.Errorf(conf.ErrNetwork, "attachment %s: its supervisor (process %d) does not answer: %v", n.Record.Key, n.Record.Supervisor.PID, err)
+		return conf.Errorf(conf.ErrNetwork, "attachment %s: its supervisor (process %d) does not answer: %v", n.Record.Key, n.Supervisor(), err)
 	}
 	return err
+}
+
+// Supervisor is the process that answers for the attachment; 0 when nobody knows.
+func (n *Network) Supervisor() int {
+	if p, err := n.hub(n.Record.Key).Present(); err == nil {
+		return p.PID
+	}
+	if n.Record.Supervisor == nil {
+		return 0
+	}
+	return n.Record.Supervisor.PID
 }
 
 // AddPort publishes one more port of a running attachment. The host's port is bound

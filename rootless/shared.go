@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -177,9 +178,6 @@ func answering(h hub.Hub) (*hub.State, error) {
 	if err := stopped("network "+state.Network, &state.Supervisor); err != nil {
 		return nil, err
 	}
-	if controlOfHub(h).Refuses() {
-		return nil, nil
-	}
 	return state, nil
 }
 
@@ -193,10 +191,7 @@ func stopped(whose string, p *record.Process) error {
 
 // hasEnded says that a hub has ended, or is about to, and waits for it then.
 func hasEnded(ctx context.Context, h hub.Hub, state *hub.State) bool {
-	if state.Supervisor.Alive() && !controlOfHub(h).Refuses() {
-		return false
-	}
-	return state.Supervisor.Stop(ctx) == nil
+	return !h.Lives() && state.Supervisor.Stop(ctx) == nil
 }
 
 // sameOptions: the driver is the network's, and its options those of the first member.
@@ -253,19 +248,27 @@ func mute(err error) error {
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		return err
 	}
-	return conf.Mendf(conf.Errorf(types.ErrTryAgainLater, "its supervisor is there and does not answer in time"), "try again; if it stays so, end that process: the containers of the network lose it then")
+	return conf.Mendf(conf.Errorf(types.ErrTryAgainLater, "its supervisor is there and does not answer in time"), "try again; if it stays so, end that process (kill -9): its keeper starts another")
 }
 
-// endSupervisor ends the processes of a hub.
+// endSupervisor ends the processes of a hub. A supervisor ends its keeper first; of one that
+// had to be killed the keeper starts another, whose turn it is then.
 func endSupervisor(ctx context.Context, h hub.Hub) error {
-	p, err := controlOfHub(h).Process()
-	if state, loadErr := h.Load(); err != nil && loadErr == nil {
-		p = &state.Supervisor
-	}
-	if p != nil {
-		if err := p.Stop(ctx); err != nil {
-			return fmt.Errorf("stopping the supervisor of the hub: %w", err)
+	const tries, pause = 100, 5 * time.Millisecond
+	for range tries {
+		p, err := h.Present()
+		if state, loadErr := h.Load(); err != nil && loadErr == nil {
+			p = &state.Supervisor // it may have closed the socket, and be leaving
 		}
+		if p != nil {
+			if err := p.Stop(ctx); err != nil {
+				return fmt.Errorf("stopping the supervisor of the hub: %w", err)
+			}
+		}
+		if !h.Lives() || ctx.Err() != nil {
+			break
+		}
+		time.Sleep(pause) // the keeper has not noticed yet that its twin has ended
 	}
 	if err := record.AwaitEnd(ctx, h.Path("alive")); err != nil {
 		return fmt.Errorf("the hub: %w", err)

@@ -222,7 +222,7 @@ func daemons() []int {
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, dir := range dirs {
 		pid, _ := strconv.Atoi(filepath.Base(dir))
-		if role := inject.RoleOf(pid); role == "supervisor" || role == "slirp4netns" {
+		if role := inject.RoleOf(pid); role == "supervisor" || role == "keeper" || role == "slirp4netns" {
 			pids = append(pids, pid)
 		}
 	}

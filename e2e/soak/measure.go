@@ -147,7 +147,8 @@ func daemonOf(pid int) (daemon, bool) {
 	d := daemon{pid: pid, commandLine: strings.ReplaceAll(string(text), "\x00", " ")}
 	name := program(pid)
 	d.supervisor = name == "ambi" && strings.Contains(d.commandLine, " supervisor ")
-	return d, d.supervisor || name == "slirp4netns"
+	keeper := name == "ambi" && strings.Contains(d.commandLine, " keeper ")
+	return d, d.supervisor || keeper || name == "slirp4netns"
 }
 
 func daemons() (all []daemon) {

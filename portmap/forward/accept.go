@@ -33,6 +33,8 @@ type accepted struct {
 	inside  int32
 }
 
+func (l *listener) descriptor() int32 { return l.fd }
+
 func (l *listener) serve(w *worker) unix.Errno {
 	l.ticket = w.seat(l)
 	l.watched = true

@@ -215,6 +215,22 @@ func (f *Forwarder) Remove(m conf.PortMapping) error {
 	return nil
 }
 
+// WithSockets calls use with the descriptors of the port's sockets, in the order in which they
+// were added, which are good meanwhile. A port that is not there is an error.
+func (f *Forwarder) WithSockets(m conf.PortMapping, use func(fds ...int) error) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	p := f.ports[m]
+	if p == nil {
+		return fmt.Errorf("port %s is not forwarded: %w", m, os.ErrNotExist)
+	}
+	fds := make([]int, len(p.entrances))
+	for i, e := range p.entrances {
+		fds[i] = int(e.descriptor())
+	}
+	return use(fds...)
+}
+
 // Stats reads the counters of every port, in the order they were added.
 func (f *Forwarder) Stats() []PortStats {
 	f.mu.Lock()

@@ -24,6 +24,7 @@ type port struct {
 // entrance is a listening descriptor of a port: a TCP listener or a UDP socket.
 type entrance interface {
 	handler
+	descriptor() int32
 	// serve starts watching.
 	serve(w *worker) unix.Errno
 }

@@ -34,6 +34,8 @@ func newUDPPort(p *port, t *target, family int, fd int32) *udpPort {
 	return &udpPort{fd: fd, family: family, port: p, target: t, flows: make(map[flowKey]*flow)}
 }
 
+func (u *udpPort) descriptor() int32 { return u.fd }
+
 func (u *udpPort) serve(w *worker) unix.Errno {
 	if w.datagram == nil {
 		w.datagram = newDatagrams()

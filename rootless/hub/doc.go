@@ -3,12 +3,12 @@
 // one for each of its containers. Each has a folder in the state folder, NETWORK.USERNS.hub
 // or NETWORK@CONTAINER@INTERFACE.hub, with
 //
-//	alive   held (flock) by the supervisor and the driver while they live
+//	alive   held (flock) by the supervisor, its keeper and the driver while they live
 //	hub.json what was started (State)
 //	api     the driver's socket, where that publishes ports
 //	ipam/   the addresses of its members, as bridge lays them out
 //	log     the supervisor's log
-//	sock    its control socket
+//	sock    the control socket of the supervisor, which the keeper holds as well (present.go)
 //
 // The folder itself is the hub's lock. Its members are the attachments whose records
 // name it, and nobody else.

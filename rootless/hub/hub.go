@@ -142,16 +142,19 @@ func (h Hub) Save(s *State) error {
 	return os.Rename(half, file)
 }
 
-// Running is what was started when its supervisor lives; nil when it does not, or nobody can
-// say what it was. That the file cannot be read for now says neither.
+// Running is what was started when the hub lives, with the supervisor of now; nil when it does
+// not, or nobody can say what it was. That the file cannot be read for now says neither.
 func (h Hub) Running() (*State, error) {
 	s, err := h.Load()
 	var failed *fs.PathError
 	switch {
 	case errors.As(err, &failed) && !errors.Is(err, fs.ErrNotExist):
 		return nil, err
-	case err != nil || !s.Supervisor.Alive():
+	case err != nil || !h.Lives():
 		return nil, nil
+	}
+	if p, err := h.Present(); err == nil {
+		s.Supervisor = *p
 	}
 	return s, nil
 }

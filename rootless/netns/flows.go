@@ -126,12 +126,21 @@ func NoFirewall(err error) error {
 	return err
 }
 
+// table is a new one, in place of that which another process may have left.
+func (n *Namespace) table(c *nftables.Conn, t *nftables.Table) *nftables.Table {
+	if n.again {
+		c.AddTable(t)
+		c.DelTable(t)
+	}
+	return c.AddTable(t)
+}
+
 func (n *Namespace) shareFlows(count, traffic bool) error {
 	t, err := newTransaction()
 	if err != nil {
 		return err
 	}
-	f := &flowRules{Conn: t.Conn, way: ifName(n.plan.IfName), table: t.AddTable(&nftables.Table{Name: hubTable, Family: nftables.TableFamilyINet})}
+	f := &flowRules{Conn: t.Conn, way: ifName(n.plan.IfName), table: n.table(t.Conn, &nftables.Table{Name: hubTable, Family: nftables.TableFamilyINet})}
 	if err := f.masquerade(); err != nil {
 		return err
 	}

@@ -23,10 +23,12 @@ import (
 type Namespace struct {
 	*SourceRoutes
 	file  *os.File
+	mount *os.File // mount namespace, where that is its own
 	calls chan func()
 	link  *netlink.Handle
 	plan  *plan.Interface
 
+	again   bool // another process has made it
 	folders bool // the thread has folders of its own, in a hub where plugins run
 }
 
@@ -37,21 +39,51 @@ type Namespace struct {
 // Without a bridge the hub is one in which plugins run and make what they like.
 func Make(key conf.Key, bridge string, p *plan.Interface) (*Namespace, error) {
 	n := &Namespace{calls: make(chan func()), plan: p, folders: bridge == ""}
-	made := make(chan error)
-	go n.thread(made)
-	if err := <-made; err != nil {
-		return nil, notMade(err)
+	if err := n.begin(n.make, key, bridge); err != nil {
+		return nil, err
 	}
-	var err error
-	n.Do(func() { n.link, err = netlink.NewHandle(unix.NETLINK_ROUTE) })
-	if err != nil {
-		return nil, fmt.Errorf("netlink in the hub: %w", err)
-	}
-	n.SourceRoutes = newSourceRoutes(n.link, key, bridge)
 	if err := n.raiseLoopback(); err != nil {
 		return nil, fmt.Errorf("loopback interface of the hub: %w", err)
 	}
 	return n, n.passOn()
+}
+
+// Again is the Namespace that another process has made and left as it was: files are those of
+// Files. What that had of published ports is taken back.
+func Again(key conf.Key, bridge string, p *plan.Interface, files []*os.File) (*Namespace, error) {
+	n := &Namespace{calls: make(chan func()), plan: p, again: true, folders: len(files) > 1, file: files[0]}
+	if n.folders {
+		n.mount = files[1]
+	}
+	if err := n.begin(n.join, key, bridge); err != nil {
+		return nil, err
+	}
+	return n, n.takeBack()
+}
+
+// Files are what it takes to come in again: the network namespace, and the mount namespace
+// where that is its own.
+func (n *Namespace) Files() []*os.File {
+	if n.folders {
+		return []*os.File{n.file, n.mount}
+	}
+	return []*os.File{n.file}
+}
+
+// begin starts the thread inside, whose way in is enter.
+func (n *Namespace) begin(enter func() error, key conf.Key, bridge string) error {
+	inside := make(chan error)
+	go n.thread(enter, inside)
+	if err := <-inside; err != nil {
+		return notMade(err)
+	}
+	var err error
+	n.Do(func() { n.link, err = netlink.NewHandle(unix.NETLINK_ROUTE) })
+	if err != nil {
+		return fmt.Errorf("netlink in the hub: %w", err)
+	}
+	n.SourceRoutes = newSourceRoutes(n.link, key, bridge)
+	return nil
 }
 
 // notMade says what keeps a hub from having a network namespace.
@@ -98,18 +130,18 @@ func (n *Namespace) SetSysctl(name, value string) (err error) {
 // File is the namespace itself.
 func (n *Namespace) File() *os.File { return n.file }
 
-func (n *Namespace) thread(entered chan<- error) {
+func (n *Namespace) thread(enter func() error, entered chan<- error) {
 	runtime.LockOSThread() // never unlocked
 	if unix.Gettid() == unix.Getpid() {
 		// Not the first thread: /proc/PID/ns/net shows its namespace for the whole
 		// process, to people and to programs that follow it. While this goroutine
 		// keeps it locked, another one cannot land on it.
 		moved := make(chan struct{})
-		go func() { n.thread(entered); close(moved) }()
+		go func() { n.thread(enter, entered); close(moved) }()
 		<-moved
 		return
 	}
-	if err := n.make(); err != nil {
+	if err := enter(); err != nil {
 		entered <- err
 		return
 	}
@@ -131,7 +163,22 @@ func (n *Namespace) make() (err error) {
 	if n.file, err = os.Open("/proc/thread-self/ns/net"); err != nil || !n.folders {
 		return err
 	}
+	if n.mount, err = os.Open("/proc/thread-self/ns/mnt"); err != nil {
+		return err
+	}
 	return ownFolders()
+}
+
+// join moves the calling thread into the namespace that is there. Who shares root and working
+// directory with other threads may not join a mount namespace (setns(2)).
+func (n *Namespace) join() error {
+	if err := n.Enter(); err != nil || !n.folders {
+		return err
+	}
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return err
+	}
+	return unix.Setns(int(n.mount.Fd()), unix.CLONE_NEWNS)
 }
 
 // Do runs f on the thread inside. What f opens there belongs to the hub's

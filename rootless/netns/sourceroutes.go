@@ -272,6 +272,45 @@ func (s *SourceRoutes) clientRoute(c client) *netlink.Route {
 	}
 }
 
+// takeBack takes away all rules and routes that another process has left, whose connections
+// have ended with it.
+func (s *SourceRoutes) takeBack() error {
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		rules, err := s.link.RuleList(family)
+		if err != nil {
+			return fmt.Errorf("routing rules of the hub: %w", err)
+		}
+		for _, r := range rules {
+			if r.Priority != rulePriority {
+				continue
+			}
+			r.Family = family
+			if err := ignoring(s.link.RuleDel(&r), unix.ENOENT); err != nil {
+				return fmt.Errorf("removing a routing rule of the hub: %w", err)
+			}
+		}
+		for _, table := range []int{s.table.tcp, s.table.udp} {
+			if err := s.empty(family, table); err != nil {
+				return fmt.Errorf("removing routes to clients in the hub: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+func (s *SourceRoutes) empty(family, table int) error {
+	routes, err := s.link.RouteListFiltered(family, &netlink.Route{Table: table}, netlink.RT_FILTER_TABLE)
+	if err != nil {
+		return err
+	}
+	for _, r := range routes {
+		if err := ignoring(s.link.RouteDel(&r), unix.ESRCH); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // CheckRules looks for what brings replies of published ports back.
 func (s *SourceRoutes) CheckRules() error {
 	s.mu.Lock()

@@ -309,7 +309,11 @@ func (i *inside) filter(c *Config) error {
 	if err != nil {
 		return err
 	}
-	t := n.AddTable(&nftables.Table{Name: "ambi_relay", Family: nftables.TableFamilyINet})
+	t := &nftables.Table{Name: "ambi_relay", Family: nftables.TableFamilyINet}
+	// A supervisor that was killed may have left it, with listeners that are gone.
+	n.AddTable(t)
+	n.DelTable(t)
+	n.AddTable(t)
 	pre := n.AddChain(&nftables.Chain{Table: t, Name: "prerouting", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw})
 	out := n.AddChain(&nftables.Chain{Table: t, Name: "output", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityRaw})
 	add := func(chain *nftables.Chain, parts ...[]expr.Any) {

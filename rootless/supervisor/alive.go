@@ -13,6 +13,7 @@ import (
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/flock"
 	"github.com/ambi-cni/ambi/record"
+	"github.com/ambi-cni/ambi/rootless/keeper"
 )
 
 // LockAlive takes the lock that the supervisor and the driver hold together, by
@@ -47,18 +48,27 @@ func titleOf(key conf.Key, netns record.Netns) string {
 }
 
 // Find looks for the supervisor of a private network whose files are all gone, among the
-// processes. With the namespace gone it leaves by itself.
+// processes, or its keeper. With the namespace gone it leaves by itself.
 func Find(key conf.Key, netns record.Netns) *record.Process {
-	title := strings.Join([]string{"", Role, titleOf(key, netns), ""}, "\x00")
+	title := titleOf(key, netns)
 	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, line := range lines {
-		if b, err := os.ReadFile(line); err != nil || !strings.HasSuffix(string(b), title) {
+		if b, err := os.ReadFile(line); err != nil || !isTwin(string(b), title) {
 			continue
 		}
 		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(line)))
-		if p, err := record.ProcessOf(pid); err == nil {
+		if p, err := record.ProcessOf(pid); err == nil && p.Alive() {
 			return &p
 		}
 	}
 	return nil
+}
+
+func isTwin(cmdline, title string) bool {
+	for _, role := range []string{Role, keeper.Role} {
+		if strings.HasSuffix(cmdline, strings.Join([]string{"", role, title, ""}, "\x00")) {
+			return true
+		}
+	}
+	return false
 }

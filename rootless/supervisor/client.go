@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"slices"
-	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -215,15 +214,6 @@ func (c Control) CheckOf(member conf.Key) error {
 	return err
 }
 
-// Refuses says that nobody listens: a supervisor that is there all the same is leaving.
-func (c Control) Refuses() bool {
-	conn, err := c.dial()
-	if err == nil {
-		conn.Close()
-	}
-	return errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, os.ErrNotExist)
-}
-
 func (c Control) call(r request, sockets ...forward.Socket) (*Status, error) {
 	var files []*os.File
 	for _, s := range sockets {
@@ -302,24 +292,4 @@ func decodeReply(from io.Reader) (*Status, error) {
 		return nil, errors.New("it answered neither a status nor an error")
 	}
 	return out.Status, nil
-}
-
-// Process is the one that listens on the control socket: the way to the
-// supervisor when the record does not tell. Only we can have put it there, since
-// the folder is closed to others; its uid may be a subordinate one of ours.
-func (c Control) Process() (*record.Process, error) {
-	conn, err := c.dial()
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
-	cred, err := peerCredentials(conn)
-	if err != nil {
-		return nil, err
-	}
-	p, err := record.ProcessOf(int(cred.Pid))
-	if err != nil {
-		return nil, fmt.Errorf("process %s behind the control socket: %w", strconv.Itoa(int(cred.Pid)), err)
-	}
-	return &p, nil
 }

@@ -14,14 +14,15 @@ import (
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/record"
 	"github.com/ambi-cni/ambi/rootless/driver"
+	"github.com/ambi-cni/ambi/rootless/keeper"
 	"github.com/ambi-cni/ambi/rootless/plan"
 )
 
 // Role is the first argument of a process that is to be a supervisor, and driverRole the
-// second of one that is the driver's helper instead (driver.HelperMain).
+// second of one that is the driver's helper instead (driver.HelperMain): no network is called so.
 const (
-	Role       = "supervisor"
-	driverRole = "tap"
+	Role       = keeper.SupervisorRole
+	driverRole = "--tap"
 )
 
 // The descriptors that a supervisor is started with, beside standard error, which
@@ -123,6 +124,12 @@ func readConfig() (*Config, error) {
 	pipe := os.NewFile(configFD, "configuration pipe")
 	defer pipe.Close()
 	return decodeConfig(pipe)
+}
+
+// startedByKeeper says that instead of its pipe there is a keeper's socket.
+func startedByKeeper() bool {
+	kind, err := unix.GetsockoptInt(configFD, unix.SOL_SOCKET, unix.SO_TYPE)
+	return err == nil && kind == unix.SOCK_SEQPACKET
 }
 
 func decodeConfig(from io.Reader) (*Config, error) {

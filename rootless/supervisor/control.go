@@ -101,6 +101,7 @@ type PortCounters = forward.PortCounters
 // Status is what a supervisor says of itself.
 type Status struct {
 	PID    int          `json:"pid"`
+	Keeper int          `json:"keeper,omitempty"` // its process; 0 while there is none
 	Since  time.Time    `json:"since"`
 	Driver DriverStatus `json:"driver"`
 	MAC    string       `json:"mac"`

@@ -55,6 +55,7 @@ type hub struct {
 	refused refusals
 	bounded bool // see bound; by ruling, then by the work of the supervisor
 	counts  bool // the driver does
+	twin    *twin
 }
 
 func (h *hub) String() string { return h.config.String() }
@@ -71,16 +72,23 @@ func (h *hub) prepare(command *driver.Command) error {
 		if h.watch, err = newWatch(only.Netns); err != nil {
 			return err
 		}
+		if err := h.between(func(p *link.Place) error { return p.AdmitOnly(h.config.Bridge, only.Plan.Own()) }); err != nil {
+			return err
+		}
+	}
+	return h.equip(command)
+}
+
+// equip makes what this process has of its own in the namespace.
+func (h *hub) equip(command *driver.Command) (err error) {
+	if only := h.config.Only; only != nil {
 		if only.Plan.IPv6.Enabled() {
 			if h.raw, err = h.inside.Socket(unix.AF_INET6, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW); err != nil {
 				return fmt.Errorf("opening a raw socket in the hub: %w", err)
 			}
 		}
-		if err := h.between(func(p *link.Place) error { return p.AdmitOnly(h.config.Bridge, only.Plan.Own()) }); err != nil {
-			return err
-		}
 		if p := command.Publisher(only.Plan.IPv4.First()); p != nil {
-			h.byDriver = &byDriver{kind: driver.Of(command.Driver), driver: p}
+			h.byDriver = &byDriver{kind: driver.Of(command.Driver), driver: p, changed: h.entrustByDriver}
 		}
 	}
 	h.forwarder, err = forward.New(forward.Config{Namespace: h.inside, Logger: h.log})
@@ -248,14 +256,7 @@ func (h *hub) publishFor(r request, files []*os.File) error {
 	for i, f := range files {
 		sockets[i] = forward.Socket{Mapping: r.Sockets[i].Mapping, Family: r.Sockets[i].Family, File: f}
 	}
-	if err := h.forwarder.AddTo(*r.Target, sockets); err != nil {
-		return err
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.published[*r.Member] = append(h.published[*r.Member], r.Sockets...)
-	h.targets[*r.Member] = *r.Target
-	return nil
+	return h.publish(heldPort{Member: *r.Member, Target: *r.Target}, sockets)
 }
 
 func (h *hub) withdraw(r request) error {
@@ -265,7 +266,7 @@ func (h *hub) withdraw(r request) error {
 	if r.Member == nil || r.Port == nil {
 		return conf.Errorf(types.ErrDecodingFailure, "control request %s: no member or no port", r.Op)
 	}
-	if err := h.forwarder.Remove(*r.Port); err != nil {
+	if err := h.unpublish(*r.Port); err != nil {
 		return err
 	}
 	h.mu.Lock()
@@ -287,7 +288,7 @@ func (h *hub) leaves(r request) error {
 	h.mu.Unlock()
 	var errs []error
 	for m := range mappingsOf(sockets) {
-		errs = append(errs, h.forwarder.Remove(m))
+		errs = append(errs, h.unpublish(m))
 	}
 	if err := errors.Join(append(errs, h.inside.RemoveSender(target))...); err != nil {
 		return err

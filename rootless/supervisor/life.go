@@ -13,6 +13,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -32,6 +33,7 @@ type supervisor struct {
 	since   time.Time
 	owner   int // who called ADD, as a uid of our user namespace
 	control *net.UnixListener
+	twin    *twin
 	signals chan os.Signal
 	stopped chan struct{}
 	started chan struct{} // closed when the first driver is there, or has failed
@@ -65,6 +67,9 @@ func Main() int {
 	_ = os.WriteFile("/proc/self/comm", []byte("ambi"), 0) // not "exe", for ps and pgrep
 	forgetCaller()
 	KeepDescriptors() // or the driver would hold the published ports, too
+	if startedByKeeper() {
+		return again()
+	}
 	ready := os.NewFile(readyFD, "ready pipe")
 	config, err := readConfig()
 	if err != nil {
@@ -83,35 +88,43 @@ func Main() int {
 		s.leaveForGood()
 		return 1
 	}
+	s.live()
+	return 0
+}
+
+// live is the life of a supervisor that answers.
+func (s *supervisor) live() {
 	go s.firstDriver()
 	go s.followHost()
 	s.run()
-	return 0
 }
 
 // prepare makes the hub, in which there is no driver yet.
 func prepare(config *Config, log *slog.Logger) (*supervisor, error) {
-	if !record.HaveCapability(unix.CAP_NET_ADMIN) || !record.HaveCapability(unix.CAP_SYS_ADMIN) {
-		return nil, conf.Mendf(conf.Errorf(conf.ErrNetwork, "the hub has no rights in the user namespace that it made"),
-			"allow user namespaces to ordinary users (with AppArmor: sysctl kernel.apparmor_restrict_unprivileged_userns=0)")
-	}
-	h, err := newHub(config.Hub, log)
+	h, err := newHubWithRights(config, log)
 	if err != nil {
 		return nil, err
 	}
 	if err := h.prepare(&config.Driver); err != nil {
 		return nil, err
 	}
-	return newSupervisor(h, config.Driver, driver.Files{
-		Netns: h.inside.File(), Alive: os.NewFile(aliveFD, "alive lock"), Helper: []string{"ambi", Role, driverRole},
-		Most: affordable(mostFiles(config.Hub)),
-	}, log)
+	t := newTwin(config.Hub.Title(), log)
+	return newSupervisor(h, config, t, os.NewFile(aliveFD, "alive lock"), os.NewFile(controlFD, "control socket"))
+}
+
+func newHubWithRights(config *Config, log *slog.Logger) (*hub, error) {
+	if !record.HaveCapability(unix.CAP_NET_ADMIN) || !record.HaveCapability(unix.CAP_SYS_ADMIN) {
+		return nil, conf.Mendf(conf.Errorf(conf.ErrNetwork, "the hub has no rights in the user namespace that it made"),
+			"allow user namespaces to ordinary users (with AppArmor: sysctl kernel.apparmor_restrict_unprivileged_userns=0)")
+	}
+	return newHub(config.Hub, log)
 }
 
 // firstDriver starts the driver. One that fails is tried again like one that died:
 // a member that comes later may have it.
 func (s *supervisor) firstDriver() {
 	s.work.Lock()
+	s.hub.awaitNoDriver()
 	process, err := s.startDriver()
 	if err == nil {
 		err = s.useDriver(process)
@@ -127,6 +140,7 @@ func (s *supervisor) firstDriver() {
 		s.mu.Unlock()
 	}
 	close(s.started)
+	s.twin.begin()
 	collectEarly()
 	if err == nil || s.restartDriver(firstBackOff) != 0 {
 		s.keepDriver()
@@ -184,11 +198,10 @@ func KeepDescriptors() {
 	_ = unix.CloseRange(first, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) // Linux 5.11; before it, callers have to be tidy
 }
 
-func newSupervisor(h *hub, command driver.Command, files driver.Files, log *slog.Logger) (*supervisor, error) {
-	listener := os.NewFile(controlFD, "control socket")
+func newSupervisor(h *hub, config *Config, t *twin, alive, listener *os.File) (*supervisor, error) {
 	// Again, so that SO_PEERCRED of a caller shows this process and not the one that
 	// bound the name.
-	if err := unix.Listen(controlFD, backlog); err != nil {
+	if err := withFDs([]*os.File{listener}, nil, func(fds ...int) error { return unix.Listen(fds[0], backlog) }); err != nil {
 		return nil, fmt.Errorf("control socket: %w", err)
 	}
 	l, err := net.FileListener(listener)
@@ -198,13 +211,20 @@ func newSupervisor(h *hub, command driver.Command, files driver.Files, log *slog
 	listener.Close()
 	control := l.(*net.UnixListener)
 	control.SetUnlinkOnClose(false)
-	var file unix.Stat_t
-	if err := unix.Fstat(aliveFD, &file); err != nil {
+	file, err := alive.Stat()
+	if err != nil {
 		return nil, fmt.Errorf("lock of the supervisor: %w", err)
 	}
 	s := &supervisor{
-		hub: h, command: command, files: files, log: log, since: time.Now(), owner: int(file.Uid),
+		hub: h, command: config.Driver, log: h.log, since: time.Now(), owner: int(file.Sys().(*syscall.Stat_t).Uid), twin: t,
+		files: driver.Files{
+			Netns: h.inside.File(), Alive: alive, Helper: []string{"ambi", Role, driverRole}, Most: affordable(mostFiles(config.Hub)),
+		},
 		control: control, signals: make(chan os.Signal, 1), stopped: make(chan struct{}), started: make(chan struct{}), hurry: make(chan struct{}, 1),
+	}
+	h.twin = t
+	if err := s.entrust(config); err != nil {
+		return nil, err
 	}
 	// From the start, so that a signal in the middle of it is kept for after it.
 	signal.Notify(s.signals, unix.SIGTERM, unix.SIGINT)
@@ -388,6 +408,7 @@ func (s *supervisor) stop() { s.once.Do(func() { close(s.stopped) }) }
 // to go, so it is told first. The namespace goes with this process.
 func (s *supervisor) leave() {
 	s.stop()
+	s.twin.end() // first: it would have the hub live on
 	s.control.Close()
 	process := s.dismissDriver()
 	s.hub.leave()
@@ -483,7 +504,7 @@ func (s *supervisor) check(r request) error {
 func (s *supervisor) status(r request) *Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st := &Status{PID: os.Getpid(), Since: s.since, Driver: DriverStatus{Name: s.command.Driver, Restarts: s.restarts, Error: s.lastErr}}
+	st := &Status{PID: os.Getpid(), Keeper: s.twin.process(), Since: s.since, Driver: DriverStatus{Name: s.command.Driver, Restarts: s.restarts, Error: s.lastErr}}
 	if s.driver != nil {
 		st.Driver.PID = s.driver.PID()
 		if st.Driver.OpenFiles = openFiles(st.Driver.PID); st.Driver.OpenFiles > 0 {

@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 
@@ -13,6 +14,7 @@ type nameServer struct {
 	mu     sync.Mutex
 	at     []netip.Addr
 	server *names.Server // nil: none
+	copies []*os.File    // of its sockets, for keepers to come
 }
 
 // serveNames has the name server at these addresses. It asks others from where this
@@ -24,12 +26,22 @@ func (h *hub) serveNames(r request) error {
 	if n.server != nil && slices.Equal(n.at, r.Servers) {
 		return nil
 	}
-	n.close()
+	_ = h.twin.drop(keyNames, func() error { n.close(); return nil })
 	files, err := names.Listen(r.Servers, h.config.Bridge, h.inside.Socket)
 	if err != nil {
 		return err
 	}
-	n.at, n.server = r.Servers, names.New(h.members.hub.Store, h.config.Name, names.ResolvConf)
+	return h.serveNamesOn(r.Servers, files)
+}
+
+// serveNamesOn is called with the lock held. It owns the files.
+func (h *hub) serveNamesOn(at []netip.Addr, files []*os.File) error {
+	n := &h.names
+	if err := h.entrustNames(at, files); err != nil {
+		closeAll(files)
+		return err
+	}
+	n.at, n.server = at, names.New(h.members.hub.Store, h.config.Name, names.ResolvConf)
 	return n.server.Serve(files)
 }
 
@@ -38,4 +50,6 @@ func (n *nameServer) close() {
 		n.server.Close()
 		n.server = nil
 	}
+	closeAll(n.copies)
+	n.copies = nil
 }

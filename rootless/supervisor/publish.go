@@ -15,8 +15,9 @@ type byDriver struct {
 	kind   driver.Driver
 	driver driver.Publisher
 
-	mu    sync.Mutex
-	ports []conf.PortMapping
+	mu      sync.Mutex
+	ports   []conf.PortMapping
+	changed func([]conf.PortMapping) // is told what they are
 }
 
 func (p *byDriver) add(m conf.PortMapping) error {
@@ -26,6 +27,7 @@ func (p *byDriver) add(m conf.PortMapping) error {
 		return err
 	}
 	p.ports = append(p.ports, m)
+	p.changed(p.ports)
 	return nil
 }
 
@@ -55,6 +57,7 @@ func (p *byDriver) remove(m conf.PortMapping) error {
 		return err
 	}
 	p.ports = slices.DeleteFunc(p.ports, func(have conf.PortMapping) bool { return have == m })
+	p.changed(p.ports)
 	return nil
 }
 

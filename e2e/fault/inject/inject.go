@@ -126,8 +126,8 @@ func RoleOf(pid int) string {
 	exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
 	args, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	name := filepath.Base(exe)
-	if argv := strings.Split(string(args), "\x00"); name == "ambi" && len(argv) > 1 && argv[1] == "supervisor" {
-		return "supervisor"
+	if argv := strings.Split(string(args), "\x00"); name == "ambi" && len(argv) > 1 && (argv[1] == "supervisor" || argv[1] == "keeper") {
+		return argv[1]
 	}
 	if name == "ambi" && RoleOf(parentOf(pid)) == "supervisor" {
 		return Inside

@@ -1,0 +1,325 @@
+package supervisor
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/portmap/forward"
+	"github.com/ambi-cni/ambi/rootless/driver"
+	"github.com/ambi-cni/ambi/rootless/keeper"
+	"github.com/ambi-cni/ambi/rootless/netns"
+)
+
+// This file is what the keeper holds of a hub, and a supervisor that begins with it.
+
+// The keys of what it holds.
+const (
+	keyConfig   = "config" // the value is the Config
+	keyAlive    = "alive"  // the file alive
+	keyNetns    = "netns"  // the files of netns.Namespace.Files
+	keyNames    = "names"  // the value is the addresses, the files those of names.Listen
+	keyByDriver = "driver" // the value is the ports that the driver publishes
+	keyPort     = "port "  // and the mapping: the value is a heldPort, the files are its sockets
+	keyControl  = keeper.ControlKey
+)
+
+// heldPort is a published port.
+type heldPort struct {
+	Member  conf.Key       `json:"member"`
+	Target  forward.Target `json:"target"`
+	Sockets []Socket       `json:"sockets"`
+}
+
+// entrust gives the keeper what is there from the start.
+func (s *supervisor) entrust(config *Config) error {
+	value, err := json.Marshal(config)
+	if err != nil {
+		return err
+	}
+	s.twin.keep(keyConfig, held{value: value})
+	s.twin.keep(keyAlive, held{files: withFiles(s.files.Alive)})
+	s.twin.keep(keyNetns, held{files: withFiles(s.hub.inside.Files()...)})
+	s.twin.keep(keyControl, held{files: func(use func(fds ...int) error) error {
+		raw, err := s.control.SyscallConn()
+		if err != nil {
+			return err
+		}
+		return errors.Join(raw.Control(func(fd uintptr) { err = use(int(fd)) }), err)
+	}})
+	return nil
+}
+
+// publish forwards ports, whose sockets the keeper holds as well. Those that are forwarded
+// already were asked for when the supervisor before us was killed before it could answer.
+func (h *hub) publish(p heldPort, sockets []forward.Socket) error {
+	have := mappingsOf(h.socketsOf(p.Member))
+	var fresh []forward.Socket
+	for _, s := range sockets {
+		if have[s.Mapping] {
+			s.File.Close()
+			continue
+		}
+		fresh = append(fresh, s)
+	}
+	if len(fresh) == 0 {
+		return nil
+	}
+	items, err := h.handPorts(p, fresh)
+	if err != nil {
+		forward.CloseSockets(fresh)
+		return err
+	}
+	if err := h.twin.hand(items, func() error { return h.forwarder.AddTo(p.Target, fresh) }); err != nil {
+		return err
+	}
+	h.noteForwarded(p, fresh)
+	return nil
+}
+
+func (h *hub) noteForwarded(p heldPort, sockets []forward.Socket) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, s := range sockets {
+		h.published[p.Member] = append(h.published[p.Member], Socket{s.Mapping, s.Family})
+	}
+	h.targets[p.Member] = p.Target
+}
+
+// handPorts are the items of ports, one for each mapping.
+func (h *hub) handPorts(p heldPort, sockets []forward.Socket) (items []handed, err error) {
+	at := map[conf.PortMapping]int{}
+	ports := []heldPort{}
+	for _, s := range sockets {
+		i, ok := at[s.Mapping]
+		if !ok {
+			i = len(items)
+			at[s.Mapping] = i
+			items = append(items, handed{key: keyPort + s.Mapping.String(), item: h.portItem(s.Mapping)})
+			ports = append(ports, heldPort{Member: p.Member, Target: p.Target})
+		}
+		items[i].files = append(items[i].files, s.File)
+		ports[i].Sockets = append(ports[i].Sockets, Socket{s.Mapping, s.Family})
+	}
+	for i := range items {
+		if items[i].item.value, err = json.Marshal(ports[i]); err != nil {
+			return nil, err
+		}
+	}
+	return items, nil
+}
+
+func (h *hub) portItem(m conf.PortMapping) held {
+	return held{files: func(use func(fds ...int) error) error { return h.forwarder.WithSockets(m, use) }}
+}
+
+// unpublish is the reverse for one port: when it returns nobody holds its sockets.
+func (h *hub) unpublish(m conf.PortMapping) error {
+	return h.twin.drop(keyPort+m.String(), func() error {
+		if err := h.forwarder.Remove(m); !errors.Is(err, os.ErrNotExist) { // it may have been done, and not answered
+			return err
+		}
+		return nil
+	})
+}
+
+// entrustNames has the keeper hold the sockets of the name server, which owns them from then on.
+func (h *hub) entrustNames(at []netip.Addr, files []*os.File) error {
+	value, err := json.Marshal(at)
+	if err != nil {
+		return err
+	}
+	copies, err := duplicates(files)
+	if err != nil {
+		return err
+	}
+	closeAll(h.names.copies)
+	h.names.copies = copies
+	h.twin.keep(keyNames, held{value, withFiles(copies...)})
+	return nil
+}
+
+// entrustByDriver has the keeper know which ports the driver publishes.
+func (h *hub) entrustByDriver(ports []conf.PortMapping) {
+	if value, err := json.Marshal(ports); err == nil { // they came as JSON
+		h.twin.keep(keyByDriver, held{value: value})
+	}
+}
+
+func duplicates(files []*os.File) (copies []*os.File, err error) {
+	for _, f := range files {
+		err := withFDs([]*os.File{f}, nil, func(fds ...int) error {
+			fd, err := unix.FcntlInt(uintptr(fds[0]), unix.F_DUPFD_CLOEXEC, 0)
+			if err == nil {
+				copies = append(copies, os.NewFile(uintptr(fd), f.Name()))
+			}
+			return err
+		})
+		if err != nil {
+			closeAll(copies)
+			return nil, fmt.Errorf("sockets of the name server: %w", err)
+		}
+	}
+	return copies, nil
+}
+
+// items are what a keeper has handed over.
+type items map[string]keeper.Message
+
+func (i items) files(key string, atLeast int) (files []*os.File, err error) {
+	for _, fd := range i[key].Files {
+		files = append(files, os.NewFile(uintptr(fd), key))
+	}
+	if len(files) < atLeast {
+		return nil, fmt.Errorf("the keeper has no item %q", key)
+	}
+	return files, nil
+}
+
+// again is the main function of a supervisor that was started by a keeper, after another one
+// has ended.
+func again() int {
+	log := newLogger(newLogFile(os.Stderr), "")
+	s, err := resume(log)
+	if errors.Is(err, fs.ErrNotExist) {
+		log.Error("leaving, as the folder of the hub is gone", "error", err)
+		return keeper.Nobody
+	}
+	if err != nil {
+		log.Error("starting again", "error", err)
+		return 1
+	}
+	s.log.Info("the supervisor is back", "keeper", s.twin.process())
+	go serveControl(s.control, s.owner, s.log, s.answer)
+	s.live()
+	return 0
+}
+
+func resume(log *slog.Logger) (*supervisor, error) {
+	title := ""
+	if len(os.Args) > 2 {
+		title = os.Args[2]
+	}
+	t, held, err := takeOver(configFD, title)
+	if err != nil {
+		return nil, err
+	}
+	config, err := decodeConfig(strings.NewReader(string(held[keyConfig].Value)))
+	if err != nil {
+		return nil, err
+	}
+	t.log = newLogger(newLogFile(os.Stderr), config.LogLevel).With(config.Hub.about()...)
+	h, err := newHubWithRights(config, t.log)
+	if err == nil {
+		_, err = os.Stat(h.members.hub.Dir())
+	}
+	if err != nil {
+		return nil, err
+	}
+	netnsFiles, err := items(held).files(keyNetns, 1)
+	if err != nil {
+		return nil, err
+	}
+	if err := h.resume(&config.Driver, netnsFiles); err != nil {
+		return nil, err
+	}
+	alive, err := items(held).files(keyAlive, 1)
+	if err != nil {
+		return nil, err
+	}
+	control, err := items(held).files(keyControl, 1)
+	if err != nil {
+		return nil, err
+	}
+	s, err := newSupervisor(h, config, t, alive[0], control[0])
+	if err != nil {
+		return nil, err
+	}
+	// Before it answers: a request that was not answered is asked again.
+	h.restore(held)
+	t.begin()
+	return s, nil
+}
+
+// resume takes over the namespace, which is as it was.
+func (h *hub) resume(command *driver.Command, files []*os.File) (err error) {
+	h.counts = command.Counts()
+	if h.inside, err = netns.Again(conf.Key{Network: h.config.Network}, h.config.Bridge, &h.config.Plan, files); err != nil {
+		return err
+	}
+	if only := h.config.Only; only != nil {
+		h.watch = watchOf(only.Netns)
+	}
+	return h.equip(command)
+}
+
+// restore puts ports and names back. What cannot be is logged, and CHECK names it.
+func (h *hub) restore(from items) {
+	for key, m := range from {
+		var err error
+		switch {
+		case key == keyNames:
+			err = h.restoreNames(m.Value, from)
+		case key == keyByDriver && h.byDriver != nil:
+			err = json.Unmarshal(m.Value, &h.byDriver.ports)
+		case strings.HasPrefix(key, keyPort):
+			err = h.restorePort(key, m.Value, from)
+		}
+		if err != nil {
+			h.log.Error("taking over from the supervisor before", "what", key, "error", err)
+		}
+	}
+}
+
+func (h *hub) restorePort(key string, value []byte, from items) error {
+	var p heldPort
+	if err := json.Unmarshal(value, &p); err != nil {
+		return err
+	}
+	files, err := from.files(key, len(p.Sockets))
+	if err != nil {
+		return err
+	}
+	sockets := make([]forward.Socket, len(p.Sockets))
+	for i, s := range p.Sockets {
+		sockets[i] = forward.Socket{Mapping: s.Mapping, Family: s.Family, File: files[i]}
+		h.twin.note(key, held{value, h.portItem(s.Mapping).files})
+	}
+	// What is not forwarded is bound all the same: the port is the member's.
+	h.noteForwarded(p, sockets)
+	return h.forwarder.AddTo(p.Target, sockets)
+}
+
+func (h *hub) restoreNames(value []byte, from items) error {
+	var at []netip.Addr
+	if err := json.Unmarshal(value, &at); err != nil {
+		return err
+	}
+	files, err := from.files(keyNames, 1)
+	if err != nil {
+		return err
+	}
+	h.names.mu.Lock()
+	defer h.names.mu.Unlock()
+	return h.serveNamesOn(at, files)
+}
+
+// awaitNoDriver waits until the interface of the driver before is gone, which ends when its
+// supervisor does: while it is there another driver cannot make it.
+func (h *hub) awaitNoDriver() {
+	const patience, pause = 2 * time.Second, 2 * time.Millisecond
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(pause) {
+		if _, err := h.inside.Link(); err != nil {
+			return
+		}
+	}
+}
