@@ -5,6 +5,7 @@
 //	peer udp ADDR         serve UDP: answers every datagram with "you are ADDR"
 //	peer http ADDR        serve HTTP: "hello ADDR"
 //	peer dns ADDR IP      serve DNS: every name is at IP; prints each that it is asked
+//	peer liar ADDR IP LIE serve DNS so; before each answer come some that it was not asked for
 //	peer ask tcp|udp ADDR print the answer of such a server
 //	peer askfrom tcp|udp LOCAL ADDR…  the same, from an address or port of one's
 //	                      own, ":4000", and of all at the same time
@@ -121,6 +122,7 @@ func run(args []string) error {
 		"questions":   {4, questions},
 		"within":      {2, tryWithin},
 		"pester":      {2, pester},
+		"liar":        {3, liar},
 	}
 	variadic := map[string]command{
 		"snapshot":  {1, func(a []string) error { return snapshot.Options{Ignore: a[1:]}.Take().Save(a[0]) }},
