@@ -13,23 +13,33 @@ import (
 // GiveBack leaves resident what an idle process touches: not the garbage
 // of its start, and not the pages of the program that only the start ran.
 func GiveBack() {
+	ranges := ownPages()
 	debug.FreeOSMemory()
+	// Last of all, or the pages that the list and the garbage took would be there again.
+	for _, r := range ranges {
+		// Best effort: the kernel reads a page again when it is needed (madvise(2),
+		// MADV_DONTNEED of a file mapping).
+		_, _, _ = unix.RawSyscall(unix.SYS_MADVISE, r[0], r[1]-r[0], unix.MADV_DONTNEED)
+	}
+}
+
+// ownPages are where the program's code and constants are, from one address to another.
+func ownPages() (ranges [][2]uintptr) {
 	maps, err := os.Open("/proc/self/maps")
 	if err != nil {
-		return
+		return nil
 	}
 	defer maps.Close()
 	program, err := os.Readlink("/proc/self/exe")
 	if err != nil {
-		return
+		return nil
 	}
 	for lines := bufio.NewScanner(maps); lines.Scan(); {
 		if start, end, ok := programPages(lines.Text(), program); ok {
-			// Best effort: the kernel reads a page again when it is needed (madvise(2),
-			// MADV_DONTNEED of a file mapping).
-			_, _, _ = unix.RawSyscall(unix.SYS_MADVISE, start, end-start, unix.MADV_DONTNEED)
+			ranges = append(ranges, [2]uintptr{start, end})
 		}
 	}
+	return ranges
 }
 
 // programPages reads a line of /proc/self/maps (proc_pid_maps(5)) and says whether it

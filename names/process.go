@@ -189,6 +189,7 @@ func (l *life) wait(server *Server, signals <-chan os.Signal) error {
 	l.seeToTwin()
 	started := time.AfterFunc(trimAfter, memory.GiveBack)
 	defer started.Stop()
+	var seen record.Mark
 	for asked := uint64(0); ; {
 		select {
 		case <-signals:
@@ -196,11 +197,19 @@ func (l *life) wait(server *Server, signals <-chan os.Signal) error {
 		case <-ended:
 			l.seeToTwin()
 		case <-time.After(lookEvery):
-			if l.place.deserted(l.endTwin) {
-				return nil
+			mark, err := record.MarkOf(l.place.Store.Dir())
+			changed := err != nil || !mark.Same(seen)
+			if changed {
+				deserted, needed := l.place.deserted(l.endTwin)
+				if deserted {
+					return nil
+				}
+				if needed {
+					seen = mark
+				}
 			}
 			l.seeToTwin()
-			if now := server.asked.Load(); now != asked {
+			if now := server.asked.Load(); changed || now != asked {
 				asked = now
 				memory.GiveBack()
 			}
@@ -257,22 +266,22 @@ func duplicates(sockets int) (files []*os.File, err error) {
 }
 
 // deserted says that nobody is there any more, nor coming, and removes what is on disk after
-// the last that is to be done.
-func (p Place) deserted(last func()) bool {
+// the last that is to be done; needed that somebody is there.
+func (p Place) deserted(last func()) (deserted, needed bool) {
 	if members, err := Members(p.Store, p.Network); err != nil || len(members) > 0 {
-		return false
+		return false, err == nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 0)
 	defer cancel()
 	lock, err := flock.Folder(ctx, p.Dir(), flock.Exclusive)
 	if err != nil {
-		return false // somebody is coming, or sees to it
+		return false, false // somebody is coming, or sees to it
 	}
 	defer lock.Close()
 	if members, err := Members(p.Store, p.Network); err != nil || len(members) > 0 {
-		return false
+		return false, err == nil
 	}
 	last()
 	_ = os.RemoveAll(p.Dir())
-	return true
+	return true, false
 }
