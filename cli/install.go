@@ -91,8 +91,8 @@ func nodeFlags(c *cobra.Command, n *install.Node) {
 }
 
 func (a *app) install(ctx context.Context, n *install.Node, o installOptions) error {
-	const self = "/proc/self/exe"           // also when it is taken away from its own folder
-	program, list, last := false, false, "" // what is done, and with which text
+	const self = "/proc/self/exe" // also when it is taken away from its own folder
+	program, last := false, ""    // what is done: the program, and a conflist of this text
 	once := func(ctx context.Context) error {
 		text, err := o.text()
 		if err != nil {
@@ -100,23 +100,20 @@ func (a *app) install(ctx context.Context, n *install.Node, o installOptions) er
 		}
 		// Another version of either is not ours to fight over; the first time it is what we
 		// were called for.
-		if !program || missing(filepath.Join(n.BinDir, "ambi")) {
-			if err := n.Binary(ctx, self); err != nil {
+		return n.Binary(ctx, self, !program, func() error {
+			program = true
+			switch {
+			case o.chain:
+				return n.Chain(ctx)
+			case o.conflist == "", last == string(text) && !missing(filepath.Join(n.ConfDir, filepath.Base(o.conflist))):
+				return nil
+			}
+			if err := n.Conflist(ctx, filepath.Base(o.conflist), text); err != nil {
 				return err
 			}
-			program = true
-		}
-		switch {
-		case o.chain:
-			return n.Chain(ctx)
-		case o.conflist == "", list && last == string(text) && !missing(filepath.Join(n.ConfDir, filepath.Base(o.conflist))):
+			last = string(text)
 			return nil
-		}
-		if err := n.Conflist(ctx, filepath.Base(o.conflist), text); err != nil {
-			return err
-		}
-		list, last = true, string(text)
-		return nil
+		})
 	}
 	if !o.watch {
 		return once(ctx)

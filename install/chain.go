@@ -17,7 +17,7 @@ import (
 //
 // Its owner may replace it meanwhile, and wins: the new one is edited then.
 func (n Node) Chain(ctx context.Context) error {
-	d, err := n.open(ctx, n.ConfDir)
+	d, err := n.openConf(ctx)
 	if err != nil {
 		return err
 	}

@@ -26,8 +26,24 @@ type Node struct {
 // name is ambi's among the plugins: what a conflist says as type.
 const name = "ambi"
 
-// Binary has the program at the path self among the plugins.
-func (n Node) Binary(ctx context.Context, self string) error {
+// Binary has the program at the path self among the plugins, where none of ambi's name is
+// or anew says so. Then it runs then, with the folder still locked: no uninstall takes the
+// program away before a conflist that is made there has ambi called.
+func (n Node) Binary(ctx context.Context, self string, anew bool, then func() error) error {
+	d, err := n.open(ctx, n.BinDir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if _, err := os.Lstat(d.path(name)); anew || errors.Is(err, fs.ErrNotExist) {
+		if err := n.putBinary(d, self); err != nil {
+			return err
+		}
+	}
+	return then()
+}
+
+func (n Node) putBinary(d folder, self string) error {
 	program, err := os.Open(self)
 	if err != nil {
 		return ioError(err, "reading ambi's own program")
@@ -37,11 +53,6 @@ func (n Node) Binary(ctx context.Context, self string) error {
 	if err != nil {
 		return ioError(err, "reading ambi's own program")
 	}
-	d, err := n.open(ctx, n.BinDir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
 	const mode = 0o755
 	if same(d.path(name), program, st.Size(), mode) {
 		return nil
@@ -70,7 +81,7 @@ func (n Node) Conflist(ctx context.Context, file string, text []byte) error {
 		return err
 	}
 	text = list.marked()
-	d, err := n.open(ctx, n.ConfDir)
+	d, err := n.openConf(ctx)
 	if err != nil {
 		return err
 	}
@@ -98,19 +109,21 @@ func (n Node) tellFirst(d folder, file string) {
 // others first, then its binary. Runtimes need all of that to take attachments down
 // (containerd calls no DEL without a conflist), so there have to be none.
 func (n Node) Remove(ctx context.Context) error {
-	if _, err := os.Stat(n.ConfDir); err == nil {
-		if err := n.removeConflists(ctx); err != nil {
-			return err
-		}
-	}
 	if _, err := os.Stat(n.BinDir); err != nil {
-		return nil
+		return n.removeConflists(ctx)
 	}
-	d, err := n.open(ctx, n.BinDir)
+	d, err := n.open(ctx, n.BinDir) // first of the two, as Binary does
 	if err != nil {
 		return err
 	}
 	defer d.Close()
+	if err := n.removeConflists(ctx); err != nil {
+		return err
+	}
+	return n.removeBinary(d)
+}
+
+func (n Node) removeBinary(d folder) error {
 	content, err := os.ReadFile(d.path(name))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -153,7 +166,10 @@ func (n Node) StateDirs() (dirs []string) {
 }
 
 func (n Node) removeConflists(ctx context.Context) error {
-	d, err := n.open(ctx, n.ConfDir)
+	if _, err := os.Stat(n.ConfDir); err != nil {
+		return nil
+	}
+	d, err := n.openConf(ctx)
 	if err != nil {
 		return err
 	}
@@ -209,6 +225,19 @@ func (n Node) open(ctx context.Context, path string) (folder, error) {
 	ctx, cancel := context.WithTimeout(ctx, lockPatience)
 	defer cancel()
 	return openFolder(ctx, path)
+}
+
+// openConf opens the folder of conflists, while that of plugins is locked; which may be the
+// same one.
+func (n Node) openConf(ctx context.Context) (folder, error) {
+	if n.ConfDir != n.BinDir {
+		return n.open(ctx, n.ConfDir)
+	}
+	f, err := os.Open(n.ConfDir)
+	if err != nil {
+		return folder{}, ioError(err, "reading the folder %s", n.ConfDir)
+	}
+	return folder{f}, nil
 }
 
 // confFiles are the names of the files that libcni reads in a folder, in its order.
