@@ -270,6 +270,7 @@ func (h *hub) restore(from items) {
 		case key == keyNames:
 			err = h.restoreNames(m.Value, from)
 		case key == keyByDriver && h.byDriver != nil:
+			h.twin.note(key, held{value: m.Value})
 			err = json.Unmarshal(m.Value, &h.byDriver.ports)
 		case strings.HasPrefix(key, keyPort):
 			err = h.restorePort(key, m.Value, from)
@@ -313,12 +314,12 @@ func (h *hub) restoreNames(value []byte, from items) error {
 	return h.serveNamesOn(at, files)
 }
 
-// awaitNoDriver waits until the interface of the driver before is gone, which ends when its
-// supervisor does: while it is there another driver cannot make it.
+// awaitNoDriver waits until the driver before has let go of its interface, which ends when its
+// supervisor does: until then another driver cannot have it.
 func (h *hub) awaitNoDriver() {
 	const patience, pause = 2 * time.Second, 2 * time.Millisecond
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(pause) {
-		if _, err := h.inside.Link(); err != nil {
+		if h.inside.CheckLink() != nil {
 			return
 		}
 	}

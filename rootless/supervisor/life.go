@@ -132,6 +132,9 @@ func (s *supervisor) firstDriver() {
 	if err == nil {
 		err = dropCapabilities()
 	}
+	if err == nil {
+		s.republish()
+	}
 	s.work.Unlock()
 	if err != nil {
 		s.log.Error("start", "error", err)
@@ -383,12 +386,16 @@ func (s *supervisor) anotherDriver() error {
 	if err := s.useDriver(process); err != nil {
 		return err
 	}
+	s.republish()
+	return nil
+}
+
+// republish has a driver publish what one before it did. Somebody may have taken a port
+// meanwhile: the container keeps the rest of its network, and CHECK names the port.
+func (s *supervisor) republish() {
 	if err := s.hub.restored(); err != nil {
-		// Somebody has taken a port meanwhile. The container keeps the rest of its
-		// network, and CHECK names the port.
 		s.log.Error("publishing the ports again", "error", err)
 	}
-	return nil
 }
 
 var errLeaving = errors.New("the supervisor is leaving")
