@@ -38,7 +38,7 @@
 // NETNS FILE (one call of the plugin, whose output must be one JSON document or
 // nothing), try VERB NETNS MEMBERS (the same with a configuration of these members
 // beside version, name and type; without root in a private network unless they say another), makeslirp FILE OPTION… (a slirp4netns of before
-// these options), slay NAME [WORD] (kill -9 and the wait for the end; "slay ambi" takes the keeper along), freeze NAME (kill -STOP and the wait for it), running …
+// these options), slay NAME [WORD] (kill -9 and the wait for the end; "slay ambi" takes the keeper along), twins (the wait until supervisor and keeper could be without each other), freeze NAME (kill -STOP and the wait for it), running …
 // (pgrep of what has not ended), descriptors
 // PID (what a process has open), peer (see its source). The machine is 192.0.2.1 and 2001:db8::1, its neighbour .2 and ::2.
 //

@@ -155,6 +155,10 @@ for p in $pids; do while grep -q '^State:.[^ZX]' /proc/$p/task/*/status 2>/dev/n
 		// pgrep of what runs: what has ended, and only has to be waited for by who took it
 		// over, does not (proc_pid_stat(5), Z and X).
 		"running": `exec pgrep --runstates R,S,D,T,t,I "$@"`,
+		// Waits until each supervisor of the user has a keeper that holds all it has to.
+		"twins": `for sock in /run/user/40001/ambi/*.hub/sock; do
+until asuser peer control $sock status | grep -q '"keeper":[0-9]'; do sleep 0.01; done
+done`,
 		// kill -STOP of the programs of a name, and the wait for each of their threads:
 		// the signal takes effect where each of them is at the moment.
 		"freeze": `for p in $(pgrep -x "$1"); do
