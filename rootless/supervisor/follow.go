@@ -18,7 +18,7 @@ import (
 // lookAgain is how long a change of a file goes unnoticed, and settle how long those of a
 // network take, which come in groups.
 const (
-	lookAgain = time.Second
+	lookAgain = 250 * time.Millisecond
 	settle    = 100 * time.Millisecond
 )
 
