@@ -42,20 +42,27 @@ func ways() []way {
 	}
 }
 
-// outRows are those of forwarders in other words, and with processor time.
+// outRows are those of forwarders in other words.
 func outRows() []row {
-	rows := loadRows()
+	rows := costlyRows()
 	for i := range rows {
 		rows[i].title = strings.NewReplacer(" up", " out", " down", " in").Replace(rows[i].title)
 	}
+	return rows
+}
+
+// costlyRows are those of loads, and the processor time, user and system, of all that forwards
+// for them.
+func costlyRows() []row {
 	costs := map[string]row{
-		"tcp_up":        {key: "tcp_up_cpu", title: "processor time of it per GiB", unit: "s", figure: "cpu_per_gib"},
-		"tcp_down":      {key: "tcp_down_cpu", title: "processor time of it per GiB", unit: "s", figure: "cpu_per_gib"},
-		"connections_1": {key: "connections_1_cpu", title: "processor time per 1000 of them", unit: "s", figure: "cpu_per_1000"},
-		"udp_rr":        {key: "udp_rr_cpu", title: "processor time per 1000 of them", unit: "s", figure: "cpu_per_1000"},
+		"tcp_up":         {key: "tcp_up_cpu", title: "processor time of it per GiB", unit: "s", figure: "cpu_per_gib"},
+		"tcp_down":       {key: "tcp_down_cpu", title: "processor time of it per GiB", unit: "s", figure: "cpu_per_gib"},
+		"connections_1":  {key: "connections_1_cpu", title: "processor time per 1000 of them", unit: "s", figure: "cpu_per_1000"},
+		"connections_16": {key: "connections_16_cpu", title: "processor time per 1000 of them", unit: "s", figure: "cpu_per_1000"},
+		"udp_rr":         {key: "udp_rr_cpu", title: "processor time per 1000 of them", unit: "s", figure: "cpu_per_1000"},
 	}
 	var all []row
-	for _, r := range rows {
+	for _, r := range loadRows() {
 		all = append(all, r)
 		if c, ok := costs[r.key]; ok {
 			c.kind, c.args, c.lower, c.scale, c.repeat = r.kind, r.args, true, 1, r.repeat

@@ -47,7 +47,7 @@ func runForwarders(args []string) error {
 	if *before != "" && *only == "" {
 		p.forwarders = append(p.forwarders, matching(optionalForwarders(), "another ambi", func(f forwarder) string { return f.name })...)
 	}
-	p.rows = loadRows()
+	p.rows = costlyRows()
 	if *rows != "" {
 		p.rows = matching(append(p.rows, optionalRows()...), *rows, func(r row) string { return r.key })
 	}
