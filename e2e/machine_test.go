@@ -20,6 +20,9 @@ import (
 // scriptVariable names the script that this process is to run, inside a machine.
 const scriptVariable = "AMBI_E2E_SCRIPT"
 
+// bigVariable has scripts move and hold more than each run needs, on a machine that is quiet.
+const bigVariable = "AMBI_TEST_BIG"
+
 // The user of the scripts: any uid that nobody has.
 const uid = "40001"
 
@@ -201,6 +204,9 @@ func setup(env *testscript.Env) error {
 	env.Setenv("NETCONFPATH", env.WorkDir)
 	env.Setenv("AMBI", stage+"/bin/ambi")
 	env.Setenv("HOME", "/root")
+	if big := os.Getenv(bigVariable); big != "" {
+		env.Setenv(bigVariable, big)
+	}
 	if rounds := os.Getenv(roundsVariable); rounds != "" {
 		env.Setenv("ROUNDS", rounds)
 	}
