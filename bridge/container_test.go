@@ -3,9 +3,12 @@ package bridge
 import (
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/nlsock"
@@ -209,6 +212,37 @@ func TestManyAtOnce(t *testing.T) {
 		}
 		all(func(m *member) { l.del(t, m, m.result) })
 		require.Equal(t, before, l.state(t))
+	}
+}
+
+// Two networks may have state folders, and so locks, of their own on one host: who removes
+// the tables with the last of his does not take away what the other has just put in.
+func TestTablesOfTwoStateFolders(t *testing.T) {
+	l := newLab(t)
+	open := func() Host {
+		filter, err := nlsock.Open(unix.NETLINK_NETFILTER, l.File())
+		require.NoError(t, err)
+		t.Cleanup(func() { filter.Close() })
+		return Host{Filter: filter}
+	}
+	one, other := open(), open()
+	tables := newTables()
+	network := []element{{tables.networks, ifname("ambi-one")}}
+	var done atomic.Bool
+	var removing sync.WaitGroup
+	removing.Go(func() {
+		for !done.Load() {
+			assert.NoError(t, other.removeTables(newTables()))
+		}
+	})
+	defer removing.Wait()
+	defer done.Store(true)
+	for range 100 {
+		require.NoError(t, one.addElements(tables, network))
+		there, err := one.present(network)
+		require.NoError(t, err)
+		require.Len(t, there, 1, "an element was removed with the tables")
+		require.NoError(t, one.removeElements(network))
 	}
 }
 

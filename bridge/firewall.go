@@ -60,6 +60,23 @@ func (x *transaction) deleteTable(t *nftables.Table) {
 	x.change(t, unix.NFT_MSG_DELTABLE, 0, func(e *nlsock.Encoder) { e.String(unix.NFTA_TABLE_NAME, t.Name) })
 }
 
+// deleteUnused deletes one of the two tables; EBUSY when its set of networks or ports has an
+// element (net/netfilter/nf_tables_api.c since Linux 4.17; older kernels delete it all the same).
+func (x *transaction) deleteUnused(table *nftables.Table, t tables) {
+	x.flushRules(table) // a rule holds the set that it looks into
+	for i, s := range []*nftables.Set{t.networks, t.ports} {
+		if s.Table != table {
+			continue
+		}
+		x.addSet(s, uint32(i+1)) // somebody may have taken it away
+		x.change(table, unix.NFT_MSG_DELSET, unix.NLM_F_NONREC, func(e *nlsock.Encoder) {
+			e.String(unix.NFTA_SET_TABLE, table.Name)
+			e.String(unix.NFTA_SET_NAME, s.Name)
+		})
+	}
+	x.deleteTable(table)
+}
+
 func (x *transaction) addSet(s *nftables.Set, id uint32) {
 	x.change(s.Table, unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE, func(e *nlsock.Encoder) {
 		e.ByteOrder = binary.BigEndian
@@ -304,10 +321,11 @@ func (h Host) removeTables(t tables) error {
 	for _, some := range [][]*nftables.Table{{t.inet, t.bridge}, {t.inet}, {t.bridge}} {
 		var x transaction
 		for _, table := range some {
-			x.deleteTable(table)
+			x.deleteUnused(table, t)
 		}
 		err := x.commit(h.Filter)
-		if err == nil && len(some) > 1 {
+		// EBUSY: an ADD with another folder, and so another lock, has just put something in.
+		if errors.Is(err, unix.EBUSY) || err == nil && len(some) > 1 {
 			return nil
 		}
 		if !errors.Is(err, unix.ENOENT) {
