@@ -22,10 +22,13 @@ type machine struct {
 	// Congestion is the default of TCP, which decides much: BBR paces what it sends.
 	Congestion string    `json:"tcpCongestionControl"`
 	Date       time.Time `json:"date"`
+	// Load is the load average at the start: what others did meanwhile.
+	Load float64 `json:"load"`
 }
 
 func (m machine) String() string {
-	return fmt.Sprintf("%s, %d CPUs, %s; %s; Linux %s, TCP %s; %s; %s", m.Processor, m.CPUs, m.Memory, m.System, m.Kernel, m.Congestion, m.Go, m.Date.Format("2006-01-02"))
+	return fmt.Sprintf("%s, %d CPUs, %s; %s; Linux %s, TCP %s; %s; %s, load average %.1f at the start",
+		m.Processor, m.CPUs, m.Memory, m.System, m.Kernel, m.Congestion, m.Go, m.Date.Format("2006-01-02"), m.Load)
 }
 
 func thisMachine() machine {
@@ -42,6 +45,7 @@ func thisMachine() machine {
 		Go:         runtime.Version(),
 		Congestion: firstLineOf("/proc/sys/net/ipv4/tcp_congestion_control"),
 		Date:       time.Now().UTC().Truncate(time.Second),
+		Load:       loadAverage(),
 	}
 }
 
@@ -64,11 +68,16 @@ func firstLineOf(file string) string {
 
 // warnIfBusy says when somebody else uses the machine: no figure is worth much then.
 func warnIfBusy() {
-	text, _ := os.ReadFile("/proc/loadavg")
-	var load float64
-	if _, err := fmt.Sscan(string(text), &load); err == nil && load > 0.5 {
+	if load := loadAverage(); load > 0.5 {
 		fmt.Fprintf(os.Stderr, "bench: the machine is busy (load average %.1f): wait until it is quiet for figures that count\n", load)
 	}
+}
+
+// loadAverage is that of the last minute (proc_loadavg(5)).
+func loadAverage() (load float64) {
+	text, _ := os.ReadFile("/proc/loadavg")
+	_, _ = fmt.Sscan(string(text), &load)
+	return load
 }
 
 // versions asks every program of the benchmark for its version.

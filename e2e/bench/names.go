@@ -255,9 +255,11 @@ func aardvarkNames(undo *stopper) (string, error) {
 	return plainServer, running(undo, "/usr/lib/podman/aardvark-dns", "--config", dir, "--port", "53", "run")
 }
 
-// running starts a server, and ends also one that puts itself into the background.
+// running starts a server, and ends also one that puts itself into the background. It is in a
+// session of its own, as all of them are where they are used: the kernel shares out the
+// processors by sessions (sched(7), autogroup).
 func running(undo *stopper, argv ...string) error {
-	p, err := start(exec.Command(argv[0], argv[1:]...))
+	p, err := start(exec.Command("setsid", argv...))
 	if err != nil {
 		return err
 	}
