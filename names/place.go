@@ -68,13 +68,27 @@ func (p Place) Running() *State {
 	if err != nil {
 		return nil
 	}
-	for _, process := range append(p.pair(), s.Process) {
+	process, ok := p.living(s)
+	if !ok {
+		return nil
+	}
+	s.Process = process
+	return s
+}
+
+// living is the server, or else its twin, or else what was started, which may be none. The
+// first two are known also when who started it was killed before that was written down.
+func (p Place) living(started *State) (record.Process, bool) {
+	all := p.pair()
+	if started != nil {
+		all = append(all, started.Process)
+	}
+	for _, process := range all {
 		if process.Alive() {
-			s.Process = process
-			return s
+			return process, true
 		}
 	}
-	return nil
+	return record.Process{}, false
 }
 
 // pair are the server and its twin, as it has written them down itself.
@@ -154,8 +168,12 @@ func indexOf(device string) (int, error) {
 // stop ends the server, whatever is left of it. Only who is alone may.
 func (p Place) stop(ctx context.Context) error {
 	for ctx.Err() == nil {
-		s := p.Running()
-		if s == nil {
+		started, err := p.load()
+		if err != nil {
+			started = nil
+		}
+		s, ok := p.living(started)
+		if !ok {
 			break
 		}
 		// Both at once, or the one would take the other's place: they are a process group.
