@@ -181,10 +181,11 @@ type Args struct {
 }
 
 // The limits of the MTU: a tap device takes 65521 (drivers/net/tun.c in Linux), and IPv6
-// needs 1280 (RFC 8200, section 5).
+// needs 1280 (RFC 8200, section 5). IPv4 itself needs 68 (RFC 791); but the TCP of Linux has 48
+// bytes behind the headers in each segment (ip-sysctl, tcp_min_snd_mss, Linux 4.19.52), whatever the MTU.
 const (
 	minMTU     = 1280
-	minMTU4    = 68
+	minMTU4    = 20 + 20 + 48
 	maxMTU     = 65521
 	defaultMTU = 65520
 )
@@ -397,7 +398,7 @@ const maxBridgeMTU = 65535
 
 // setMTU takes 0 for the default. What IPv6 needs is validated with the subnets.
 func (b *Bridge) setMTU(path string, raw json.RawMessage) error {
-	const expected = "a number from 68 to 65535 (from 1280 with bridge.subnet6), or 0 for that of the host's default route"
+	const expected = "a number from 88 to 65535 (from 1280 with bridge.subnet6), or 0 for that of the host's default route"
 	if err := into(&b.MTU, expected)(path, raw); err != nil {
 		return err
 	}
@@ -494,7 +495,7 @@ func forContainers(p netip.Prefix) bool {
 
 const (
 	cidrExpected = "an IPv4 network with a prefix from 1 to 25, such as 10.0.2.0/24: .2 is the gateway, .3 the name server, .100 the container"
-	mtuExpected  = "a number from 68 to 65521 (from 1280 with IPv6)"
+	mtuExpected  = "a number from 88 to 65521 (from 1280 with IPv6)"
 )
 
 // validate holds what concerns more than one key; nothing here needs the host.

@@ -218,7 +218,7 @@ func TestSlirpOptionsRefused(t *testing.T) {
 		{[]string{"outbound_addr6=192.0.2.1"}, []string{"outbound_addr6=192.0.2.1", "IPv6"}},
 		{[]string{"outbound_addr6=2001:db8::1", "enable_ipv6=false"}, []string{"2001:db8::1", "enableIPv6"}},
 		{[]string{"mtu=big"}, []string{"mtu=big"}},
-		{[]string{"mtu=67"}, []string{"mtu=67", "68 to 65521"}},
+		{[]string{"mtu=87"}, []string{"mtu=87", "88 to 65521"}},
 		{[]string{"mtu=65522"}, []string{"mtu=65522"}},
 		{[]string{"mtu=1000", "enable_ipv6=true"}, []string{"1000", "1280 with IPv6"}},
 		{[]string{"nosuch=1"}, []string{"nosuch", "port_handler"}},
