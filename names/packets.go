@@ -28,7 +28,6 @@ const burst = 32
 // batch is messages for recvmmsg(2), or for sendmmsg(2).
 type batch struct {
 	n       int
-	hurry   bool
 	headers [burst]header
 	vectors [burst]unix.Iovec
 	peers   [burst]unix.RawSockaddrInet6 // the longer one
