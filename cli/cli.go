@@ -142,7 +142,7 @@ work on the attachments of the user who calls them.`,
 		commands []*cobra.Command
 	}{
 		{groupLook, []*cobra.Command{a.listCommand(), a.inspectCommand(), a.statsCommand(), a.namesCommand(), a.logsCommand()}},
-		{groupChange, []*cobra.Command{a.portCommand(), a.restoreCommand(), a.gcCommand()}},
+		{groupChange, []*cobra.Command{a.portCommand(), a.restoreCommand(), a.gcCommand(), a.upgradeCommand()}},
 		{groupSetUp, []*cobra.Command{a.doctorCommand(), a.wrapCommand(), a.installCommand(), a.uninstallCommand(), completionCommand(), a.versionCommand()}},
 	} {
 		for _, c := range group.commands {

@@ -23,7 +23,7 @@ func TestDocumentedJSON(t *testing.T) {
 	}
 	documents := map[string]any{
 		"list": &[]listed{}, "inspect": &[]inspected{}, "stats": &sample{}, "port": &portsInfo{}, "logs": &logEntry{}, "restore": &restored{},
-		"gc": &collected{}, "doctor": &diagnosis{}, "version": &versionInfo{}, "wrap": &wrapped{}, "names": &[]named{}, "resolve": &resolved{},
+		"gc": &collected{}, "upgrade": &[]upgraded{}, "doctor": &diagnosis{}, "version": &versionInfo{}, "wrap": &wrapped{}, "names": &[]named{}, "resolve": &resolved{},
 	}
 	require.Len(t, examples, len(documents))
 	for name, document := range documents {

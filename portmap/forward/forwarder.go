@@ -231,6 +231,14 @@ func (f *Forwarder) WithSockets(m conf.PortMapping, use func(fds ...int) error) 
 	return use(fds...)
 }
 
+// Connections is how many there are.
+func (f *Forwarder) Connections() (n int) {
+	for _, w := range *f.workers.Load() {
+		n += int(w.load.Load())
+	}
+	return n
+}
+
 // Stats reads the counters of every port, in the order they were added.
 func (f *Forwarder) Stats() []PortStats {
 	f.mu.Lock()

@@ -226,15 +226,7 @@ const (
 )
 
 func (o *Outward) inUse() int {
-	return int(o.forwarder.flows.Load()) + o.connections()
-}
-
-// connections of all workers.
-func (o *Outward) connections() (n int) {
-	for _, w := range *o.forwarder.workers.Load() {
-		n += int(w.load.Load())
-	}
-	return n
+	return int(o.forwarder.flows.Load()) + o.forwarder.Connections()
 }
 
 // packets is the handler of what comes as packets.

@@ -196,6 +196,29 @@ func (c Control) PublishByDriver(m conf.PortMapping) error {
 	return err
 }
 
+// Replace has a supervisor and its keeper run another program from now on, and returns the
+// processes of before and after, which are the same where they run that already.
+func (c Control) Replace(program *os.File) (before, after int, err error) {
+	status, err := c.call(request{Op: opReplace}, forward.Socket{File: program})
+	if err != nil {
+		return 0, 0, err
+	}
+	before = status.PID
+	if !status.Leaving {
+		return before, before, nil
+	}
+	// Whoever answers the next question has taken over, or has not left yet.
+	for deadline := time.Now().Add(awaitTimeout); status.PID == before; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			return before, 0, errors.New("it does not make room for another")
+		}
+		if status, err = c.call(request{Op: opStatus}); err != nil {
+			return before, 0, err
+		}
+	}
+	return before, status.PID, nil
+}
+
 // Withdraw has the hub take back a port of a member.
 func (c Control) Withdraw(member conf.Key, m conf.PortMapping) error {
 	_, err := c.call(request{Op: opRemovePort, Member: &member, Port: &m})

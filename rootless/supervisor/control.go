@@ -31,11 +31,12 @@ const (
 	opStop       = "stop"
 	opAddPort    = "port-add" // the bound sockets come along (SCM_RIGHTS), IPv4 before IPv6
 	opRemovePort = "port-remove"
-	opOpen       = "open"   // hands out files of the hub's namespace
-	opAwait      = "await"  // answers when the driver is there
-	opLeave      = "leave"  // takes back all ports of a member
-	opUnlink     = "unlink" // removes interfaces
-	opNames      = "names"  // serves names at the bridge's addresses
+	opOpen       = "open"    // hands out files of the hub's namespace
+	opAwait      = "await"   // answers when the driver is there
+	opLeave      = "leave"   // takes back all ports of a member
+	opUnlink     = "unlink"  // removes interfaces
+	opNames      = "names"   // serves names at the bridge's addresses
+	opReplace    = "replace" // has another program, which comes along, take its place
 
 	// Of a hub in which plugins run.
 	opStandIn = "stand-in" // hands out files of the namespace in place of a member's
@@ -67,7 +68,8 @@ type reply struct {
 	Status *Status      `json:"status,omitempty"`
 	Ran    *Ran         `json:"ran,omitempty"`
 
-	files []*os.File // that go along, and are closed then
+	files   []*os.File // that go along, and are closed then
+	leaving bool       // as in Status
 }
 
 // TraceVariables are those that a runtime's trace comes in (OpenTelemetry, OTEP 258).
@@ -100,11 +102,13 @@ type PortCounters = forward.PortCounters
 
 // Status is what a supervisor says of itself.
 type Status struct {
-	PID    int          `json:"pid"`
-	Keeper int          `json:"keeper,omitempty"` // its process; 0 while there is none
-	Since  time.Time    `json:"since"`
-	Driver DriverStatus `json:"driver"`
-	MAC    string       `json:"mac"`
+	PID    int `json:"pid"`
+	Keeper int `json:"keeper,omitempty"` // its process; 0 while there is none
+	// Leaving says that another takes its place as soon as it has said so.
+	Leaving bool         `json:"leaving,omitempty"`
+	Since   time.Time    `json:"since"`
+	Driver  DriverStatus `json:"driver"`
+	MAC     string       `json:"mac"`
 	// Interface is nil while the interface is not there.
 	Interface *InterfaceStats `json:"interface,omitempty"`
 	Ports     []PortStats     `json:"ports"`

@@ -454,7 +454,7 @@ func (s *supervisor) answer(r request, files []*os.File) reply {
 	if err != nil {
 		return reply{Error: asCNI(err)}
 	}
-	out.Status = &Status{PID: os.Getpid()}
+	out.Status = &Status{PID: os.Getpid(), Leaving: out.leaving}
 	if r.Op == opStatus {
 		out.Status = s.status(r) // which has every port in it
 	}
@@ -481,6 +481,9 @@ func (s *supervisor) serve(r request, files []*os.File) (reply, error) {
 	case opStop:
 		s.stop()
 		return reply{}, nil
+	case opReplace:
+		leaving, err := s.replace(r, files)
+		return reply{leaving: leaving}, err
 	}
 	return reply{}, conf.Errorf(types.ErrDecodingFailure, "control request %q is not known", r.Op)
 }

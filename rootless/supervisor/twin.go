@@ -243,7 +243,7 @@ func (t *twin) restart() {
 			t.mu.Unlock()
 			return
 		}
-		err := t.start()
+		err := t.start(ownProgram)
 		if err != nil {
 			t.kill()
 			t.forget()
@@ -258,8 +258,10 @@ func (t *twin) restart() {
 	}
 }
 
+const ownProgram = "/proc/self/exe"
+
 // start is called with the lock held.
-func (t *twin) start() error {
+func (t *twin) start(program string) error {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return err
@@ -272,7 +274,7 @@ func (t *twin) start() error {
 	defer unix.Close(theirs)
 	t.pair = ours
 	pidfd := -1
-	t.pid, err = syscall.ForkExec("/proc/self/exe", []string{"ambi", keeper.Role, t.title}, &syscall.ProcAttr{
+	t.pid, err = syscall.ForkExec(program, []string{"ambi", keeper.Role, t.title}, &syscall.ProcAttr{
 		Dir: "/", Env: keeper.Environment, Files: []uintptr{null.Fd(), null.Fd(), os.Stderr.Fd(), uintptr(theirs)},
 		Sys: &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
 	})
@@ -288,6 +290,31 @@ func (t *twin) start() error {
 	}
 	t.know(pidfd)
 	return t.introduce()
+}
+
+// replace puts a keeper of another program in place of this one, which stays where that cannot
+// be. It is the last thing that is done before this process ends.
+func (t *twin) replace(program string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.over {
+		return errLeaving
+	}
+	before := twin{pair: t.pair, pidfd: t.pidfd, pid: t.pid, child: t.child}
+	t.pair, t.pidfd, t.pid, t.child = -1, nil, 0, false
+	if err := t.start(program); err != nil {
+		t.kill()
+		t.forget()
+		t.pair, t.pidfd, t.pid, t.child = before.pair, before.pidfd, before.pid, before.child
+		return err
+	}
+	t.over = true // whatever becomes of it now, we start no other
+	before.kill()
+	if before.pidfd != nil {
+		awaitProcess(before.pidfd)
+	}
+	before.forget()
+	return nil
 }
 
 // introduce tells a keeper who we are, and what to hold.
