@@ -54,7 +54,7 @@ var children = map[string]func(folder string) error{
 		_, err := os.ReadDir("/")
 		_, err2 := os.ReadFile("/etc/passwd")
 		if !errors.Is(err, fs.ErrPermission) || !errors.Is(err2, fs.ErrPermission) {
-			return fmt.Errorf("what is not in the list can be read: %v, %v", err, err2)
+			return fmt.Errorf("what is not in the list can be read: %w, %w", err, err2)
 		}
 		return nil
 	},
@@ -89,7 +89,7 @@ var children = map[string]func(folder string) error{
 func refusedAll(errs map[string]error) error {
 	for what, err := range errs {
 		if !errors.Is(err, unix.ENOSYS) {
-			return fmt.Errorf("%s: %v", what, err)
+			return fmt.Errorf("%s: %w", what, err)
 		}
 	}
 	return nil

@@ -211,12 +211,12 @@ func tryWithin(args []string) error {
 	if err := victim.Start(); err != nil {
 		return err
 	}
-	defer victim.Process.Kill()
+	defer func() { _ = victim.Process.Kill() }()
 	folder, err := os.MkdirTemp("", "within")
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(folder)
+	defer func() { _ = os.RemoveAll(folder) }()
 	socket := filepath.Join(folder, "sock")
 	l, err := net.Listen("unix", socket)
 	if err != nil {

@@ -1,6 +1,7 @@
 package keeper
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"runtime/debug"
@@ -124,7 +125,7 @@ func (k *keeper) wait() error {
 	fds := []unix.PollFd{{Fd: int32(k.pair), Events: unix.POLLIN}, {Fd: int32(k.twin), Events: unix.POLLIN}}
 	_, err := unix.Poll(fds, -1)
 	switch {
-	case err == unix.EINTR: //nolint:errorlint // Poll returns it as it is
+	case errors.Is(err, unix.EINTR):
 		return nil
 	case err != nil:
 		return err
@@ -212,17 +213,16 @@ func (k *keeper) drop(key string) {
 func (k *keeper) send(m *Message) error {
 	for {
 		err := Send(k.pair, m)
-		switch err { //nolint:errorlint // they come as they are
-		case unix.EINTR:
+		switch {
+		case errors.Is(err, unix.EINTR):
 			continue
-		case unix.EAGAIN, unix.ETOOMANYREFS:
-		default:
+		case !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.ETOOMANYREFS): // also nil
 			return err
 		}
 		// ETOOMANYREFS: so many files are on their way that a user may not have more.
 		const most = 5 // milliseconds
 		fds := []unix.PollFd{{Fd: int32(k.pair), Events: unix.POLLOUT}, {Fd: int32(k.twin), Events: unix.POLLIN}}
-		if err == unix.ETOOMANYREFS { //nolint:errorlint // it comes as it is
+		if errors.Is(err, unix.ETOOMANYREFS) {
 			fds = fds[1:]
 		}
 		_, _ = unix.Poll(fds, most)
