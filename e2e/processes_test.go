@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
@@ -16,25 +17,38 @@ import (
 
 // process compares a process of ours with its column in the table of SECURITY.md: all that
 // /proc shows of its rights, its bounds, and what it got from who started it. A command prints
-// which process it is.
+// which process it is. One that has just started gives up the rest while it is looked at.
 func process(ts *testscript.TestScript, neg bool, args []string) {
 	need(ts, neg, args, 2)
 	promised, err := columnOf(stage+"/checkout/SECURITY.md", args[0])
 	ts.Check(err)
 	ts.Check(ts.Exec(args[1], args[2:]...))
 	pid := strings.TrimSpace(ts.ReadFile("stdout"))
-	seen, err := factsOf(pid)
-	ts.Check(err)
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		seen, err := factsOf(pid)
+		ts.Check(err)
+		differs := differences(seen, promised)
+		if differs == "" {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("%s, process %s: %s", args[0], pid, differs)
+		}
+	}
+}
+
+func differences(seen, promised map[string]string) string {
 	for fact, value := range promised {
 		if seen[fact] != value {
-			ts.Fatalf("%s, process %s: %s is %q, and %q in SECURITY.md", args[0], pid, fact, seen[fact], value)
+			return fmt.Sprintf("%s is %q, and %q in SECURITY.md", fact, seen[fact], value)
 		}
 	}
 	for fact := range seen {
 		if _, ok := promised[fact]; !ok {
-			ts.Fatalf("the table in SECURITY.md has no row %q", fact)
+			return fmt.Sprintf("the table in SECURITY.md has no row %q", fact)
 		}
 	}
+	return ""
 }
 
 // columnOf is the column of a table by the first cell of each row. The table is the one with

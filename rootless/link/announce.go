@@ -2,9 +2,11 @@ package link
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -30,11 +32,25 @@ func (p *Place) Announce(raw int, name string, addrs []netip.Addr) error {
 		if !ip.Is6() {
 			continue
 		}
-		if err := unix.Sendto(raw, advertisement(mac, ip), 0, to); err != nil {
+		if err := sendPatiently(raw, advertisement(mac, ip), to); err != nil {
 			return fmt.Errorf("announcing %s on interface %s: %w", ip, name, err)
 		}
 	}
 	return nil
+}
+
+// sendPatiently tries again where the kernel has no room for the receiver, even one that is
+// many, in its table of neighbours (EINVAL of ip6_finish_output2 in Linux' ip6_output.c). The
+// table is one for all network namespaces, so that any container can fill it for a while;
+// what nobody answers for leaves it after three seconds.
+func sendPatiently(raw int, packet []byte, to unix.Sockaddr) error {
+	const pause = 50 * time.Millisecond
+	for patience := 10 * time.Second; ; patience -= pause {
+		if err := unix.Sendto(raw, packet, 0, to); !errors.Is(err, unix.EINVAL) || patience <= 0 {
+			return err
+		}
+		time.Sleep(pause)
+	}
 }
 
 // everybody is all nodes of a link (RFC 4291, section 2.7.1).
