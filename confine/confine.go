@@ -56,7 +56,7 @@ func Capabilities(kept uint64) error {
 	for c := 0; ; c++ {
 		has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(c), 0, 0, 0)
 		if err != nil { // there is no such capability, nor a later one
-			return capset(kept)
+			return SetCapabilities(kept)
 		}
 		if has == 0 || kept>>c&1 != 0 {
 			continue
@@ -67,7 +67,9 @@ func Capabilities(kept uint64) error {
 	}
 }
 
-func capset(kept uint64) error {
+// SetCapabilities is Capabilities without the bounding set, so that an execve(2) as uid 0 gives
+// the others back.
+func SetCapabilities(kept uint64) error {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	data := [2]unix.CapUserData{
 		{Effective: uint32(kept), Permitted: uint32(kept)},
@@ -83,14 +85,4 @@ func everyThread(name string, trap, a, b, c uintptr) error {
 		return os.NewSyscallError(name, errno) // ENOTSUP: with cgo there may be threads that Go does not know
 	}
 	return nil
-}
-
-// Lacks are the means that this kernel does not have.
-func Lacks() (lacks []*Lack) {
-	for means, err := range map[string]error{"Landlock": haveLandlock(), "seccomp": haveSeccomp()} {
-		if err != nil {
-			lacks = append(lacks, &Lack{means, err})
-		}
-	}
-	return lacks
 }

@@ -36,13 +36,6 @@ var children = map[string]func(folder string) error{
 		go func() { unshared <- unix.Unshare(unix.CLONE_FS) }()
 		return refusedAll(map[string]error{"another family": other, "clone": namespace, "unshare": <-unshared})
 	},
-	"refuse": func(string) error {
-		if err := errors.Join(NoNewPrivileges(), Refuse(Calls(unix.SYS_KEYCTL, unix.SYS_PTRACE))); err != nil {
-			return err
-		}
-		_, key := unix.KeyctlGetKeyringID(unix.KEY_SPEC_SESSION_KEYRING, false)
-		return refusedAll(map[string]error{"keyctl": key, "ptrace": unix.PtraceAttach(1)})
-	},
 	"files": func(folder string) error {
 		files := Files{Read: []string{"/proc"}, Write: []string{folder, folder + "/none"}}
 		if err := errors.Join(NoNewPrivileges(), files.Only()); err != nil {

@@ -1,6 +1,6 @@
 // Package confine has a process that lives long give up what it does not need: capabilities,
 // files, system calls, and what it inherited from its caller. What a kernel cannot do is a
-// [Lack], with which the process lives on, or ends (the key hardening).
+// [Lack], with which the process lives on.
 //
-// It imports nothing of ours. Start at [Ordinary], or at [Lacks] for what a kernel has.
+// It imports nothing of ours. Start at [Ordinary].
 package confine

@@ -28,10 +28,7 @@ func Calls(numbers ...uintptr) []Call {
 // AllowOnly refuses every thread, and all that it starts, all system calls but these
 // (seccomp(2)). A refused one fails with ENOSYS, as one that the kernel does not know: that is
 // what programs have another way for. The first ones of the list cost least.
-func AllowOnly(calls []Call) error { return install(assemble(calls, allowed, refusal)) }
-
-// Refuse refuses these and allows all others.
-func Refuse(calls []Call) error { return install(assemble(calls, refusal, allowed)) }
+func AllowOnly(calls []Call) error { return install(assemble(calls)) }
 
 const (
 	allowed = uint32(unix.SECCOMP_RET_ALLOW)
@@ -48,34 +45,34 @@ const (
 // foreign is the first number of another way to call the same kernel: x32, on amd64.
 const foreign = 0x40000000
 
-// assemble is the program (classic BPF) that answers listed calls with one action, and others
-// with another. Calls of another architecture's numbers are refused.
-func assemble(calls []Call, listed, otherwise uint32) []unix.SockFilter {
+// assemble is the program (classic BPF) that allows these calls. Those of another
+// architecture's numbers are refused, too.
+func assemble(calls []Call) []unix.SockFilter {
 	program := []unix.SockFilter{
 		load(atArch), jump(unix.BPF_JEQ, auditArch, 1, 0), answer(refusal),
 		load(atNumber), jump(unix.BPF_JGE, foreign, 0, 1), answer(refusal),
 	}
 	for _, c := range calls {
-		test := c.test(listed, otherwise)
+		test := c.test()
 		program = append(program, jump(unix.BPF_JEQ, uint32(c.Number), 0, uint8(len(test))))
 		program = append(program, test...)
 	}
-	return append(program, answer(otherwise))
+	return append(program, answer(refusal))
 }
 
 // test is what comes for a call whose number it is.
-func (c Call) test(listed, otherwise uint32) (program []unix.SockFilter) {
+func (c Call) test() (program []unix.SockFilter) {
 	if c.Are == nil && c.None == 0 {
-		return []unix.SockFilter{answer(listed)}
+		return []unix.SockFilter{answer(allowed)}
 	}
 	program = append(program, load(atArgs+8*uint32(c.Argument)+lowHalf))
 	for _, value := range c.Are {
-		program = append(program, jump(unix.BPF_JEQ, value, 0, 1), answer(listed))
+		program = append(program, jump(unix.BPF_JEQ, value, 0, 1), answer(allowed))
 	}
 	if c.None != 0 {
-		program = append(program, jump(unix.BPF_JSET, c.None, 1, 0), answer(listed))
+		program = append(program, jump(unix.BPF_JSET, c.None, 1, 0), answer(allowed))
 	}
-	return append(program, answer(otherwise))
+	return append(program, answer(refusal))
 }
 
 func load(offset uint32) unix.SockFilter {
@@ -103,12 +100,6 @@ func install(filter []unix.SockFilter) error {
 		return lack("seccomp", unix.ESRCH) // as newer kernels say of it
 	}
 	return nil
-}
-
-func haveSeccomp() error {
-	action := refusal & unix.SECCOMP_RET_ACTION_FULL
-	_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_GET_ACTION_AVAIL, 0, uintptr(unsafe.Pointer(&action)))
-	return os.NewSyscallError("seccomp", errnoOrNil(errno))
 }
 
 // Runtime are the calls of Go's runtime and of the packages os and net, as far as they make

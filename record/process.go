@@ -123,8 +123,11 @@ func (p Process) There() bool {
 
 // HasEnded says whether the last thread of the process has ended, without opening
 // anything.
-func HasEnded(pidfd *os.File) bool {
-	fds := []unix.PollFd{{Fd: int32(pidfd.Fd()), Events: unix.POLLIN}}
+func HasEnded(pidfd *os.File) bool { return HasEndedFD(pidfd.Fd()) }
+
+// HasEndedFD is HasEnded of a descriptor.
+func HasEndedFD(pidfd uintptr) bool {
+	fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
 	n, err := unix.Poll(fds, 0)
 	return err == nil && n > 0
 }

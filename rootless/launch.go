@@ -108,7 +108,7 @@ func (l *launcher) command() *exec.Cmd {
 	cmd := &exec.Cmd{Path: "/proc/self/exe", Args: []string{"ambi", supervisor.Role, l.config.Hub.Title()}}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	inOwnUserNamespace(cmd.SysProcAttr)
-	cmd.Dir, cmd.Env = "/", []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	cmd.Dir, cmd.Env = "/", supervisor.Environment
 	// Standard error is the log, also for what a crash has to say.
 	cmd.Stderr = l.log
 	return cmd

@@ -10,5 +10,5 @@
 // Its life (life.go) is one thread in poll(2), so that its memory is that of a program that has
 // just started.
 //
-// It imports memory. Start at Main.
+// It imports confine and memory. Start at Main.
 package keeper

@@ -7,10 +7,10 @@ import (
 	"runtime/debug"
 	"syscall"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ambi-cni/ambi/confine"
 	"github.com/ambi-cni/ambi/memory"
 )
 
@@ -70,7 +70,8 @@ func Main() int {
 		k.title = os.Args[2]
 	}
 	unix.CloseOnExec(pairFD)
-	if err := dropCapabilities(); err != nil {
+	// What it starts gets them back at execve(2), as uid 0 of the hub's user namespace.
+	if err := confine.SetCapabilities(0); err != nil {
 		k.say("giving up capabilities", err)
 	}
 	if err := k.hello(); err != nil {
@@ -87,18 +88,6 @@ func Main() int {
 			return 0
 		}
 	}
-}
-
-// dropCapabilities of the one thread that does anything: what it starts gets them back at
-// execve(2), as uid 0 of the hub's user namespace.
-func dropCapabilities() error {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&data[0])), 0)
-	if errno != 0 {
-		return errno
-	}
-	return nil
 }
 
 // say writes a line as the supervisor's log has them.

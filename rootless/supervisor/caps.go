@@ -1,12 +1,10 @@
 package supervisor
 
 import (
-	"syscall"
-	"unsafe"
-
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/confine"
 )
 
 // kept are the capabilities (capabilities(7)) that a supervisor has after its start, over a
@@ -20,13 +18,9 @@ const kept = 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_NET_BIND_SERVICE | 1<<unix.CAP_
 
 // dropCapabilities gives up all others, in every thread.
 func dropCapabilities() error {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	data := [2]unix.CapUserData{{Effective: kept, Permitted: kept}}
-	_, _, errno := syscall.AllThreadsSyscall(unix.SYS_CAPSET,
-		uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&data[0])), 0)
-	if errno != 0 {
+	if err := confine.SetCapabilities(kept); err != nil {
 		// ENOTSUP: with cgo there may be threads that Go does not know.
-		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "giving up the supervisor's capabilities: %v", errno), "a binary that was built with cgo cannot do it, build with CGO_ENABLED=0")
+		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "giving up the supervisor's capabilities: %v", err), "a binary that was built with cgo cannot do it, build with CGO_ENABLED=0")
 	}
 	return nil
 }

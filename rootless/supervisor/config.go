@@ -25,6 +25,9 @@ const (
 	driverRole = "--tap"
 )
 
+// Environment is that of a supervisor, whoever starts it.
+var Environment = keeper.Environment
+
 // The descriptors that a supervisor is started with, beside standard error, which
 // is the log, for appending. Descriptors puts them in this order.
 const (

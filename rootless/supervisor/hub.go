@@ -25,6 +25,7 @@ import (
 	"github.com/ambi-cni/ambi/record"
 	"github.com/ambi-cni/ambi/rootless/driver"
 	hubs "github.com/ambi-cni/ambi/rootless/hub"
+	"github.com/ambi-cni/ambi/rootless/keeper"
 	"github.com/ambi-cni/ambi/rootless/link"
 	"github.com/ambi-cni/ambi/rootless/netns"
 )
@@ -649,7 +650,7 @@ func (h *hub) runGC() error {
 		return err
 	}
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env, cmd.Dir = []string{"CNI_COMMAND=GC", "CNI_PATH=/", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, "/"
+	cmd.Env, cmd.Dir = append(slices.Clone(keeper.Environment), "CNI_COMMAND=GC", "CNI_PATH=/"), "/"
 	cmd.Stdin = bytes.NewReader(stdin)
 	said, err := cmd.Output()
 	if err != nil && len(said) > 0 {

@@ -365,17 +365,11 @@ func (t *twin) watch() {
 func awaitProcess(pidfd *os.File) {
 	raw, err := pidfd.SyscallConn()
 	if err == nil {
-		err = raw.Read(hasEnded)
+		err = raw.Read(record.HasEndedFD)
 	}
 	for err != nil && !record.HasEnded(pidfd) {
 		time.Sleep(watchInterval) // a kernel that cannot have it polled
 	}
-}
-
-func hasEnded(pidfd uintptr) bool {
-	fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
-	n, err := unix.Poll(fds, 0)
-	return err == nil && n > 0
 }
 
 // forget closes what there is of a keeper that has ended, or was killed; with the lock held.

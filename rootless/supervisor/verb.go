@@ -8,11 +8,13 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"syscall"
 
 	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/rootless/keeper"
 	"github.com/ambi-cni/ambi/rootless/link"
 	"github.com/ambi-cni/ambi/rootless/netns"
 )
@@ -70,11 +72,10 @@ func (h *hub) run(r request) (*Ran, error) {
 	cmd.Dir = "/"
 	// The thread that starts it ends with this process, however that ends.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	cmd.Env = []string{
-		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-		"CNI_COMMAND=" + r.Verb.Command, "CNI_CONTAINERID=" + r.Member.ContainerID, "CNI_IFNAME=" + r.Member.IfName,
-		"CNI_NETNS=" + s.Path, "CNI_PATH=" + r.Verb.Path, "CNI_ARGS=" + r.Verb.Args,
-	}
+	cmd.Env = append(slices.Clone(keeper.Environment),
+		"CNI_COMMAND="+r.Verb.Command, "CNI_CONTAINERID="+r.Member.ContainerID, "CNI_IFNAME="+r.Member.IfName,
+		"CNI_NETNS="+s.Path, "CNI_PATH="+r.Verb.Path, "CNI_ARGS="+r.Verb.Args,
+	)
 	for _, name := range TraceVariables {
 		if value, has := r.Verb.Trace[name]; has {
 			cmd.Env = append(cmd.Env, name+"="+value)
