@@ -185,10 +185,8 @@ func (n *Network) Check(ctx context.Context, a *conf.Attachment) error {
 	if n.Record.Hub == "" {
 		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "attachment %s: it was made by an older ambi, which this one cannot ask", a.Key), "call DEL and ADD again")
 	}
-	if p, err := n.hub(a.Key).Present(); err == nil {
-		if err := stopped("attachment "+a.Key.String(), p); err != nil {
-			return err
-		}
+	if err := stopped("attachment "+a.Key.String(), processOf(n.hub(a.Key))); err != nil {
+		return err
 	}
 	if state := n.hub(a.Key).State(); state != nil && state.Private != nil {
 		return n.checkPrivate(a, state)
@@ -197,11 +195,18 @@ func (n *Network) Check(ctx context.Context, a *conf.Attachment) error {
 }
 
 // Alive says whether the supervisor of the record runs, or is being started again by its keeper.
+// That we cannot look is no proof that it does not.
 func Alive(store *record.Store, r *record.Record) bool {
 	if r.Hub == "" {
 		return r.Supervisor.Alive() // of an older ambi
 	}
-	return r.Supervisor != nil && hub.Hub{Store: store, Name: r.Hub}.Lives()
+	if r.Supervisor == nil {
+		return false
+	}
+	state, err := hub.Hub{Store: store, Name: r.Hub}.Running()
+	// Another hub of that name may have taken the place of the record's. Not for the same process
+	// is looked, as older ones of ambi have written down the one that was there at ADD.
+	return err != nil || state != nil && r.Supervisor.StartTime >= state.Supervisor.StartTime
 }
 
 // Del takes the container out of its hub, and returns when its ports are free and, with the

@@ -175,7 +175,7 @@ func answering(h hub.Hub) (*hub.State, error) {
 	if state == nil {
 		return nil, err
 	}
-	if err := stopped("network "+state.Network, &state.Supervisor); err != nil {
+	if err := stopped("network "+state.Network, processOf(h)); err != nil {
 		return nil, err
 	}
 	return state, nil
@@ -189,9 +189,19 @@ func stopped(whose string, p *record.Process) error {
 	return conf.Mendf(conf.Errorf(types.ErrTryAgainLater, "%s: its supervisor (process %d) was stopped by a signal", whose, p.PID), "let it go on: kill -CONT %d", p.PID)
 }
 
-// hasEnded says that a hub has ended, or is about to, and waits for it then.
-func hasEnded(ctx context.Context, h hub.Hub, state *hub.State) bool {
-	return !h.Lives() && state.Supervisor.Stop(ctx) == nil
+// processOf is the supervisor of now, or its keeper. Where nobody has the socket it is the first
+// supervisor, which may be leaving; nil where that is not known either.
+func processOf(h hub.Hub) *record.Process {
+	p, err := h.Present()
+	if state := h.State(); err != nil && state != nil {
+		return &state.Supervisor
+	}
+	return p
+}
+
+// hasEnded says that a hub whose process was p has ended, or is about to, and waits for it then.
+func hasEnded(ctx context.Context, h hub.Hub, p *record.Process) bool {
+	return !h.Lives() && (p == nil || p.Stop(ctx) == nil)
 }
 
 // sameOptions: the driver is the network's, and its options those of the first member.
@@ -256,11 +266,7 @@ func mute(err error) error {
 func endSupervisor(ctx context.Context, h hub.Hub) error {
 	const tries, pause = 100, 5 * time.Millisecond
 	for range tries {
-		p, err := h.Present()
-		if state, loadErr := h.Load(); err != nil && loadErr == nil {
-			p = &state.Supervisor // it may have closed the socket, and be leaving
-		}
-		if p != nil {
+		if p := processOf(h); p != nil {
 			if err := p.Stop(ctx); err != nil {
 				return fmt.Errorf("stopping the supervisor of the hub: %w", err)
 			}
@@ -475,15 +481,15 @@ func (n *Network) leave(ctx context.Context, h hub.Hub, a *conf.Attachment) erro
 	if err != nil {
 		return err
 	}
-	made := n.made(h, a)
+	made, process := n.made(h, a), processOf(h)
 	var ended bool
 	var endErr error
 	if state != nil && !n.outside {
 		var unlinkErr error
-		if ended, unlinkErr, endErr = n.leaveLast(ctx, h, state, a); ended {
+		if ended, unlinkErr, endErr = n.leaveLast(ctx, h, state, process, a); ended {
 			err = unlinkErr
 		} else if state.Private == nil {
-			if err = n.leaveHub(ctx, h, state, a); err != nil && hasEnded(ctx, h, state) {
+			if err = n.leaveHub(ctx, h, state, a); err != nil && hasEnded(ctx, h, process) {
 				state, err = nil, nil
 			}
 		}
@@ -526,9 +532,9 @@ func (n *Network) abandon(a *conf.Attachment, made *types100.Result) error {
 
 // leaveLast is leaving for the last member, which ends the hub, and so need not take apart what
 // is in it. unlinked is the error of taking its interface out of the container.
-func (n *Network) leaveLast(ctx context.Context, h hub.Hub, state *hub.State, a *conf.Attachment) (ended bool, unlinked, err error) {
-	if state.Supervisor.Stopped() {
-		if err := state.Supervisor.Continue(); err != nil {
+func (n *Network) leaveLast(ctx context.Context, h hub.Hub, state *hub.State, process *record.Process, a *conf.Attachment) (ended bool, unlinked, err error) {
+	if process.Stopped() {
+		if err := process.Continue(); err != nil {
 			return false, nil, err
 		}
 	}

@@ -30,10 +30,10 @@ type Hub struct {
 // State is what the one who started a hub writes down.
 type State struct {
 	Network    string         `json:"network"`
-	Bridge     string         `json:"bridge"` // its name
-	Supervisor record.Process `json:"supervisor"`
-	Driver     driver.Command `json:"driver"` // as it was asked for
-	Plan       plan.Interface `json:"plan"`   // of the driver's interface
+	Bridge     string         `json:"bridge"`     // its name
+	Supervisor record.Process `json:"supervisor"` // the first, see Present
+	Driver     driver.Command `json:"driver"`     // as it was asked for
+	Plan       plan.Interface `json:"plan"`       // of the driver's interface
 	// Private is the interface of the only member; nil of a shared network.
 	Private *plan.Interface `json:"private,omitempty"`
 	// Second says that the only member's default route is over another interface.
@@ -142,8 +142,8 @@ func (h Hub) Save(s *State) error {
 	return os.Rename(half, file)
 }
 
-// Running is what was started when the hub lives, with the supervisor of now; nil when it does
-// not, or nobody can say what it was. That the file cannot be read for now says neither.
+// Running is what was started when the hub lives; nil when it does not, or nobody can say what
+// it was. That the file cannot be read for now says neither.
 func (h Hub) Running() (*State, error) {
 	s, err := h.Load()
 	var failed *fs.PathError
@@ -152,9 +152,6 @@ func (h Hub) Running() (*State, error) {
 		return nil, err
 	case err != nil || !h.Lives():
 		return nil, nil
-	}
-	if p, err := h.Present(); err == nil {
-		s.Supervisor = *p
 	}
 	return s, nil
 }
