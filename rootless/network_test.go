@@ -15,6 +15,8 @@ import (
 
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/e2e/lab/unit"
+	"github.com/ambi-cni/ambi/record"
+	"github.com/ambi-cni/ambi/rootless/hub"
 	"github.com/ambi-cni/ambi/rootless/plan"
 	"github.com/ambi-cni/ambi/rootless/supervisor"
 )
@@ -136,4 +138,50 @@ func TestMute(t *testing.T) {
 	beset := fmt.Errorf("%w: %w", supervisor.ErrBeset, os.NewSyscallError("read", unix.ECONNRESET))
 	unit.RequireError(t, mute(beset), types.ErrTryAgainLater, "its supervisor is there, but it hangs up, since other programs keep its control socket busy: read: connection reset by peer")
 	unit.RequireError(t, mute(os.NewSyscallError("connect", os.ErrDeadlineExceeded)), types.ErrTryAgainLater, "its supervisor is there and does not answer in time")
+}
+
+// TestUnlinkAsksOnce: the end of a hub does not wait twice for a supervisor that does not answer.
+// One of an older ambi answers that it does not know the request.
+func TestUnlinkAsksOnce(t *testing.T) {
+	for answer, asked := range map[string][]string{
+		`{}`: {"unlink"},
+		`{"error":{"code":6,"msg":"control request \"unlink\" is not known"}}`: {"unlink", "open"},
+	} {
+		store, err := record.Open(t.TempDir())
+		require.NoError(t, err)
+		h := hub.Hub{Store: store, Name: "web.1"}
+		require.NoError(t, os.Mkdir(h.Dir(), 0o700))
+		ops := answerAll(t, h, answer)
+		require.Error(t, unlink(h, "veth0"))
+		for _, op := range asked {
+			require.Equal(t, op, <-ops)
+		}
+		require.Empty(t, ops)
+	}
+}
+
+// answerAll answers all requests the same, and returns what they were.
+func answerAll(t *testing.T, h hub.Hub, answer string) <-chan string {
+	f, err := controlOfHub(h).Listen()
+	require.NoError(t, err)
+	l, err := net.FileListener(f)
+	require.NoError(t, err)
+	f.Close()
+	t.Cleanup(func() { l.Close() })
+	ops := make(chan string, 100)
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			var r struct{ Op string }
+			if json.NewDecoder(conn).Decode(&r) == nil {
+				ops <- r.Op
+				fmt.Fprintln(conn, answer)
+			}
+			conn.Close()
+		}
+	}()
+	return ops
 }

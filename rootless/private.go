@@ -334,10 +334,12 @@ func (n *Network) publishByDriver(h hub.Hub, a *conf.Attachment) error {
 
 // unlink takes the interface out of the container, with the hub's end of the link: the kernel is
 // in no hurry to do it when the hub has gone. The hub does it, so that what the kernel has to do
-// then goes on while the hub's processes end; else this process, as in one of an older ambi.
+// then goes on while the hub's processes end; else this process, as in one of an older ambi. One
+// that does not answer would hand out no files either.
 func unlink(h hub.Hub, hostEnd string) error {
-	if controlOfHub(h).RemoveLink(hostEnd) == nil {
-		return nil
+	var said *types.Error
+	if err := controlOfHub(h).RemoveLink(hostEnd); !errors.As(err, &said) {
+		return err
 	}
 	inside, err := openPlace(h)
 	if err != nil {

@@ -261,7 +261,7 @@ func closed(fd uintptr) bool {
 // patience is how long an answer may take.
 func (r *request) patience() time.Duration {
 	switch r.Op {
-	case opAwait, opUnlink:
+	case opAwait:
 		return awaitTimeout
 	case opVerb:
 		return verbTimeout
