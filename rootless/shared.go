@@ -264,14 +264,15 @@ func mute(err error) error {
 // endSupervisor ends the processes of a hub. A supervisor ends its keeper first; of one that
 // had to be killed the keeper starts another, whose turn it is then.
 func endSupervisor(ctx context.Context, h hub.Hub) error {
-	const tries, pause = 100, 5 * time.Millisecond
+	const tries, pause, patience = 100, 5 * time.Millisecond, time.Minute
+	deadline := time.Now().Add(patience)
 	for range tries {
 		if p := processOf(h); p != nil {
 			if err := p.Stop(ctx); err != nil {
 				return fmt.Errorf("stopping the supervisor of the hub: %w", err)
 			}
 		}
-		if !h.Lives() || ctx.Err() != nil {
+		if !h.Lives() || ctx.Err() != nil || time.Now().After(deadline) {
 			break
 		}
 		time.Sleep(pause) // the keeper has not noticed yet that its twin has ended

@@ -3,6 +3,8 @@ package hub
 import (
 	"errors"
 	"io/fs"
+	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -15,24 +17,27 @@ import (
 
 // Lives says whether somebody holds the control socket: the supervisor, or the keeper, which is
 // about to start another. That we cannot look, for want of descriptors, say, is no proof that
-// nobody does.
+// nobody does; that as many wait as may is one that somebody does.
 func (h Hub) Lives() bool {
-	fd, err := h.dial()
+	f, err := Dial(h.Path("sock"), time.Time{})
 	if err == nil {
-		unix.Close(fd)
+		f.Close()
 	}
 	return err == nil || !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, fs.ErrNotExist)
 }
 
+// presentPatience is long where many wait, each of whom is served at once.
+const presentPatience = 10 * time.Second
+
 // Present is the process that listens on the control socket: the supervisor, or the keeper
 // while there is none. Only we can have put the socket there, since the folder is closed to others.
 func (h Hub) Present() (*record.Process, error) {
-	fd, err := h.dial()
+	f, err := Dial(h.Path("sock"), time.Now().Add(presentPatience))
 	if err != nil {
 		return nil, err
 	}
-	defer unix.Close(fd)
-	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	defer f.Close()
+	cred, err := unix.GetsockoptUcred(int(f.Fd()), unix.SOL_SOCKET, unix.SO_PEERCRED)
 	if err != nil {
 		return nil, err
 	}
@@ -43,20 +48,37 @@ func (h Hub) Present() (*record.Process, error) {
 	return &p, nil
 }
 
-func (h Hub) dial() (int, error) {
-	name, folder, err := record.SocketName(h.Path("sock"))
+// Dial connects to a control socket. When more wait to be answered than may, it waits in the
+// kernel: there everyone has a turn, and who only looks in now and then finds the place of another
+// that is faster. After the deadline that is os.ErrDeadlineExceeded, and at once where that is the
+// zero time.
+func Dial(path string, deadline time.Time) (*os.File, error) {
+	name, folder, err := record.SocketName(path)
 	if err != nil {
-		return -1, err
+		return nil, err
 	}
 	defer folder.Close()
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	kind := unix.SOCK_STREAM | unix.SOCK_CLOEXEC
+	if deadline.IsZero() {
+		kind |= unix.SOCK_NONBLOCK
+	}
+	fd, err := unix.Socket(unix.AF_UNIX, kind, 0)
 	if err != nil {
-		return -1, err
+		return nil, os.NewSyscallError("socket", err)
 	}
-	// As many wait as may (EAGAIN): so there is somebody.
-	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: name}); err != nil {
-		unix.Close(fd)
-		return -1, err
+	f := os.NewFile(uintptr(fd), path)
+	for err = unix.EINTR; errors.Is(err, unix.EINTR); {
+		left := unix.NsecToTimeval(max(time.Until(deadline), time.Millisecond).Nanoseconds())
+		if err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &left); err == nil {
+			err = unix.Connect(fd, &unix.SockaddrUnix{Name: name})
+		}
 	}
-	return fd, nil
+	if errors.Is(err, unix.EAGAIN) {
+		err = os.ErrDeadlineExceeded
+	}
+	if err != nil {
+		f.Close()
+		return nil, os.NewSyscallError("connect", err)
+	}
+	return f, nil
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/portmap/forward"
 	"github.com/ambi-cni/ambi/record"
+	hubs "github.com/ambi-cni/ambi/rootless/hub"
 )
 
 // Control is the path of a supervisor's control socket, for those who ask it. The errors
@@ -50,46 +51,17 @@ func (c Control) Listen() (*os.File, error) {
 }
 
 func (c Control) dial() (*net.UnixConn, error) {
-	name, folder, err := record.SocketName(string(c))
-	if err != nil {
-		return nil, err
-	}
-	defer folder.Close()
 	deadline := time.Now().Add(besetPatience)
-	conn, err := connect(name, deadline)
+	f, err := hubs.Dial(string(c), deadline)
 	if err != nil {
 		return nil, err
 	}
-	_ = conn.SetDeadline(deadline)
-	return conn, nil
-}
-
-// connect waits in the kernel when more wait to be answered than may: there everyone has a
-// turn, and who only looks in now and then finds the place of another that is faster.
-func connect(name string, deadline time.Time) (*net.UnixConn, error) {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, os.NewSyscallError("socket", err)
-	}
-	f := os.NewFile(uintptr(fd), name)
 	defer f.Close()
-	for err = unix.EINTR; errors.Is(err, unix.EINTR); {
-		left := unix.NsecToTimeval(max(time.Until(deadline), time.Millisecond).Nanoseconds())
-		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &left); err != nil {
-			return nil, os.NewSyscallError("setsockopt", err)
-		}
-		err = unix.Connect(fd, &unix.SockaddrUnix{Name: name})
-	}
-	if errors.Is(err, unix.EAGAIN) {
-		return nil, os.NewSyscallError("connect", os.ErrDeadlineExceeded)
-	}
-	if err != nil {
-		return nil, os.NewSyscallError("connect", err)
-	}
 	conn, err := net.FileConn(f)
 	if err != nil {
 		return nil, err
 	}
+	_ = conn.SetDeadline(deadline)
 	return conn.(*net.UnixConn), nil
 }
 
