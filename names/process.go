@@ -179,6 +179,7 @@ type life struct {
 	sockets int
 	quick   int // servers before it that ended soon
 	twin    *record.Process
+	forked  time.Time // when the twin was
 	log     *slog.Logger
 }
 
@@ -195,7 +196,7 @@ func (l *life) wait(server *Server, signals <-chan os.Signal) error {
 		case <-signals:
 			return nil
 		case <-ended:
-			l.seeToTwin()
+			l.follow()
 		case <-time.After(lookEvery):
 			mark, err := record.MarkOf(l.place.Store.Dir())
 			changed := err != nil || !mark.Same(seen)
@@ -217,18 +218,31 @@ func (l *life) wait(server *Server, signals <-chan os.Signal) error {
 	}
 }
 
-// seeToTwin has a twin live. Without one this goes on alone, and tries again later.
-func (l *life) seeToTwin() {
-	if l.twin != nil && !reap(l.twin) {
+// follow has another twin live after one that has ended. One that ended soon is missed until
+// the next look: whatever ended it may end the next one as well.
+func (l *life) follow() {
+	if l.twin == nil || !reap(l.twin) {
 		return
 	}
-	lost := l.twin != nil
+	l.twin = nil
+	l.log.Warn("the name server's twin had ended", "network", l.place.Network)
+	if time.Since(l.forked) >= soon*time.Second {
+		l.seeToTwin()
+	}
+}
+
+// seeToTwin has a twin live. Without one this goes on alone, and tries again later.
+func (l *life) seeToTwin() {
+	if l.twin != nil {
+		return // follow is told of its end
+	}
+	l.forked = time.Now()
 	var err error
 	if l.twin, err = startTwin(l.place.Store.Dir(), l.place.Network, l.sockets, l.quick); err == nil {
 		err = l.place.present(l.twin)
 	}
-	if lost || err != nil {
-		l.log.Warn("the name server's twin had ended, or could not be started", "network", l.place.Network, "error", err)
+	if err != nil {
+		l.log.Warn("the name server's twin could not be started", "network", l.place.Network, "error", err)
 	}
 }
 

@@ -1,0 +1,49 @@
+package names
+
+import (
+	"bytes"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/record"
+)
+
+// TestMain ends a twin of this process that has outlived it.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == Role {
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+// A twin that is killed has a successor at once if it had lived for some time, and otherwise
+// at the next look.
+func TestTwinThatEndsSoon(t *testing.T) {
+	store, err := record.Open(filepath.Join(t.TempDir(), "ambi"))
+	require.NoError(t, err)
+	var log bytes.Buffer
+	l := life{place: Place{store, "web"}, log: slog.New(slog.NewTextHandler(&log, nil))}
+	require.NoError(t, os.MkdirAll(l.place.Dir(), 0o700))
+	defer l.endTwin()
+	kill := func() (followed bool) {
+		require.NoError(t, unix.Kill(l.twin.PID, unix.SIGKILL))
+		require.NoError(t, unix.Waitid(unix.P_PID, l.twin.PID, nil, unix.WEXITED|unix.WNOWAIT, nil))
+		l.follow()
+		return l.twin != nil
+	}
+	l.seeToTwin()
+	require.False(t, kill(), "another one at once")
+	l.seeToTwin() // the look
+	require.True(t, l.twin.Alive())
+	l.forked = time.Now().Add(-soon * time.Second)
+	require.True(t, kill())
+	require.True(t, l.twin.Alive())
+	require.Equal(t, 2, strings.Count(log.String(), "twin had ended"), log.String())
+}
