@@ -35,7 +35,8 @@ type twin struct {
 	clone       [2]uintptr // the arguments of clone(2)
 	all, before uint64     // signal masks
 	pages       [128]span
-	size        uintptr // of this, with what again points to
+	page        uintptr // the size of the kernel's pages
+	size        uintptr // of this, with what again points to, in whole pages
 }
 
 // start is how the program is started, after a while.
@@ -76,12 +77,14 @@ func newTwin(stateDir, network string, sockets, quick int) (*twin, error) {
 		args[i] = []string{"ambi", Role, stateDir, network, strconv.Itoa(next)}
 		size += len(strings.Join(args[i], " ")) + 1
 	}
+	page := os.Getpagesize()
+	size = (size + page - 1) / page * page
 	b, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
 		return nil, os.NewSyscallError("mmap", err)
 	}
 	t := (*twin)(unsafe.Pointer(&b[0]))
-	t.size = uintptr(size)
+	t.page, t.size = uintptr(page), uintptr(size)
 	t.last = uintptr(socketFD + sockets - 1)
 	t.all = ^uint64(0)
 	t.clone[0] = uintptr(unix.SIGCHLD)
@@ -211,19 +214,28 @@ func (t *twin) live() {
 //go:norace
 //go:nosplit
 func (t *twin) giveBack() {
-	const page, around = 4096, 2 * 4096
 	var here byte
-	stack := uintptr(unsafe.Pointer(&here)) &^ (page - 1)
+	stack := t.around(uintptr(unsafe.Pointer(&here)))
 	for i := range t.pages {
 		s := t.pages[i]
-		if s.from < stack-around && stack+around < s.to {
-			unix.RawSyscall(unix.SYS_MADVISE, s.from, stack-around-s.from, unix.MADV_DONTNEED)
-			s.from = stack + around
+		if s.from < stack.from && stack.to < s.to {
+			unix.RawSyscall(unix.SYS_MADVISE, s.from, stack.from-s.from, unix.MADV_DONTNEED)
+			s.from = stack.to
 		}
-		if s.from < s.to && (stack+around <= s.from || s.to <= stack-around) {
+		if s.from < s.to && (stack.to <= s.from || s.to <= stack.from) {
 			unix.RawSyscall(unix.SYS_MADVISE, s.from, s.to-s.from, unix.MADV_DONTNEED)
 		}
 	}
+}
+
+// around is the page of an address, with some before and behind it.
+//
+//go:norace
+//go:nosplit
+func (t *twin) around(address uintptr) span {
+	const pages = 2
+	page := address &^ (t.page - 1)
+	return span{page - pages*t.page, page + pages*t.page}
 }
 
 // execute becomes the server. Where there is no memory for that it tries again, and not

@@ -47,3 +47,19 @@ func TestTwinThatEndsSoon(t *testing.T) {
 	require.True(t, l.twin.Alive())
 	require.Equal(t, 2, strings.Count(log.String(), "twin had ended"), log.String())
 }
+
+// Whatever size the kernel's pages have, what the twin gives back begins and ends with one.
+func TestTwinInWholePages(t *testing.T) {
+	twin, err := newTwin("/run/ambi", "web", 9, 0)
+	require.NoError(t, err)
+	defer twin.free()
+	require.EqualValues(t, os.Getpagesize(), twin.page)
+	require.Zero(t, twin.size%twin.page, "its own memory: %d bytes", twin.size)
+	for _, size := range []uintptr{4 << 10, 16 << 10, 64 << 10} {
+		twin.page = size
+		for _, address := range []uintptr{16 * size, 16*size + 4<<10 - 1, 17*size - 1} {
+			kept := twin.around(address)
+			require.Equal(t, span{(address/size - 2) * size, (address/size + 2) * size}, kept)
+		}
+	}
+}
