@@ -147,10 +147,14 @@ func (s *Server) Serve(files []*os.File) error {
 		}
 		go s.ServeStreams(l.(*net.TCPListener))
 	}
-	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 1) // ServePackets may keep one for itself
+	p, err := own(datagrams)
+	if err != nil {
+		return fmt.Errorf("the name server of the network: its sockets: %w", err)
+	}
+	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 1) // servePackets may keep one for itself
 	go func() {
 		defer func() { runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) - 1) }()
-		s.ServePackets(datagrams)
+		s.servePackets(p)
 	}()
 	return nil
 }

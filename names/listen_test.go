@@ -1,6 +1,9 @@
 package names
 
 import (
+	"net"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -19,4 +22,21 @@ func TestRoomForAnswers(t *testing.T) {
 	room, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF)
 	require.NoError(t, err)
 	require.GreaterOrEqual(t, room, 2*usual)
+}
+
+// TestNoRoomToServe: a server that cannot have its sockets for UDP says so.
+func TestNoRoomToServe(t *testing.T) {
+	pc, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	require.NoError(t, err)
+	defer pc.Close()
+	f, err := pc.File()
+	require.NoError(t, err)
+	s := NewForwarder(filepath.Join(t.TempDir(), "resolv.conf"))
+	defer s.Close()
+	var before unix.Rlimit
+	require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &before))
+	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Max: before.Max}))
+	err = s.Serve([]*os.File{f})
+	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &before))
+	require.ErrorIs(t, err, unix.EMFILE)
 }

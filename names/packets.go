@@ -18,7 +18,7 @@ type packets struct {
 	fds    []int
 	polled []unix.PollFd // the sockets, and what ends the wait
 	hurry  bool
-	mu     sync.RWMutex // is held to use the descriptors beside ServePackets
+	mu     sync.RWMutex // is held to use the descriptors beside servePackets
 	closed bool
 }
 
@@ -177,12 +177,8 @@ func (p *packets) await() {
 	}
 }
 
-// ServePackets answers on sockets, which it takes over, until Close.
-func (s *Server) ServePackets(files []*os.File) {
-	p, err := own(files)
-	if err != nil {
-		return
-	}
+// servePackets answers on sockets until Close.
+func (s *Server) servePackets(p *packets) {
 	defer p.close()
 	s.keep(p)
 	in, out := newBatch(), newBatch()
