@@ -232,7 +232,7 @@ func (t *twin) beginOnce() {
 		go t.watch()
 		return
 	}
-	t.restart()
+	go t.restart() // it may take long, and a driver that dies is not to wait for it
 }
 
 // restart starts keepers until one is there.
