@@ -149,8 +149,9 @@ func (c Control) RemoveLink(name string) error {
 // Publish has the hub forward ports to a member.
 func (c Control) Publish(member conf.Key, t forward.Target, sockets []forward.Socket) error {
 	for len(sockets) > 0 {
-		some := sockets[:min(len(sockets), filesAtOnce)]
-		sockets = sockets[len(some):]
+		n := portion(sockets)
+		some := sockets[:n]
+		sockets = sockets[n:]
 		r := request{Op: opAddPort, Member: &member, Target: &t}
 		for _, s := range some {
 			r.Sockets = append(r.Sockets, Socket{s.Mapping, s.Family})
@@ -160,6 +161,16 @@ func (c Control) Publish(member conf.Key, t forward.Target, sockets []forward.So
 		}
 	}
 	return nil
+}
+
+// portion is how many of the sockets go along with the next request: those of a mapping go
+// together, since a mapping that is published has been asked for already (see hub.publish).
+func portion(sockets []forward.Socket) int {
+	n := min(len(sockets), filesAtOnce)
+	for n > 1 && n < len(sockets) && sockets[n].Mapping == sockets[n-1].Mapping {
+		n--
+	}
+	return n
 }
 
 // PublishByDriver has the driver of a private network forward a port to its only member.

@@ -143,6 +143,39 @@ func TestControlSocket(t *testing.T) {
 	unit.RequireError(t, err, types.ErrDecodingFailure, "more descriptors")
 }
 
+// TestPublishManyPorts: the sockets of a mapping go together, however many there are.
+func TestPublishManyPorts(t *testing.T) {
+	requests := make(chan []Socket, 10)
+	path := startControl(t, func(r request, files []*os.File) reply {
+		defer closeAll(files)
+		require.Len(t, files, len(r.Sockets))
+		requests <- r.Sockets
+		return reply{Status: &Status{PID: 7}}
+	})
+	null, err := os.Open(os.DevNull)
+	require.NoError(t, err)
+	defer null.Close()
+	var all []forward.Socket
+	for port := range uint16(2 * filesAtOnce) {
+		m := conf.PortMapping{HostPort: port + 1, ContainerPort: 80, Protocol: conf.TCP}
+		all = append(all, forward.Socket{Mapping: m, Family: unix.AF_INET, File: null})
+		if port > 0 { // so that a pair would be taken apart
+			all = append(all, forward.Socket{Mapping: m, Family: unix.AF_INET6, File: null})
+		}
+	}
+	require.NoError(t, path.Publish(conf.Key{}, forward.Target{}, all))
+	close(requests)
+	published, sockets := map[conf.PortMapping]bool{}, 0
+	for some := range requests {
+		sockets += len(some)
+		for m := range mappingsOf(some) {
+			require.False(t, published[m], "%s is in two requests", m)
+			published[m] = true
+		}
+	}
+	require.Equal(t, len(all), sockets)
+}
+
 func TestControlSocketAnswersGarbage(t *testing.T) {
 	path := startControl(t, func(request, []*os.File) reply { t.Error("it was answered"); return reply{} })
 	for _, garbage := range []string{"x\n", strings.Repeat("y", requestLimit+10) + "\n"} {
