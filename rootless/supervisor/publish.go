@@ -20,9 +20,14 @@ type byDriver struct {
 	changed func([]conf.PortMapping) // is told what they are
 }
 
+// add: a port that is there was asked for when the supervisor before us was killed before it could
+// answer.
 func (p *byDriver) add(m conf.PortMapping) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if slices.Contains(p.ports, m) {
+		return nil
+	}
 	if err := p.publish(m); err != nil {
 		return err
 	}
