@@ -369,13 +369,14 @@ func (h *hub) status(r request, process driver.Process, s *Status) {
 	if link, err := h.inside.LinkByName(r.Link); err == nil {
 		s.Interface = StatsOf(link).reversed()
 	}
-	s.WayOut = h.wayOut(process, r.Addresses)
+	refused := h.flowsRefused(r.Addresses)
+	s.WayOut = h.wayOut(process, r.Addresses, refused)
 	if h.byDriver != nil {
 		s.Ports = h.byDriver.stats()
 		return
 	}
-	if h.config.Only == nil {
-		s.FlowsRefused = h.flowsRefused(r.Addresses)
+	if refused != nil {
+		s.FlowsRefused = *refused
 	}
 	own := mappingsOf(h.socketsOf(*r.Member))
 	s.Ports = slices.DeleteFunc(s.Ports, func(p PortStats) bool { return !own[p.Mapping] })
@@ -391,14 +392,19 @@ func (h *hub) forgetFlows(of []netip.Addr) {
 	}
 }
 
-// flowsRefused is how many flows of a member were, all its addresses together.
-func (h *hub) flowsRefused(addresses []netip.Addr) (n uint64) {
-	refused, err := h.inside.FlowsRefused()
-	if err != nil {
-		return 0
+// flowsRefused is how many flows of a member were, all its addresses together; nil where nobody
+// counts, as in a private network.
+func (h *hub) flowsRefused(addresses []netip.Addr) *uint64 {
+	if h.config.Only != nil {
+		return nil
 	}
+	refused, err := h.inside.FlowsRefused()
+	if err != nil || refused == nil {
+		return nil
+	}
+	n := new(uint64)
 	for _, ip := range addresses {
-		n += refused[ip]
+		*n += refused[ip]
 	}
 	return n
 }

@@ -512,9 +512,10 @@ func (s *supervisor) check(r request) error {
 }
 
 func (s *supervisor) status(r request) *Status {
+	keeper := s.twin.process() // may wait for one that is mute
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st := &Status{PID: os.Getpid(), Keeper: s.twin.process(), Since: s.since, Driver: DriverStatus{Name: s.command.Driver, Restarts: s.restarts, Error: s.lastErr}}
+	st := &Status{PID: os.Getpid(), Keeper: keeper, Since: s.since, Driver: DriverStatus{Name: s.command.Driver, Restarts: s.restarts, Error: s.lastErr}}
 	if s.driver != nil {
 		st.Driver.PID = s.driver.PID()
 		if st.Driver.OpenFiles = openFiles(st.Driver.PID); st.Driver.OpenFiles > 0 {

@@ -8,10 +8,14 @@ import (
 )
 
 // wayOut counts what leaves of a member: by the driver where that counts, else by the rules of
-// the hub, or, since a private network has no other member, by the driver's interface.
-func (h *hub) wayOut(process driver.Process, of []netip.Addr) *WayOut {
+// the hub, or, since a private network has no other member, by the driver's interface. dropped is
+// what flowsRefused says.
+func (h *hub) wayOut(process driver.Process, of []netip.Addr, dropped *uint64) *WayOut {
 	if c, ok := process.(driver.Counter); ok {
 		return wayOutOf(c.Stats(), of, h.config.Only != nil)
+	}
+	if h.counts {
+		return nil // it is down
 	}
 	if h.config.Only != nil {
 		link, err := h.inside.Link()
@@ -22,10 +26,10 @@ func (h *hub) wayOut(process driver.Process, of []netip.Addr) *WayOut {
 		return &WayOut{BytesOut: s.TxBytes, BytesIn: s.RxBytes}
 	}
 	traffic, err := h.inside.Traffic()
-	if err != nil {
+	if err != nil || traffic == nil {
 		return nil
 	}
-	w := &WayOut{Total: new(uint64), Dropped: new(h.flowsRefused(of))}
+	w := &WayOut{Total: new(uint64), Dropped: dropped}
 	for _, ip := range of {
 		t := traffic[ip]
 		w.BytesOut += t.BytesOut
