@@ -360,13 +360,13 @@ func (n *Namespace) firewall() (c *nftables.Conn, err error) {
 }
 
 // FlowsRefused is how many flows of each source were refused because it has as many as it
-// may.
+// may; nil where nobody counts.
 func (n *Namespace) FlowsRefused() (map[netip.Addr]uint64, error) {
-	all := map[netip.Addr]uint64{}
+	all, counts := map[netip.Addr]uint64{}, false
 	c, err := n.firewall()
 	if err == nil {
 		defer func() { _ = c.CloseLasting() }()
-		err = eachCounted(c, []string{"refused"}, func(_ *nftables.Set, e nftables.SetElement, source netip.Addr) {
+		counts, err = eachCounted(c, []string{"refused"}, func(_ *nftables.Set, e nftables.SetElement, source netip.Addr) {
 			if e.Counter != nil {
 				all[source] = e.Counter.Packets
 			}
@@ -375,21 +375,27 @@ func (n *Namespace) FlowsRefused() (map[netip.Addr]uint64, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the refused flows of the hub: %w", err)
 	}
+	if !counts {
+		return nil, nil
+	}
 	return all, nil
 }
 
-// eachCounted calls f for the elements of sets that are there, and their source addresses.
-func eachCounted(c *nftables.Conn, names []string, f func(*nftables.Set, nftables.SetElement, netip.Addr)) error {
+// eachCounted calls f for the elements of sets that are there, and their source addresses. It
+// says whether there is any.
+func eachCounted(c *nftables.Conn, names []string, f func(*nftables.Set, nftables.SetElement, netip.Addr)) (counts bool, err error) {
 	for _, family := range flowFamilies {
 		for _, name := range names {
 			set := &nftables.Set{Table: &nftables.Table{Name: hubTable, Family: nftables.TableFamilyINet}, Name: name + family.suffix, KeyType: family.kind}
-			elements, err := c.GetSetElements(set)
-			if errors.Is(err, unix.ENOENT) {
+			// The elements come with an error that hides the kernel's.
+			if _, err := c.GetSetByName(set.Table, set.Name); errors.Is(err, unix.ENOENT) {
 				continue // a kernel that does not count, or a driver that does itself
 			}
+			elements, err := c.GetSetElements(set)
 			if err != nil {
-				return err
+				return false, err
 			}
+			counts = true
 			for _, e := range elements {
 				if source, ok := netip.AddrFromSlice(e.Key[:min(int(family.length), len(e.Key))]); ok {
 					f(set, e, source)
@@ -397,7 +403,7 @@ func eachCounted(c *nftables.Conn, names []string, f func(*nftables.Set, nftable
 			}
 		}
 	}
-	return nil
+	return counts, nil
 }
 
 // ForgetFlows begins anew for who gets these addresses next.
@@ -415,7 +421,7 @@ func (n *Namespace) ForgetFlows(of []netip.Addr) error {
 
 func forgetFlows(c *nftables.Conn, of []netip.Addr) error {
 	var errs []error
-	err := eachCounted(c, []string{"flows", "many", "refused", sent, got, begun}, func(s *nftables.Set, e nftables.SetElement, source netip.Addr) {
+	_, err := eachCounted(c, []string{"flows", "many", "refused", sent, got, begun}, func(s *nftables.Set, e nftables.SetElement, source netip.Addr) {
 		if slices.Contains(of, source) {
 			errs = append(errs, c.SetDeleteElements(s, []nftables.SetElement{{Key: e.Key}}))
 		}

@@ -55,13 +55,13 @@ func (f *flowRules) countTraffic() error {
 	return nil
 }
 
-// Traffic is that of all addresses of members.
+// Traffic is that of all addresses of members; nil where nobody counts.
 func (n *Namespace) Traffic() (map[netip.Addr]Traffic, error) {
-	all := map[netip.Addr]Traffic{}
+	all, counts := map[netip.Addr]Traffic{}, false
 	c, err := n.firewall()
 	if err == nil {
 		defer func() { _ = c.CloseLasting() }()
-		err = eachCounted(c, []string{sent, got, begun}, func(s *nftables.Set, e nftables.SetElement, member netip.Addr) {
+		counts, err = eachCounted(c, []string{sent, got, begun}, func(s *nftables.Set, e nftables.SetElement, member netip.Addr) {
 			if e.Counter == nil {
 				return
 			}
@@ -79,6 +79,9 @@ func (n *Namespace) Traffic() (map[netip.Addr]Traffic, error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("reading the traffic of the hub: %w", err)
+	}
+	if !counts {
+		return nil, nil
 	}
 	return all, nil
 }
