@@ -39,7 +39,6 @@ func newChild(name string, files Files, log *slog.Logger, argv ...string) child 
 	}
 	c.cmd.Stdout, c.cmd.Stderr = c.tail, c.tail
 	c.cmd.Env, c.cmd.Dir = giveBack, "/"
-	smallPages()
 	return c
 }
 
@@ -57,11 +56,6 @@ func newChild(name string, files Files, log *slog.Logger, argv ...string) child 
 // bounds the memory: see mostOfShared in rootless/supervisor. The price is that each packet
 // of a driver with more than 30 UDP flows, which keep a packet each, takes its memory anew.
 var giveBack = []string{"MALLOC_MMAP_THRESHOLD_=200", "MALLOC_TOP_PAD_=0", "MALLOC_TRIM_THRESHOLD_=65536"}
-
-// smallPages keeps the kernel from making big pages, 2 MiB, of ours and of those of the
-// programs that we start, in which a flow uses but a few small ones (PR_SET_THP_DISABLE in
-// prctl(2), inherited).
-func smallPages() { _ = unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0) }
 
 // bound sets the limit of open files of a program that was just started and has not read a
 // frame yet.

@@ -178,7 +178,8 @@ func collectEarly() {
 	debug.SetMemoryLimit(math.MaxInt64)
 }
 
-// forgetCaller leaves what is inherited without being asked for, for the driver as well.
+// forgetCaller leaves what is inherited without being asked for, for the driver as well. The
+// kernel is to make no big pages, 2 MiB, in which a flow uses but a few small ones.
 func forgetCaller() {
 	unix.Umask(0o077)
 	_ = unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0)
