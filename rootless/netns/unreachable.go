@@ -39,7 +39,7 @@ func (n *Namespace) routeErrors(from netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	table := n.table(c.Conn, &nftables.Table{Name: "ambi_errors", Family: nftables.TableFamilyIPv6})
+	table := c.AddTable(&nftables.Table{Name: "ambi_errors", Family: nftables.TableFamilyIPv6})
 	chain := c.AddChain(&nftables.Chain{
 		Table: table, Name: "prerouting", Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw,
