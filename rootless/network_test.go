@@ -185,3 +185,24 @@ func answerAll(t *testing.T, h hub.Hub, answer string) <-chan string {
 	}()
 	return ops
 }
+
+// TestAlive: who was in a hub that has died does not live on in the next one of that name.
+func TestAlive(t *testing.T) {
+	store, err := record.Open(t.TempDir())
+	require.NoError(t, err)
+	h := hub.Hub{Store: store, Name: "web.1"}
+	alive := func(p *record.Process) bool { return Alive(store, &record.Record{Hub: h.Name, Supervisor: p}) }
+	first, before, later := &record.Process{PID: 7, StartTime: 70}, &record.Process{PID: 8, StartTime: 60}, &record.Process{PID: 9, StartTime: 80}
+	require.False(t, alive(first), "no folder")
+	require.NoError(t, os.Mkdir(h.Dir(), 0o700))
+	answerAll(t, h, `{}`)
+	require.False(t, alive(first), "it is being started")
+	require.NoError(t, h.Save(&hub.State{Supervisor: *first}))
+	require.True(t, alive(first))
+	require.True(t, alive(later), "written down by an older ambi after a restart")
+	require.False(t, alive(before))
+	require.False(t, alive(nil))
+	require.NoError(t, os.Remove(h.Path("hub.json")))
+	require.NoError(t, os.Mkdir(h.Path("hub.json"), 0o700))
+	require.True(t, alive(first), "that it cannot be read is no proof")
+}

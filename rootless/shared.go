@@ -559,7 +559,11 @@ func (n *Network) leaveHub(ctx context.Context, h hub.Hub, state *hub.State, a *
 		return err
 	}
 	defer lock.Close()
-	if err := controlOfHub(h).Leave(a.Key, n.addresses()); err != nil {
+	addresses := n.addresses()
+	if len(addresses) > 0 && !Alive(n.Store, n.Record) {
+		addresses = nil // of a hub that has died: they may be another's by now
+	}
+	if err := controlOfHub(h).Leave(a.Key, addresses); err != nil {
 		return mute(err)
 	}
 	if state.Bridge == "" {
