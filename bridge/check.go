@@ -231,14 +231,14 @@ func (n *Network) checkFirewall(p placement, made *types100.Result) ([]string, e
 	if err != nil {
 		return nil, err
 	}
-	for _, chain := range n.chains() {
-		filters, err := n.Host.filters(stateOf(p.ips), chain)
+	for _, o := range n.needs(name) {
+		filters, err := n.Host.filters(stateOf(p.ips), o.chain)
 		if err != nil {
 			return nil, err
 		}
 		for _, f := range filters {
-			if f.drops && !f.has(name) {
-				wrong = append(wrong, fmt.Sprintf("%s: chain %s drops, and has no rule for bridge %s", f.command, chain, name))
+			if f.lacks(o) {
+				wrong = append(wrong, fmt.Sprintf("%s: chain %s drops, and has no rule for bridge %s", f.command, o.chain, name))
 			}
 		}
 	}

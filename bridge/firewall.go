@@ -365,10 +365,9 @@ type part struct {
 	value []byte
 }
 
-// rules are those of a chain; none when it is not there.
-func (h Host) rules(t *nftables.Table, chain string) (rules [][]part, err error) {
-	about := "reading chain " + chain + " of nftables table " + t.Name
-	entries, err := h.Filter.Dump(about, nftKind(unix.NFT_MSG_GETRULE), nfgenmsg(byte(t.Family), 0), func(e *nlsock.Encoder) {
+// rawRules are those of a chain, as the kernel's messages have them; none when it is not there.
+func (h Host) rawRules(t *nftables.Table, chain string) ([][]byte, error) {
+	entries, err := h.Filter.Dump(aboutRules(t, chain), nftKind(unix.NFT_MSG_GETRULE), nfgenmsg(byte(t.Family), 0), func(e *nlsock.Encoder) {
 		e.String(unix.NFTA_RULE_TABLE, t.Name)
 		e.String(unix.NFTA_RULE_CHAIN, chain)
 	})
@@ -377,6 +376,19 @@ func (h Host) rules(t *nftables.Table, chain string) (rules [][]part, err error)
 	}
 	if err != nil {
 		return nil, firewallError("", err)
+	}
+	return entries, nil
+}
+
+func aboutRules(t *nftables.Table, chain string) string {
+	return "reading chain " + chain + " of nftables table " + t.Name
+}
+
+// rules are the same with their expressions.
+func (h Host) rules(t *nftables.Table, chain string) (rules [][]part, err error) {
+	entries, err := h.rawRules(t, chain)
+	if err != nil {
+		return nil, err
 	}
 	for _, data := range entries {
 		var parts []part
@@ -389,7 +401,7 @@ func (h Host) rules(t *nftables.Table, chain string) (rules [][]part, err error)
 			parts = append(parts, p)
 		})
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", about, err)
+			return nil, fmt.Errorf("%s: %w", aboutRules(t, chain), err)
 		}
 		rules = append(rules, parts)
 	}

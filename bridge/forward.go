@@ -36,8 +36,24 @@ var hooks = map[string]int{"FORWARD": hookForward, "INPUT": hookInput}
 type filter struct {
 	command string // what writes it
 	drops   bool   // the policy of the chain
-	has     func(bridge string) bool
+	rules   func() [][]byte
 }
+
+// ours is how many rules there are of those that an opening needs. Rules of others may name the
+// bridge as well, so it goes by the comment, which some versions of iptables make an
+// expression, and some the rule's own.
+func (f filter) ours(o opening) (n int) {
+	for _, rule := range f.rules() {
+		before, after, found := bytes.Cut(rule, append([]byte(o.comment), 0))
+		if name := append([]byte(o.bridge), 0); found && (bytes.Contains(before, name) || bytes.Contains(after, name)) {
+			n++
+		}
+	}
+	return n
+}
+
+// lacks says that the filter drops what an opening is to let through.
+func (f filter) lacks(o opening) bool { return f.drops && f.ours(o) < len(o.rules) }
 
 // filters are the tables that there are, with what matters of a chain: of the nf_tables
 // variant, of the legacy one, or of both.
@@ -89,17 +105,11 @@ func (h Host) nftFilter(p netip.Prefix, chain string) (*filter, error) {
 	return &filter{
 		command: variant(command, "-nft"),
 		drops:   readBase(answers[0].Data).drops,
-		has: func(bridge string) bool {
-			rules, err := h.rules(table, chain)
-			return err == nil && slices.ContainsFunc(rules, func(r []part) bool { return names(r, bridge) })
+		rules: func() [][]byte {
+			rules, _ := h.rawRules(table, chain) // iptables itself looks again
+			return rules
 		},
 	}, nil
-}
-
-// names says whether a rule compares something with an interface's name, as -i and -o
-// do.
-func names(rule []part, name string) bool {
-	return slices.ContainsFunc(rule, func(p part) bool { return bytes.Equal(bytes.TrimRight(p.value, "\x00"), []byte(name)) })
 }
 
 // base is a base chain as far as it matters here.
@@ -135,28 +145,27 @@ func variant(command, suffix string) string {
 
 // opening is what a network needs of one of iptables' chains.
 type opening struct {
-	chain, what string
-	rules       [][]string
+	chain, what     string
+	comment, bridge string // by which its rules are known
+	rules           [][]string
 }
 
 // openings are a network's, as iptables takes them.
 func openings(network, bridge string) []opening {
-	comment := []string{"-m", "comment", "--comment", mark + " network " + network, "-j", "ACCEPT"}
+	text := mark + " network " + network
+	comment := []string{"-m", "comment", "--comment", text, "-j", "ACCEPT"}
 	asked := func(protocol string) []string {
 		return append([]string{"-i", bridge, "-p", protocol, "--dport", "53"}, comment...)
 	}
 	return []opening{
-		{"FORWARD", "what bridge " + bridge + " passes on", [][]string{append([]string{"-i", bridge}, comment...), append([]string{"-o", bridge}, comment...)}},
-		{"INPUT", "what the name server at bridge " + bridge + " is asked", [][]string{asked("udp"), asked("tcp")}},
+		{"FORWARD", "what bridge " + bridge + " passes on", text, bridge, [][]string{append([]string{"-i", bridge}, comment...), append([]string{"-o", bridge}, comment...)}},
+		{"INPUT", "what the name server at bridge " + bridge + " is asked", text, bridge, [][]string{asked("udp"), asked("tcp")}},
 	}
 }
 
-// chains are those that must let the network's packets through.
-func (n *Network) chains() []string {
-	if n.Config.Names {
-		return []string{"FORWARD", "INPUT"}
-	}
-	return []string{"FORWARD"}
+// needs are those of openings that the network's packets need.
+func (n *Network) needs(bridge string) []opening {
+	return slices.DeleteFunc(openings(n.Name, bridge), func(o opening) bool { return o.chain == "INPUT" && !n.Config.Names })
 }
 
 // put adds a rule where it belongs, unless it is there.
@@ -169,16 +178,13 @@ func (o opening) put(t *iptables.IPTables, rule []string) error {
 
 // open adds the network's rules where a policy of drop stands in the way.
 func (n *Network) open(ctx context.Context, s state) error {
-	for _, o := range openings(n.Name, s.bridge.name) {
-		if !slices.Contains(n.chains(), o.chain) {
-			continue
-		}
+	for _, o := range n.needs(s.bridge.name) {
 		filters, err := n.Host.filters(s, o.chain)
 		if err != nil {
 			return err
 		}
 		for _, f := range filters {
-			if !f.drops || f.has(s.bridge.name) {
+			if !f.lacks(o) {
 				continue
 			}
 			if err := n.withIPTables(ctx, f, o.rules, o.put); err != nil {
@@ -197,7 +203,7 @@ func (n *Network) shut(ctx context.Context, bridge string) error {
 		filters, err := n.Host.filters(both, o.chain)
 		errs = append(errs, err)
 		for _, f := range filters {
-			if !f.has(bridge) {
+			if f.ours(o) == 0 {
 				continue
 			}
 			if err := n.withIPTables(ctx, f, o.rules, func(t *iptables.IPTables, rule []string) error {

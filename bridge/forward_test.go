@@ -118,6 +118,9 @@ func TestInputDropped(t *testing.T) {
 					l.run(t, program+variant, "-P", chain, "DROP")
 				}
 			}
+			// Somebody's own, which name the bridge too.
+			l.run(t, "iptables"+variant, "-A", "INPUT", "-i", "ambi-web", "-p", "tcp", "--dport", "22", "-j", "DROP")
+			l.run(t, "iptables"+variant, "-A", "FORWARD", "-i", "ambi-web", "-d", "198.51.100.77", "-m", "comment", "--comment", "ambi network web2", "-j", "DROP")
 			l.run(t, "iptables"+variant, "-A", "INPUT", "-j", "REJECT")
 			rules := func() string {
 				return l.run(t, "sh", "-c", "iptables"+variant+" -S; ip6tables"+variant+" -S")
@@ -135,12 +138,19 @@ func TestInputDropped(t *testing.T) {
 				require.Equal(t, 2, strings.Count(rules(), rule), rules())
 				require.Less(t, strings.Index(rules(), rule), strings.Index(rules(), "-j REJECT"))
 			}
+			require.Equal(t, 2, strings.Count(rules(), `-A FORWARD -i ambi-web -m comment --comment "ambi network web" -j ACCEPT`), rules())
 			require.NoError(t, l.check(t, a))
+			opened := rules()
+			for _, lost := range []int{2, 1} {
+				for range lost {
+					l.run(t, "iptables"+variant, "-D", "INPUT", "1")
+				}
+				require.ErrorContains(t, l.check(t, a), "chain INPUT drops, and has no rule for bridge ambi-web")
+				l.on(t, n, func() { require.NoError(t, n.Restore(patience(t), []Attached{{a.request.Key, a.result}})) })
+				require.NoError(t, l.check(t, a))
+				require.Len(t, rules(), len(opened), rules())
+			}
 			l.run(t, "iptables"+variant, "-D", "INPUT", "1")
-			l.run(t, "iptables"+variant, "-D", "INPUT", "1")
-			require.ErrorContains(t, l.check(t, a), "chain INPUT drops, and has no rule for bridge ambi-web")
-			l.on(t, n, func() { require.NoError(t, n.Restore(patience(t), []Attached{{a.request.Key, a.result}})) })
-			require.NoError(t, l.check(t, a))
 			l.del(t, a, a.result)
 			require.Equal(t, before, rules())
 		})

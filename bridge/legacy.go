@@ -1,7 +1,6 @@
 package bridge
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -39,10 +38,22 @@ func legacyFilter(v6 bool, chain string) (*filter, error) {
 	return &filter{
 		command: variant(l.command, "-legacy"),
 		drops:   l.drops(entries, policy),
-		has: func(bridge string) bool {
-			return begin <= policy && int(policy) <= len(entries) && bytes.Contains(entries[begin:policy], append([]byte(bridge), 0))
-		},
+		rules:   func() [][]byte { return l.rules(entries, begin, policy) },
 	}, nil
+}
+
+// rules are the entries of a chain before its policy.
+func (l legacy) rules(entries []byte, at, policy uint32) (rules [][]byte) {
+	next := uint32(l.targetOffset + 2) // where the field next_offset is
+	for at+next+2 <= policy && int(policy) <= len(entries) {
+		size := uint32(binary.NativeEndian.Uint16(entries[at+next:]))
+		if size == 0 || at+size > policy {
+			break
+		}
+		rules = append(rules, entries[at:at+size])
+		at += size
+	}
+	return rules
 }
 
 // legacy is what differs between the two families.
