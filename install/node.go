@@ -228,9 +228,10 @@ func (n Node) open(ctx context.Context, path string) (folder, error) {
 }
 
 // openConf opens the folder of conflists, while that of plugins is locked; which may be the
-// same one.
+// same one, by another name too.
 func (n Node) openConf(ctx context.Context) (folder, error) {
-	if n.ConfDir != n.BinDir {
+	plugins, _ := os.Stat(n.BinDir)
+	if st, err := os.Stat(n.ConfDir); err != nil || !os.SameFile(st, plugins) {
 		return n.open(ctx, n.ConfDir)
 	}
 	f, err := os.Open(n.ConfDir)

@@ -25,6 +25,23 @@ func (d folder) text(t *testing.T, name string) string {
 	return string(content)
 }
 
+// The two folders may be one, by whatever name: it is not waited for that we let it go.
+func TestOneFolderByTwoNames(t *testing.T) {
+	dir := t.TempDir()
+	link := filepath.Join(t.TempDir(), "net.d")
+	require.NoError(t, os.Symlink(dir, link))
+	for _, other := range []string{dir, dir + "/", link} {
+		n := Node{BinDir: dir, ConfDir: other, Tell: t.Logf}
+		require.NoError(t, n.Binary(t.Context(), "/proc/self/exe", true, func() error {
+			return n.Conflist(t.Context(), "10-web.conflist", []byte(`{"cniVersion":"1.0.0","name":"web","plugins":[{"type":"ambi"}]}`))
+		}))
+		require.NoError(t, n.Remove(t.Context()))
+		left, err := os.ReadDir(dir)
+		require.NoError(t, err)
+		require.Empty(t, left)
+	}
+}
+
 // What its owner wrote since we read the file is in place afterwards, and not our edition
 // of what was there before.
 func TestSwapOfWhatIsNewer(t *testing.T) {
