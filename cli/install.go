@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -158,8 +159,12 @@ func (a *app) uninstall(ctx context.Context, n *install.Node) error {
 	if err != nil {
 		return err
 	}
-	needed := len(attachments)
+	needed, counted := len(attachments), a.dirs()
 	for _, dir := range n.StateDirs() {
+		if slices.ContainsFunc(counted, func(other string) bool { return sameFile(dir, other) }) {
+			continue
+		}
+		counted = append(counted, dir)
 		store, err := record.OpenExisting(dir)
 		if err != nil {
 			continue // no container has been there, or a pod does not see it
