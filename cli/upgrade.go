@@ -55,19 +55,19 @@ func (a *app) upgrade(networks []string) error {
 		network := h.State().Network
 		before, after, err := supervisor.Control(h.Path("sock")).Replace(program)
 		if err != nil {
-			errs = append(errs, hinted(fmt.Errorf("network %s (hub %s): %w", network, h.Name, err), upgradeHint(err)))
+			errs = append(errs, upgradeError(fmt.Errorf("network %s (hub %s): %w", network, h.Name, err)))
 			continue
 		}
 		out = append(out, upgraded{network, h.Name, before, after})
 	}
-	return errors.Join(append(errs, a.reportUpgrade(out))...)
+	return errors.Join(append(errs, a.reportUpgrade(out, len(hubs)))...)
 }
 
-func upgradeHint(err error) string {
-	if remedy := conf.Remedy(err); remedy != "" {
-		return remedy
+func upgradeError(err error) error {
+	if strings.Contains(conf.Message(err), `"replace" is not known`) {
+		return hinted(err, "one of before ambi had keepers cannot be replaced: its containers have to be started again")
 	}
-	return "one of before ambi had keepers cannot be replaced: its containers have to be started again"
+	return err
 }
 
 // hubs are those that live, of these networks or of all.
@@ -91,7 +91,7 @@ func (a *app) hubs(networks []string) (living []hub.Hub, err error) {
 	return living, nil
 }
 
-func (a *app) reportUpgrade(out []upgraded) error {
+func (a *app) reportUpgrade(out []upgraded, running int) error {
 	if a.json {
 		return printJSON(a.out, out)
 	}
@@ -102,7 +102,7 @@ func (a *app) reportUpgrade(out []upgraded) error {
 		}
 		fmt.Fprintf(a.out, "network %s: supervisor %d in place of %d\n", u.Network, u.After, u.Before)
 	}
-	if len(out) == 0 {
+	if running == 0 {
 		fmt.Fprintf(a.out, "no network is running, by the folders %s\n", strings.Join(a.dirs(), ", "))
 	}
 	return nil
