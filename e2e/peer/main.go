@@ -11,8 +11,9 @@
 //	                      own, ":4000", and of all at the same time
 //	peer get URL          print the answer of an HTTP server
 //	peer lookup DNS NAME  print the address of a name
-//	peer questions DNS NAME RATE TIME  ask for the address of a name so many times a second,
-//	                      each time once; prints what was lost, and the longest wait
+//	peer questions DNS NAME RATE TIME [FILE]  ask for the address of a name so many times a
+//	                      second, each time once, and until there is the file; prints what
+//	                      was lost, and the longest wait
 //	peer pester DNS NAME  ask so as fast as it goes, until SIGINT
 //	peer ping ADDR [SIZE] ask for an ICMP echo of so many bytes until one comes (needs root)
 //	peer hold tcp|udp ADDR  bind and do nothing
@@ -119,7 +120,6 @@ func run(args []string) error {
 		"flood":       {2, flood},
 		"rate":        {2, rate},
 		"scan":        {3, scan},
-		"questions":   {4, questions},
 		"within":      {2, tryWithin},
 		"pester":      {2, pester},
 		"liar":        {3, liar},
@@ -128,6 +128,7 @@ func run(args []string) error {
 		"snapshot":  {1, func(a []string) error { return snapshot.Options{Ignore: a[1:]}.Take().Save(a[0]) }},
 		"unchanged": {2, unchanged},
 		"without":   {2, without},
+		"questions": {4, questions},
 		"reserve":   {4, reserve},
 		"ping":      {1, ping},
 		"askfrom":   {3, func(a []string) error { return ask(a[0], a[1], a[2:]) }},

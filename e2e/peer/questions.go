@@ -15,8 +15,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// window is how many questions may be unanswered since the last answer: fewer than there is room
+// for in a socket that nobody reads, so that on a slow machine none is lost for want of it, and
+// more than a server has in hand at a time.
+const window = 64
+
 // questions asks a name server for the address of a name, so many times a second for so
-// long, each question once, and prints what became of them.
+// long, or until a file is there as well, each question once, and prints what became of them.
 func questions(args []string) error {
 	rate, err := strconv.Atoi(args[2])
 	if err != nil {
@@ -31,13 +36,14 @@ func questions(args []string) error {
 		return err
 	}
 	defer conn.Close()
-	a := asked{sent: map[uint16]time.Time{}}
+	a := asked{sent: map[uint16]question{}, answer: make(chan struct{}, 1)}
 	ended := make(chan error, 1)
 	go func() { ended <- a.listen(conn) }()
 	began := time.Now()
-	for n := 0; time.Since(began) < length; n++ {
+	for n := 0; time.Since(began) < length || !isThere(args[4:]); n++ {
 		time.Sleep(time.Until(began.Add(time.Duration(n) * time.Second / time.Duration(rate))))
-		a.note(uint16(n))
+		a.await(n)
+		a.note(n)
 		// The kernel may tell of an earlier one here that nobody was at the port.
 		_, _ = conn.Write(questionFor(args[1], uint16(n)))
 	}
@@ -50,19 +56,49 @@ func questions(args []string) error {
 	return nil
 }
 
+// isThere says whether the file that is named, if any, is there.
+func isThere(file []string) bool {
+	if len(file) == 0 {
+		return true
+	}
+	_, err := os.Stat(file[0])
+	return err == nil
+}
+
+type question struct {
+	n  int
+	at time.Time
+}
+
 // asked is what became of the questions.
 type asked struct {
 	mu               sync.Mutex
-	sent             map[uint16]time.Time // those without an answer
-	over             bool                 // no more are sent
+	sent             map[uint16]question // those without an answer
+	newest           int                 // of those with one
+	answer           chan struct{}
+	over             bool // no more are sent
 	answered, failed int
 	longest          time.Duration // from a question to its answer
 }
 
-func (a *asked) note(id uint16) {
+// await waits while too many are without an answer, for one, or for a moment: all of them may
+// be lost.
+func (a *asked) await(n int) {
+	a.mu.Lock()
+	full := n-a.newest > window
+	a.mu.Unlock()
+	if full {
+		select {
+		case <-a.answer:
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+func (a *asked) note(n int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.sent[id] = time.Now()
+	a.sent[uint16(n)] = question{n, time.Now()}
 }
 
 // finish has listen end when there is nothing to wait for any more.
@@ -94,9 +130,14 @@ func (a *asked) take(msg []byte) (done bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	id := binary.BigEndian.Uint16(msg)
-	if since, ok := a.sent[id]; ok {
+	if q, ok := a.sent[id]; ok {
 		delete(a.sent, id)
-		a.longest = max(a.longest, time.Since(since))
+		a.longest = max(a.longest, time.Since(q.at))
+		a.newest = max(a.newest, q.n)
+		select {
+		case a.answer <- struct{}{}:
+		default:
+		}
 		if msg[3]&0xf == 0 && binary.BigEndian.Uint16(msg[6:]) > 0 {
 			a.answered++
 		} else {
