@@ -1,6 +1,6 @@
 // Package conf is what ambi was asked to do, as data: the network
 // configuration (one plugin entry of a conflist), the parameters of one
-// attachment, the port mappings, and what of results and of a resolv.conf concerns more than
+// attachment, the port mappings, and what of results concerns more than
 // one room. It does no I/O, so that every room can speak in its types.
 //
 // [Parse] validates. Keys of ours are strict: an unknown key is CNI error code

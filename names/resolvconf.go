@@ -1,14 +1,15 @@
 package names
 
 import (
+	"bytes"
 	"io"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/record"
 )
 
@@ -42,7 +43,7 @@ func (h *hostServers) now() []netip.Addr {
 	if err != nil {
 		return h.servers
 	}
-	h.mark, h.servers = mark, conf.NameServers(text)
+	h.mark, h.servers = mark, nameServers(text)
 	return h.servers
 }
 
@@ -55,4 +56,28 @@ func readStart(path string) ([]byte, error) {
 	}
 	defer f.Close()
 	return io.ReadAll(io.LimitReader(f, longest))
+}
+
+// maxNameServers is how many name servers of a file are taken. The C library takes 3.
+const maxNameServers = 5
+
+// nameServers reads the name servers of a resolv.conf(5).
+func nameServers(text []byte) (servers []netip.Addr) {
+	for line := range bytes.Lines(text) {
+		fields := bytes.Fields(line)
+		if len(fields) < 2 || string(fields[0]) != "nameserver" {
+			continue
+		}
+		a, err := netip.ParseAddr(string(fields[1]))
+		if err == nil && a.Is4In6() {
+			a = a.Unmap()
+		}
+		if a.IsUnspecified() && a.Is4() {
+			a = netip.AddrFrom4([4]byte{127, 0, 0, 1}) // as the C library has it
+		}
+		if err == nil && !slices.Contains(servers, a) && len(servers) < maxNameServers {
+			servers = append(servers, a)
+		}
+	}
+	return servers
 }

@@ -1,11 +1,9 @@
-package conf_test
+package names
 
 import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
-
-	"github.com/ambi-cni/ambi/conf"
 )
 
 // FuzzNameServers: a file that anybody may have written.
@@ -13,8 +11,8 @@ func FuzzNameServers(f *testing.F) {
 	f.Add([]byte("# a\nnameserver 127.0.0.53\noptions edns0\nnameserver fe80::1%eth0\n"))
 	f.Add([]byte("nameserver\nnameserver x\nnameserver ::ffff:10.0.0.1 # x\n nameserver 0.0.0.0"))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		servers := conf.NameServers(text)
-		require.LessOrEqual(t, len(servers), conf.MaxNameServers)
+		servers := nameServers(text)
+		require.LessOrEqual(t, len(servers), maxNameServers)
 		for _, s := range servers {
 			require.True(t, s.IsValid())
 		}
@@ -33,7 +31,7 @@ func TestNameServers(t *testing.T) {
 		"nameserver 1.0.0.1\nnameserver 1.0.0.2\nnameserver 1.0.0.3\nnameserver 1.0.0.4\nnameserver 1.0.0.5\nnameserver 1.0.0.6": {"1.0.0.1", "1.0.0.2", "1.0.0.3", "1.0.0.4", "1.0.0.5"},
 	} {
 		var got []string
-		for _, s := range conf.NameServers([]byte(text)) {
+		for _, s := range nameServers([]byte(text)) {
 			got = append(got, s.String())
 		}
 		require.Equal(t, want, got, text)
