@@ -277,13 +277,21 @@ func (c Control) ask(r request, files []*os.File) (*net.UnixConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Many may have to be read before it.
-	_ = conn.SetDeadline(time.Now().Add(max(r.patience(), besetPatience)))
+	_ = conn.SetDeadline(time.Now().Add(r.callersPatience()))
 	if err := send(conn, r, files); err != nil {
 		conn.Close()
 		return nil, err
 	}
 	return conn, nil
+}
+
+// callersPatience is how long the caller waits, since many requests may have to be read before this
+// one. Who removes a single link has another way to.
+func (r *request) callersPatience() time.Duration {
+	if r.Op == opUnlink && r.Link != "" {
+		return controlTimeout
+	}
+	return max(r.patience(), besetPatience)
 }
 
 // decodeReply reads what a supervisor answers: its status, or its error.

@@ -333,6 +333,14 @@ func TestControlSocketTellsWhoIsThere(t *testing.T) {
 	require.NotErrorIs(t, err, ErrBeset)
 }
 
+// TestLastLinkIsNotWaitedFor: where a keeper holds the socket and no supervisor stays, DEL of the
+// last member has no minute to wait: the container's end can be removed as well.
+func TestLastLinkIsNotWaitedFor(t *testing.T) {
+	require.Equal(t, controlTimeout, (&request{Op: opUnlink, Link: "veth0"}).callersPatience())
+	require.Equal(t, besetPatience, (&request{Op: opUnlink, Links: []int{7}}).callersPatience())
+	require.Equal(t, awaitTimeout, (&request{Op: opAwait}).callersPatience())
+}
+
 // TestControlSocketOfAnotherUser: who is refused is told so.
 func TestControlSocketOfAnotherUser(t *testing.T) {
 	path, l := listen(t)
