@@ -271,13 +271,13 @@ func (t *twin) start(program string) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(theirs)
 	t.pair = ours
 	pidfd := -1
 	t.pid, err = syscall.ForkExec(program, []string{"ambi", keeper.Role, t.title}, &syscall.ProcAttr{
 		Dir: "/", Env: keeper.Environment, Files: []uintptr{null.Fd(), null.Fd(), os.Stderr.Fd(), uintptr(theirs)},
 		Sys: &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
 	})
+	unix.Close(theirs) // or nobody would see that a keeper ends which has not answered yet
 	if err != nil {
 		t.pid = 0
 		return err

@@ -7,6 +7,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/rootless/keeper"
 )
 
 // TestNobodyWaitsForAKeeper: where none can be started, for want of descriptors here, the
@@ -28,4 +30,15 @@ func TestNobodyWaitsForAKeeper(t *testing.T) {
 	case <-time.After(time.Minute):
 		require.Fail(t, "it waits")
 	}
+}
+
+// A keeper that ends at once is seen to, and not waited for as one that does not answer.
+func TestKeeperEndsAtOnce(t *testing.T) {
+	t.Parallel()
+	twin := newTwin("test", slog.New(slog.DiscardHandler))
+	twin.items["config"] = held{value: []byte("{}")}
+	err := twin.start("/bin/false")
+	twin.kill()
+	twin.forget()
+	require.True(t, keeper.Ended(err), "%v", err)
 }
