@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -155,7 +156,8 @@ func (t *attachment) lookAtSupervisor() {
 	}
 	var err error
 	if t.status, err = t.network().Status(); err != nil {
-		t.wrong(supervisorMute, fmt.Sprintf("kill -9 %d && %s", t.network().Supervisor(), t.app.command("gc")), "%s", t.trimmed(err))
+		remedy := cmp.Or(conf.Remedy(err), fmt.Sprintf("kill -9 %d && %s", t.network().Supervisor(), t.app.command("gc")))
+		t.wrong(supervisorMute, remedy, "%s", t.trimmed(err))
 		return
 	}
 	if t.status.Driver.PID == 0 {

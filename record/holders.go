@@ -44,6 +44,16 @@ func AwaitEnd(ctx context.Context, path string) error {
 	return fmt.Errorf("processes %v of the attachment do not end", holders)
 }
 
+// Holders are the processes that hold the lock on a file of an attachment, as AwaitEnd has it.
+func Holders(path string) []Process {
+	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	return holding(f)
+}
+
 // freed says whether the lock is free within that time.
 func freed(ctx context.Context, f *os.File, patience time.Duration) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)

@@ -185,7 +185,7 @@ func (n *Network) Check(ctx context.Context, a *conf.Attachment) error {
 	if n.Record.Hub == "" {
 		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "attachment %s: it was made by an older ambi, which this one cannot ask", a.Key), "call DEL and ADD again")
 	}
-	if err := stopped("attachment "+a.Key.String(), processOf(n.hub(a.Key))); err != nil {
+	if err := Stopped(n.hub(a.Key), "attachment "+a.Key.String()); err != nil {
 		return err
 	}
 	if state := n.hub(a.Key).State(); state != nil && state.Private != nil {

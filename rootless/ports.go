@@ -28,6 +28,9 @@ func (n *Network) ask(question func(supervisor.Control) error) error {
 	if !Alive(n.Store, n.Record) {
 		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "attachment %s: its supervisor is not running, so the container has no network", n.Record.Key), "call DEL and ADD again")
 	}
+	if err := Stopped(n.hub(n.Record.Key), "attachment "+n.Record.Key.String()); err != nil {
+		return err
+	}
 	err := question(controlOfHub(n.hub(n.Record.Key)))
 	var e *types.Error
 	if err != nil && !errors.As(err, &e) {

@@ -1,6 +1,7 @@
 package hub
 
 import (
+	"cmp"
 	"errors"
 	"io/fs"
 	"os"
@@ -30,7 +31,8 @@ func (h Hub) Lives() bool {
 const presentPatience = 10 * time.Second
 
 // Present is the process that listens on the control socket: the supervisor, or the keeper
-// while there is none. Only we can have put the socket there, since the folder is closed to others.
+// while there is none, or has been stopped before it could be. Only we can have put the socket
+// there, since the folder is closed to others.
 func (h Hub) Present() (*record.Process, error) {
 	f, err := Dial(h.Path("sock"), time.Now().Add(presentPatience))
 	if err != nil {
@@ -42,10 +44,21 @@ func (h Hub) Present() (*record.Process, error) {
 		return nil, err
 	}
 	p, err := record.ProcessOf(int(cred.Pid))
-	if err != nil {
-		return nil, err
+	if err == nil && p.Alive() {
+		return &p, nil
 	}
-	return &p, nil
+	return h.stopped(err)
+}
+
+// stopped is who holds the hub of which the process that listened last has ended, and has not
+// noticed: the other does so at once, unless a signal has stopped it.
+func (h Hub) stopped(gone error) (*record.Process, error) {
+	for _, p := range record.Holders(h.Path("alive")) {
+		if p.Stopped() {
+			return &p, nil
+		}
+	}
+	return nil, cmp.Or(gone, os.ErrProcessDone)
 }
 
 // Dial connects to a control socket. When more wait to be answered than may, it waits in the
