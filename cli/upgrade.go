@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/rootless"
 	"github.com/ambi-cni/ambi/rootless/hub"
 	"github.com/ambi-cni/ambi/rootless/supervisor"
 )
@@ -53,7 +54,7 @@ func (a *app) upgrade(networks []string) error {
 	out, errs := []upgraded{}, []error{}
 	for _, h := range hubs {
 		network := h.State().Network
-		before, after, err := supervisor.Control(h.Path("sock")).Replace(program)
+		before, after, err := replace(h, program)
 		if err != nil {
 			errs = append(errs, upgradeError(fmt.Errorf("network %s (hub %s): %w", network, h.Name, err)))
 			continue
@@ -61,6 +62,13 @@ func (a *app) upgrade(networks []string) error {
 		out = append(out, upgraded{network, h.Name, before, after})
 	}
 	return errors.Join(append(errs, a.reportUpgrade(out, len(hubs)))...)
+}
+
+func replace(h hub.Hub, program *os.File) (before, after int, err error) {
+	if err := rootless.Stopped(h, "network "+h.State().Network); err != nil {
+		return 0, 0, err
+	}
+	return supervisor.Control(h.Path("sock")).Replace(program)
 }
 
 func upgradeError(err error) error {

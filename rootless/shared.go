@@ -181,17 +181,15 @@ func answering(h hub.Hub) (*hub.State, error) {
 	return state, nil
 }
 
-// stopped is the error of a supervisor that somebody has stopped.
-func stopped(whose string, p *record.Process) error {
+// Stopped is the error of a hub that cannot answer, as somebody has stopped its supervisor, or
+// its keeper, which would start another one.
+func Stopped(h hub.Hub, whose string) error {
+	p := processOf(h)
 	if !p.Stopped() {
 		return nil
 	}
 	return conf.Mendf(conf.Errorf(types.ErrTryAgainLater, "%s: its supervisor (process %d) was stopped by a signal", whose, p.PID), "let it go on: kill -CONT %d", p.PID)
 }
-
-// Stopped is the error of a hub that cannot answer, as somebody has stopped its supervisor, or
-// its keeper, which would start another one.
-func Stopped(h hub.Hub, whose string) error { return stopped(whose, processOf(h)) }
 
 // processOf is the supervisor of now, or its keeper. Where nobody has the socket it is the first
 // supervisor, which may be leaving; nil where that is not known either.

@@ -91,8 +91,11 @@ const noMoreVerbs = 1 << 20
 
 // pause has no verb run in the hub from now on: it would end in the middle of its work.
 func (h *hub) pause() error {
-	if !h.verbs.CompareAndSwap(0, noMoreVerbs) {
-		return conf.Mendf(conf.Errorf(types.ErrTryAgainLater, "delegates are at work in the hub"), "try again when they are done")
+	if h.verbs.CompareAndSwap(0, noMoreVerbs) {
+		return nil
 	}
-	return nil
+	if h.verbs.Load() >= noMoreVerbs {
+		return conf.Mendf(conf.Errorf(types.ErrTryAgainLater, "another upgrade of the network is under way"), "try again when it is done")
+	}
+	return conf.Mendf(conf.Errorf(types.ErrTryAgainLater, "delegates are at work in the hub"), "try again when they are done")
 }
