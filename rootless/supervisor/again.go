@@ -24,12 +24,12 @@ import (
 
 // The keys of what it holds.
 const (
-	keyConfig   = "config" // the value is the Config
-	keyAlive    = "alive"  // the file alive
-	keyNetns    = "netns"  // the files of netns.Namespace.Files
-	keyNames    = "names"  // the value is the addresses, the files those of names.Listen
-	keyByDriver = "driver" // the value is the ports that the driver publishes
-	keyPort     = "port "  // and the mapping: the value is a heldPort, the files are its sockets
+	keyConfig   = "config"  // the value is the Config
+	keyAlive    = "alive"   // the file alive
+	keyNetns    = "netns"   // the files of netns.Namespace.Files
+	keyNames    = "names"   // the value is the addresses, the files those of names.Listen
+	keyByDriver = "driver " // and the mapping, which is the value, too: the driver publishes it
+	keyPort     = "port "   // and the mapping: the value is a heldPort, the files are its sockets
 	keyControl  = keeper.ControlKey
 )
 
@@ -148,10 +148,14 @@ func (h *hub) entrustNames(at []netip.Addr, files []*os.File) error {
 	return nil
 }
 
-// entrustByDriver has the keeper know which ports the driver publishes.
-func (h *hub) entrustByDriver(ports []conf.PortMapping) {
-	if value, err := json.Marshal(ports); err == nil { // they came as JSON
-		h.twin.keep(keyByDriver, held{value: value})
+// entrustByDriver has the keeper know that the driver publishes a port, or does no more. Each is
+// an item, as an item with all of them could be longer than a message.
+func (h *hub) entrustByDriver(m conf.PortMapping, published bool) {
+	key := keyByDriver + m.String()
+	if !published {
+		_ = h.twin.drop(key, func() error { return nil })
+	} else if value, err := json.Marshal(m); err == nil { // it came as JSON
+		h.twin.keep(key, held{value: value})
 	}
 }
 
@@ -269,9 +273,9 @@ func (h *hub) restore(from items) {
 		switch {
 		case key == keyNames:
 			err = h.restoreNames(m.Value, from)
-		case key == keyByDriver && h.byDriver != nil:
+		case strings.HasPrefix(key, keyByDriver) && h.byDriver != nil:
 			h.twin.note(key, held{value: m.Value})
-			err = json.Unmarshal(m.Value, &h.byDriver.ports)
+			err = h.byDriver.know(m.Value)
 		case strings.HasPrefix(key, keyPort):
 			err = h.restorePort(key, m.Value, from)
 		}

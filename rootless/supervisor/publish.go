@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"encoding/json"
 	"errors"
 	"slices"
 	"sync"
@@ -17,7 +18,17 @@ type byDriver struct {
 
 	mu      sync.Mutex
 	ports   []conf.PortMapping
-	changed func([]conf.PortMapping) // is told what they are
+	changed func(m conf.PortMapping, published bool)
+}
+
+// know has it publish a port, in JSON, with the next driver.
+func (p *byDriver) know(port []byte) error {
+	var m conf.PortMapping
+	err := json.Unmarshal(port, &m)
+	if err == nil {
+		p.ports = append(p.ports, m)
+	}
+	return err
 }
 
 // add: a port that is there was asked for when the supervisor before us was killed before it could
@@ -32,7 +43,7 @@ func (p *byDriver) add(m conf.PortMapping) error {
 		return err
 	}
 	p.ports = append(p.ports, m)
-	p.changed(p.ports)
+	p.changed(m, true)
 	return nil
 }
 
@@ -62,7 +73,7 @@ func (p *byDriver) remove(m conf.PortMapping) error {
 		return err
 	}
 	p.ports = slices.DeleteFunc(p.ports, func(have conf.PortMapping) bool { return have == m })
-	p.changed(p.ports)
+	p.changed(m, false)
 	return nil
 }
 
