@@ -3,10 +3,13 @@ package names
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"strconv"
 	"syscall"
@@ -134,6 +137,9 @@ const lookEvery = 10 * time.Second
 const trimAfter = 300 * time.Millisecond
 
 func serve(args []string, log *slog.Logger) error {
+	// The thread that forks the twin is the one that ends it: each thread has a domain of
+	// Landlock of its own, and one may not signal what another has forked (landlock(7)).
+	runtime.LockOSThread()
 	const first = 2
 	args = append(args, make([]string, first)...) // ambi itself starts it, with both
 	debug.SetGCPercent(50)
@@ -282,12 +288,19 @@ func duplicates(sockets int) (files []*os.File, err error) {
 // deserted says that nobody is there any more, nor coming, and removes what is on disk after
 // the last that is to be done; needed that somebody is there.
 func (p Place) deserted(last func()) (deserted, needed bool) {
-	if members, err := Members(p.Store, p.Network); err != nil || len(members) > 0 {
+	if members, err := Members(p.Store, p.Network); lost(err) {
+		last()
+		return true, false
+	} else if err != nil || len(members) > 0 {
 		return false, err == nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 0)
 	defer cancel()
 	lock, err := flock.Folder(ctx, p.Dir(), flock.Exclusive)
+	if lost(err) {
+		last()
+		return true, false
+	}
 	if err != nil {
 		return false, false // somebody is coming, or sees to it
 	}
@@ -298,4 +311,10 @@ func (p Place) deserted(last func()) (deserted, needed bool) {
 	last()
 	_ = os.RemoveAll(p.Dir())
 	return true, false
+}
+
+// lost says that somebody has removed the state folder, and perhaps made another: to that one we
+// have no right (giveUpRights), and nobody finds us by it.
+func lost(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission)
 }
