@@ -58,15 +58,27 @@ func Open(protocol int, namespace *os.File) (*Socket, error) {
 // In runs f on a thread that enters the namespace, and ends with f.
 func In(namespace *os.File, f func() error) error {
 	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and never unlocked
-		if err := unix.Setns(int(namespace.Fd()), unix.CLONE_NEWNET); err != nil {
-			done <- fmt.Errorf("entering the network namespace: %w", err)
-			return
-		}
-		done <- f()
-	}()
+	go in(namespace, f, done)
 	return <-done
+}
+
+func in(namespace *os.File, f func() error, done chan<- error) {
+	runtime.LockOSThread() // and never unlocked
+	if unix.Gettid() == unix.Getpid() {
+		// Not the process's first thread, whose namespace /proc/PID/ns/net shows. While it is
+		// locked, another goroutine cannot land on it.
+		other := make(chan error)
+		go in(namespace, f, other)
+		err := <-other
+		runtime.UnlockOSThread()
+		done <- err
+		return
+	}
+	if err := unix.Setns(int(namespace.Fd()), unix.CLONE_NEWNET); err != nil {
+		done <- fmt.Errorf("entering the network namespace: %w", err)
+		return
+	}
+	done <- f()
 }
 
 // Close closes the socket.
@@ -137,8 +149,12 @@ func (s *Socket) receive() ([]Answer, error) {
 	if err != nil {
 		return nil, err
 	}
-	var answers []Answer
-	for b := s.buf[:n]; len(b) >= unix.SizeofNlMsghdr; {
+	return parse(s.buf[:n])
+}
+
+// parse copies what was received.
+func parse(b []byte) (answers []Answer, err error) {
+	for len(b) >= unix.SizeofNlMsghdr {
 		size := int(binary.NativeEndian.Uint32(b))
 		if size < unix.SizeofNlMsghdr || size > len(b) {
 			return nil, errors.New("the kernel's answer is cut off")
