@@ -17,9 +17,8 @@ var _ Backend = backend{}
 
 // rules are those of one kind in the kernel, nftables' or iptables'.
 type rules interface {
-	// Name, Del and Owners are the Backend's.
+	// Name and Owners are the Backend's.
 	Name() string
-	Del(ctx context.Context, p Published) error
 	Owners(ctx context.Context, network string) ([]conf.Key, error)
 	// serves refuses mappings that rules of this kind cannot be made for here.
 	serves(fs []forward) error
@@ -28,6 +27,9 @@ type rules interface {
 	free(ctx context.Context, in intent) error
 	// publish makes the rules, all or none. Done are the mappings that no sibling has.
 	publish(ctx context.Context, in intent) (done []forward, err error)
+	// unpublish removes what p.Owner has. Gone are the mappings whose conversations are to
+	// be forgotten, also after an error: those it removed, and those of p that nobody has.
+	unpublish(ctx context.Context, p Published) (gone []forward, err error)
 	// missing names what is not there.
 	missing(ctx context.Context, in intent) ([]string, error)
 	// restore makes what is missing of all, whose owners it returns. Done are the
@@ -92,6 +94,16 @@ func (b backend) Add(ctx context.Context, p Published) error {
 		return errors.Join(err, b.Del(context.WithoutCancel(ctx), p))
 	}
 	return nil
+}
+
+func (b backend) Del(ctx context.Context, p Published) error {
+	forget, err := b.Unpublish(ctx, p)
+	return errors.Join(err, forget())
+}
+
+func (b backend) Unpublish(ctx context.Context, p Published) (forget func() error, err error) {
+	gone, err := b.unpublish(ctx, p)
+	return func() error { return forgetForwards(gone) }, err
 }
 
 func (b backend) Check(ctx context.Context, p Published) error {

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,24 +19,41 @@ import (
 // the port is published, and all conversations with the container, TCP too, when
 // it is unpublished.
 
-// entry is one conversation that connection tracking knows: what the client addressed,
-// and who answers.
+// entry is one conversation that connection tracking knows: who began it, whom that addressed,
+// who answers, and whom that addresses.
 type entry struct {
-	proto         uint8
-	dst, answerer netip.AddrPort
-	tuple         []byte // CTA_TUPLE_ORIG, to delete it by
-	id            []byte
+	proto                     uint8
+	src, dst, answerer, asker netip.AddrPort
+	tuple                     []byte // CTA_TUPLE_ORIG, to delete it by
+	id                        []byte
 }
+
+// stale are entries that are to be forgotten: which of a mapping, and where they have the host's
+// side of it.
+type stale struct {
+	host  func(entry) netip.AddrPort
+	match func(forward, entry) bool
+}
+
+var (
+	// elsewhere are conversations with a port that go elsewhere than to the container.
+	elsewhere = stale{func(e entry) netip.AddrPort { return e.dst }, func(f forward, e entry) bool { return e.answerer != f.to }}
+	// forwarded are those that a mapping made.
+	forwarded = stale{func(e entry) netip.AddrPort { return e.dst }, func(f forward, e entry) bool { return e.answerer == f.to }}
+	// begun are those of a container that answered by UDP what the kernel had forgotten by then,
+	// being late or the table full. What the client sends to the port later belongs to
+	// such a one, and goes to the container's address.
+	begun = stale{func(e entry) netip.AddrPort { return e.asker }, func(f forward, e entry) bool { return e.src == f.to }}
+)
 
 // forgetElsewhere deletes the UDP and SCTP conversations with published ports
 // that go elsewhere than to the container.
 func forgetElsewhere(fs []forward) error {
-	elsewhere := func(f forward, e entry) bool { return e.answerer != f.to }
 	for _, l := range byPort(fs, func(f forward) uint16 { return f.port }, toPort) {
 		if l.forwards[0].proto == unix.IPPROTO_TCP {
 			continue
 		}
-		if err := forget(l.forwards, elsewhere, l.filter); err != nil {
+		if _, err := forget(l.forwards, elsewhere, l.filter); err != nil {
 			return err
 		}
 	}
@@ -83,10 +101,35 @@ func forgetForwards(fs []forward) error {
 	for ip, some := range byTarget {
 		lists := []listed{{some, answeredBy(ip)}}
 		if ip.Is6() {
-			lists = byPort(some, func(f forward) uint16 { return f.to.Port() }, fromPort)
+			lists = byPort(some, containerPort, fromPort)
 		}
-		for _, l := range lists {
-			if err := forget(l.forwards, func(f forward, e entry) bool { return e.answerer == f.to }, l.filter); err != nil {
+		if err := forgetTarget(ip, lists); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func containerPort(f forward) uint16 { return f.to.Port() }
+
+// forgetTarget forgets what a container's ports were asked, and where that was something by UDP
+// what it said by itself.
+func forgetTarget(ip netip.Addr, lists []listed) error {
+	for _, l := range lists {
+		forgotten, err := forget(l.forwards, forwarded, l.filter)
+		if err != nil {
+			return err
+		}
+		udp := slices.DeleteFunc(slices.Clone(l.forwards), func(f forward) bool { return f.proto != unix.IPPROTO_UDP })
+		if forgotten == 0 || len(udp) == 0 {
+			continue
+		}
+		again := []listed{{udp, begunBy(ip)}}
+		if ip.Is6() {
+			again = byPort(udp, containerPort, begunAt)
+		}
+		for _, l := range again {
+			if _, err := forget(l.forwards, begun, l.filter); err != nil {
 				return err
 			}
 		}
@@ -94,10 +137,11 @@ func forgetForwards(fs []forward) error {
 	return nil
 }
 
-// forget lists each family's entries once, whatever the number of mappings.
-func forget(fs []forward, match func(forward, entry) bool, filter attrs) error {
+// forget lists each family's entries once, whatever the number of mappings, and says how many
+// it has deleted.
+func forget(fs []forward, which stale, filter attrs) (deleted int, err error) {
 	if len(fs) == 0 || nothingRemembered() {
-		return nil
+		return 0, nil
 	}
 	bySlot := make(map[slot]forward, len(fs))
 	present := map[family]bool{}
@@ -109,11 +153,12 @@ func forget(fs []forward, match func(forward, entry) bool, filter attrs) error {
 		if !present[f] {
 			continue
 		}
-		if err := forgetFamily(f, filter, func(e entry) bool { return matches(bySlot, e, match) }); err != nil {
-			return fmt.Errorf("forgetting %s connections of unpublished or republished ports: %w", f, err)
+		n, err := forgetFamily(f, filter, bySlot, which)
+		if deleted += n; err != nil {
+			return deleted, fmt.Errorf("forgetting %s connections of unpublished or republished ports: %w", f, err)
 		}
 	}
-	return nil
+	return deleted, nil
 }
 
 // nothingRemembered says whether this network namespace has no entry at all. For a
@@ -160,11 +205,23 @@ func fromPort(proto uint8, port uint16) attrs {
 	return filterBy(ctaFilterReply, filterProtocol|filterSrcPort).nest(ctaTupleReply, attrs(nil).nest(ctaTupleProto, of))
 }
 
+// begunAt has it send those that began at a port, and begunBy those that an address began.
+func begunAt(proto uint8, port uint16) attrs {
+	var of attrs
+	of = of.bytes(ctaProtoNum, []byte{proto}).bytes(ctaProtoSrcPort, binary.BigEndian.AppendUint16(nil, port))
+	return filterBy(ctaFilterOrig, filterProtocol|filterSrcPort).nest(ctaTupleOrig, attrs(nil).nest(ctaTupleProto, of))
+}
+
+func begunBy(ip netip.Addr) attrs { return ofSource(ctaFilterOrig, ctaTupleOrig, ip) }
+
 // answeredBy is of no use for IPv6: Linux up to 6.18 at least has the comparison of these
 // addresses the wrong way round (ctnetlink_filter_match_tuple) and would send all but those.
 func answeredBy(ip netip.Addr) attrs {
-	tuple := attrs(nil).nest(ctaTupleIP, attrs(nil).bytes(ctaIPv4Src, ip.AsSlice()))
-	return filterBy(ctaFilterReply, filterSource).nest(ctaTupleReply, tuple)
+	return ofSource(ctaFilterReply, ctaTupleReply, ip)
+}
+
+func ofSource(which, tuple uint16, ip netip.Addr) attrs {
+	return filterBy(which, filterSource).nest(tuple, attrs(nil).nest(ctaTupleIP, attrs(nil).bytes(ctaIPv4Src, ip.AsSlice())))
 }
 
 func filterBy(which uint16, flags uint32) attrs {
@@ -172,59 +229,101 @@ func filterBy(which uint16, flags uint32) attrs {
 	return attrs(nil).nest(ctaFilter, attrs(nil).bytes(which, binary.NativeEndian.AppendUint32(nil, flags)))
 }
 
-func matches(bySlot map[slot]forward, e entry, match func(forward, entry) bool) bool {
-	for _, host := range []netip.Addr{e.dst.Addr(), familyOf(e.dst.Addr()).unspecified()} {
-		if f, ok := bySlot[slot{e.proto, host, e.dst.Port()}]; ok && match(f, e) {
+func (s stale) of(bySlot map[slot]forward, e entry) bool {
+	at := s.host(e)
+	for _, host := range []netip.Addr{at.Addr(), familyOf(at.Addr()).unspecified()} {
+		if f, ok := bySlot[slot{e.proto, host, at.Port()}]; ok && s.match(f, e) {
 			return true
 		}
 	}
 	return false
 }
 
-func forgetFamily(fam family, filter attrs, match func(entry) bool) error {
-	entries, err := listEntries(fam, filter, match)
-	if err != nil || len(entries) == 0 {
-		return err
-	}
-	local, err := localAddresses(fam)
-	if err != nil {
-		return err
-	}
-	entries = slices.DeleteFunc(entries, func(e entry) bool { return !local.have(e.dst.Addr()) })
+// forgetFamily deletes entries while they are listed, since who floods a port makes as many
+// as the table has room for.
+func forgetFamily(fam family, filter attrs, bySlot map[slot]forward, which stale) (deleted int, err error) {
 	s, err := dial(unix.NETLINK_NETFILTER)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer s.close()
-	for _, e := range entries {
-		m := conntrackMessage(ctDelete, unix.NLM_F_ACK, fam)
-		m.data = attrs(m.data).nest(ctaTupleOrig, e.tuple).bytes(ctaID, e.id)
-		seq, err := s.send(m)
-		if err != nil {
-			return err
-		}
-		// It may have ended by itself meanwhile.
-		if err := s.answers(seq, func(uint32, []byte) {}); err != nil && !errors.Is(err, unix.ENOENT) {
-			return err
+	local := sync.OnceValues(func() (prefixes, error) { return localAddresses(fam) })
+	for range passes {
+		d := deletion{socket: s, family: fam}
+		err := eachEntry(fam, filter, func(e entry) error {
+			if !which.of(bySlot, e) {
+				return nil
+			}
+			l, err := local()
+			if err != nil || !l.have(which.host(e).Addr()) {
+				return err
+			}
+			return d.add(e)
+		})
+		err = errors.Join(err, d.flush())
+		if deleted += d.done; err != nil || d.done <= atOnce {
+			return deleted, err
 		}
 	}
-	return nil
+	return deleted, nil
 }
 
-func listEntries(fam family, filter attrs, match func(entry) bool) ([]entry, error) {
+// passes are how often a list that had many entries is gone through: one that a packet under way
+// was to have meanwhile is in the next.
+const passes = 3
+
+// atOnce is how many entries the kernel is asked to delete with one message.
+const atOnce = 256
+
+// deletion has entries deleted, many at once.
+type deletion struct {
+	*socket
+	family
+	waiting []message
+	done    int
+}
+
+func (d *deletion) add(e entry) error {
+	m := conntrackMessage(ctDelete, 0, d.family)
+	m.data = attrs(m.data).nest(ctaTupleOrig, e.tuple).bytes(ctaID, e.id)
+	d.waiting = append(d.waiting, m)
+	if len(d.waiting) < atOnce {
+		return nil
+	}
+	return d.flush()
+}
+
+// flush waits until all are gone. One that has ended by itself meanwhile is.
+func (d *deletion) flush() error {
+	n := len(d.waiting)
+	if n == 0 {
+		return nil
+	}
+	d.waiting[n-1].flags |= unix.NLM_F_ACK
+	first, err := d.send(d.waiting...)
+	if err != nil {
+		return err
+	}
+	d.waiting = d.waiting[:0]
+	d.done += n
+	return d.acknowledged(first+uint32(n)-1, unix.ENOENT)
+}
+
+// eachEntry lists what the kernel remembers. An entry is valid until the next.
+func eachEntry(fam family, filter attrs, each func(entry) error) error {
 	s, err := dial(unix.NETLINK_NETFILTER)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer s.close()
-	var entries []entry
+	var failed error
 	m := conntrackMessage(ctGet, 0, fam)
 	m.data = append(m.data, filter...)
 	err = s.dump(m, func(data []byte) bool {
-		if e, ok := parseEntry(data); ok && match(e) {
-			entries = append(entries, e)
+		if e, ok := parseEntry(data); ok {
+			failed = each(e)
 		}
-		return true
+		return failed == nil
 	})
 	// An interrupted list may miss an entry made meanwhile; such an entry was made
 	// by the rules that are in force now, so it is not stale. A kernel without
@@ -233,7 +332,7 @@ func listEntries(fam family, filter attrs, match func(entry) bool) ([]entry, err
 	if errors.Is(err, errInterrupted) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {
 		err = nil
 	}
-	return entries, err
+	return errors.Join(failed, err)
 }
 
 // prefixes are the destinations of routes.
@@ -336,11 +435,21 @@ func parseEntry(data []byte) (entry, bool) {
 	if len(proto) != 1 || len(id) != 4 {
 		return entry{}, false
 	}
-	e := entry{proto: proto[0], tuple: append([]byte(nil), orig...), id: append([]byte(nil), id...)}
-	var okDst, okAnswerer bool
-	e.dst, okDst = endpoint(orig, ctaIPv4Dst, ctaIPv6Dst, ctaProtoDstPort)
-	e.answerer, okAnswerer = endpoint(reply, ctaIPv4Src, ctaIPv6Src, ctaProtoSrcPort)
-	return e, okDst && okAnswerer
+	e := entry{proto: proto[0], tuple: orig, id: id}
+	var ok [4]bool
+	e.src, ok[0] = source(orig)
+	e.dst, ok[1] = destination(orig)
+	e.answerer, ok[2] = source(reply)
+	e.asker, ok[3] = destination(reply)
+	return e, ok == [4]bool{true, true, true, true}
+}
+
+func source(tuple []byte) (netip.AddrPort, bool) {
+	return endpoint(tuple, ctaIPv4Src, ctaIPv6Src, ctaProtoSrcPort)
+}
+
+func destination(tuple []byte) (netip.AddrPort, bool) {
+	return endpoint(tuple, ctaIPv4Dst, ctaIPv6Dst, ctaProtoDstPort)
 }
 
 // endpoint reads one end of a tuple; not ok for protocols without ports.

@@ -1,10 +1,12 @@
 package nat
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
 )
@@ -59,6 +61,38 @@ func FuzzElements(f *testing.F) {
 		if len(owner) <= longestOwner && !strings.Contains(owner, "\x00") {
 			require.Equal(t, owner, parseComment(commentData(owner)))
 		}
+	})
+}
+
+// FuzzListed: whatever the kernel lists of sockets, connections and published ports is read,
+// or passed over: ports, addresses and other tables are anybody's choice.
+func FuzzListed(f *testing.F) {
+	socket := make([]byte, diagAnswerSize)
+	socket[0], socket[5] = unix.AF_INET, 80
+	f.Add(socket, uint8(unix.IPPROTO_TCP))
+	f.Add([]byte(attrs(socket).bytes(diagSKV6Only, []byte{1})), uint8(unix.IPPROTO_UDP))
+	tuple := attrs(nil).nest(ctaTupleIP, attrs(nil).bytes(ctaIPv4Src, []byte{10, 0, 0, 1}).bytes(ctaIPv4Dst, []byte{10, 0, 0, 2})).
+		nest(ctaTupleProto, attrs(nil).bytes(ctaProtoNum, []byte{6}).bytes(ctaProtoSrcPort, []byte{0, 80}).bytes(ctaProtoDstPort, []byte{0, 80}))
+	f.Add([]byte(attrs(make([]byte, headerSize)).nest(ctaTupleOrig, tuple).nest(ctaTupleReply, tuple).bytes(ctaID, []byte{1, 2, 3, 4})), uint8(0))
+	f.Add(hostedKey(slot{6, netip.MustParseAddr("10.0.0.1"), 80}), uint8(0))
+	f.Add(portKey(slot{6, netip.Addr{}, 80}), uint8(0))
+	f.Add([]byte{}, uint8(0))
+	f.Fuzz(func(t *testing.T, data []byte, proto uint8) {
+		for _, fam := range families() {
+			if l, ok := parseListener(fam, proto, data); ok {
+				require.Equal(t, proto, l.proto)
+				_ = l.excludes(slot{proto, fam.unspecified(), 80})
+			}
+			for _, set := range []string{fam.portsMap(), fam.hostedMap()} {
+				for cut := range min(len(data), 40) + 1 {
+					_ = placed{set, element{key: data[:cut], data: data[cut:]}}.isPort()
+				}
+			}
+		}
+		if e, ok := parseEntry(data); ok {
+			require.True(t, e.dst.IsValid() && e.answerer.IsValid())
+		}
+		_, _ = parseOwned(data)
 	})
 }
 

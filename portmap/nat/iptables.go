@@ -79,7 +79,8 @@ func (b iptRules) publish(ctx context.Context, in intent) (done []forward, err e
 	// A conflict is found before anything is done, and what is there is then not
 	// ours to remove.
 	if err != nil && !isConflict(err) {
-		err = errors.Join(err, b.Del(context.WithoutCancel(ctx), in.Published))
+		gone, undone := b.unpublish(context.WithoutCancel(ctx), in.Published)
+		err = errors.Join(err, undone, forgetForwards(gone))
 	}
 	return done, err
 }
@@ -137,9 +138,8 @@ func (b iptRules) missing(ctx context.Context, in intent) (missing []string, err
 	return missing, err
 }
 
-func (b iptRules) Del(ctx context.Context, p Published) error {
-	var gone []forward
-	err := b.locked(ctx, func(b iptRules) error {
+func (b iptRules) unpublish(ctx context.Context, p Published) (gone []forward, err error) {
+	err = b.locked(ctx, func(b iptRules) error {
 		now, err := b.read(ctx)
 		if err != nil {
 			return err
@@ -160,7 +160,7 @@ func (b iptRules) Del(ctx context.Context, p Published) error {
 		}
 		return nil
 	})
-	return errors.Join(err, forgetForwards(gone))
+	return gone, err
 }
 
 func (b iptRules) restore(ctx context.Context, all []intent) (restored []conf.Key, done []forward, err error) {

@@ -42,6 +42,10 @@ type Backend interface {
 	// there is success. What another attachment of the container left to it takes a
 	// Restore of that one.
 	Del(ctx context.Context, p Published) error
+	// Unpublish is Del in two parts, since as long as the container has its interface it
+	// answers what came before: to a client whose conversation is forgotten that would be a
+	// new one, which sends what comes to the port later to the container's address.
+	Unpublish(ctx context.Context, p Published) (forget func() error, err error)
 	// Restore puts back what is missing of all, in one transaction, and returns the
 	// owners of what it put back. What is there already stays untouched.
 	Restore(ctx context.Context, all []Published) (restored []conf.Key, err error)

@@ -179,12 +179,8 @@ func (r reader) leftOver(all []placed) ([]placed, error) {
 	return stale, nil
 }
 
-func (nftRules) Del(ctx context.Context, p Published) error {
-	gone, err := nftRetry(ctx, "unpublishing ports of", p.Owner, func(r reader) ([]forward, error) { return r.unpublish(p) })
-	if err != nil {
-		return err
-	}
-	return forgetForwards(gone)
+func (nftRules) unpublish(ctx context.Context, p Published) ([]forward, error) {
+	return nftRetry(ctx, "unpublishing ports of", p.Owner, func(r reader) ([]forward, error) { return r.unpublish(p) })
 }
 
 // unpublish is one attempt. It returns the mappings whose connections are to be

@@ -93,10 +93,18 @@ func portKey(s slot) []byte {
 // hostedKey is the key of a port of one host address.
 func hostedKey(s slot) []byte { return append(s.host.AsSlice(), portKey(s)...) }
 
+// parseSlot is the inverse of both. Of a key of another length, as of a map that somebody else
+// has made, nothing is read.
 func parseSlot(f family, hosted bool, key []byte) slot {
 	host := f.unspecified()
+	n := 0
 	if hosted {
-		n := int(f.addrType().Bytes)
+		n = int(f.addrType().Bytes)
+	}
+	if len(key) != n+len(portKey(slot{})) {
+		return slot{}
+	}
+	if hosted {
 		host, _ = netip.AddrFromSlice(key[:n])
 		key = key[n:]
 	}

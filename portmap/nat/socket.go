@@ -138,6 +138,28 @@ func (s *socket) answers(last uint32, each func(seq uint32, data []byte)) error 
 	}
 }
 
+// acknowledged reads until the request numbered last is, whatever there is of the others, and
+// returns the first error but those of what is not there (gone).
+func (s *socket) acknowledged(last uint32, gone unix.Errno) (first error) {
+	for {
+		msgs, err := s.receive()
+		if err != nil {
+			return err
+		}
+		for _, m := range msgs {
+			if m.Header.Type != unix.NLMSG_ERROR {
+				continue
+			}
+			if err := errorOf(m); err != nil && !errors.Is(err, gone) && first == nil {
+				first = err
+			}
+			if m.Header.Seq == last {
+				return first
+			}
+		}
+	}
+}
+
 // errorOf is the errno of an NLMSG_ERROR or NLMSG_DONE message; nil for an
 // acknowledgement.
 func errorOf(m syscall.NetlinkMessage) error {
