@@ -52,10 +52,10 @@ func unpace(listener int32) (forOthers string) {
 // one go.
 const nearest = 50 * time.Microsecond
 
-// near says that there is nothing on the way to a client that pacing would be for. An
-// accepted socket knows the time of its handshake.
-func near(accepted int32) bool {
-	_, trip := sysTCPInfo(accepted)
+// near says that there is nothing on the way to the other end that pacing would be for. Of
+// the connection's trips the shortest counts, which is mostly its handshake's.
+func near(fd int32) bool {
+	_, trip := sysTCPInfo(fd)
 	return trip > 0 && trip < nearest
 }
 
@@ -66,4 +66,15 @@ func (w *worker) probePacing() {
 		w.paced = paces(congestion(fd))
 		sysClose(fd)
 	}
+}
+
+// hostPacing is what paces new sockets of the calling thread's namespace, if anything does that
+// can be given back to them.
+func hostPacing() string {
+	fd, errno := sysSocket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if errno != 0 {
+		return ""
+	}
+	defer sysClose(fd)
+	return unpace(fd)
 }

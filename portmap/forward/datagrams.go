@@ -68,6 +68,9 @@ func (d *datagrams) receive(fd int32) (int, unix.Errno) {
 
 func (d *datagrams) bytes(i int) int { return int(d.in[i].length) }
 
+// data is a received datagram, until the next receive.
+func (d *datagrams) data(i int) []byte { return d.buffers[i*datagramMost:][:d.bytes(i)] }
+
 // key is the client and the local address of a received datagram.
 func (d *datagrams) key(i int) flowKey {
 	d.names[i].received(d.in[i].header.Namelen)

@@ -48,7 +48,7 @@
 //
 //	        a client's connection is in the kernel's accept queue
 //	             |
-//	listener.ready -- no descriptor left --> paused: 100 ms, or until a connection ends
+//	listener.ready -- no descriptor left --> paused: 100 ms, or until a connection ends or comes
 //	             |  a spare socket inside, or a new one; then accept4(2)
 //	worker.connect      by now the worker that will keep it
 //	             |  binds the socket inside to the client's address, connects to the service;
@@ -75,8 +75,10 @@
 //	udpPort.ready   a batch from the host's socket; each datagram's client and local
 //	     |          address are the key of its flow
 //	     |-- there is a flow --> flow.toService
+//	     |-- a full batch: it waits, and one flow is opened in each round (udpPort.resume)
 //	     |-- the table is full: the oldest flow without a reply, else of a single
-//	     |   exchange, gives way; else the datagram is dropped
+//	     |   exchange, else of another client or port with more than a quarter of all, gives
+//	     |   way; else the datagram is dropped
 //	openFlow        the socket inside, bound as a TCP connection's is, and the route back
 //	     |
 //	unreplied ----- nothing for 30 s ----> closed
@@ -102,12 +104,29 @@
 // accepted after that one, may be in the first half of the reserve, up to never. Pipes (64 at most, and 16 MiB together) are taken by a way only
 // while it has data in one.
 //
+// # When not everybody can be let in
+//
+// A client alone may have all connections there can be; those that are too many wait in the
+// listener's queue. It is looked (sock_diag) who waits there, when descriptors run short and
+// when the queue is long. While somebody is seen who has clearly less than another one, not half
+// as many, the first worker's door is open:
+//
+//	listener.letIn -- all that wait are accepted, and gone through
+//	     |-- no descriptor left, and nobody has clearly more --> reset (gaveWay)
+//	     |-- no descriptor left: one of whoever has most is ended (gaveWay)
+//	door.turns        a row for each client, and one of each in turns
+//	     |-- reset by the client meanwhile --> closed, nothing else was done for it
+//	     |-- the client gave way in this round, and has what was left to it --> waits
+//	worker.connect    as any other one
+//
 // # Where to find it
 //
 //	forwarder.go config.go port.go listen.go   what callers see: Forwarder, Config, ports, binding
 //	stats.go                                   counters
 //	worker.go poll.go timers.go pace.go        the engine: rounds, seats, time-outs, sleeping
 //	accept.go tcp.go relay.go splice.go        TCP: accepting, connecting, moving bytes, pipes
+//	door.go queue.go guests.go                 TCP: fairness where there is not room for all
+//	settle.go                                  TCP that leaves: which worker it is for
 //	congestion.go timewait.go                  TCP: no pacing and no TIME_WAIT within one kernel
 //	udp.go flow.go datagrams.go outgoing.go    UDP: ports, flows, receiving, sending batches
 //	target.go routes.go                        what the service sees of a client; the way back

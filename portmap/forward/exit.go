@@ -39,6 +39,7 @@ func (o *Outward) Dial(c Call, at netip.AddrPort, packet []byte) {
 	w := o.worker
 	if d := o.dials[c]; d != nil {
 		d.renewed = w.now
+		d.packet = append(d.packet[:0], packet...) // of another socket, maybe, from the same port
 		if d.answered {
 			o.gate.Answered(c, d.packet)
 		}
@@ -75,14 +76,9 @@ func (o *Outward) start(w *worker, at netip.AddrPort) (int32, unix.Errno) {
 	if errno != 0 {
 		return noDescriptor, errno
 	}
-	for _, option := range [...]option{
-		{unix.SOL_TCP, unix.TCP_NODELAY, 1},
-		{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
-		{unix.SOL_TCP, unix.TCP_KEEPIDLE, keepIdleSeconds},
-		{unix.SOL_TCP, unix.TCP_KEEPINTVL, keepIntervalSeconds},
-		{unix.SOL_TCP, unix.TCP_KEEPCNT, keepCount},
-	} {
-		sysSetInt(fd, option.level, option.name, int32(option.value))
+	sysSetInt(fd, unix.SOL_TCP, unix.TCP_NODELAY, 1)
+	if o.pacing != "" {
+		setCongestion(fd, unpaced)
 	}
 	to := newSockaddr(at.Addr(), at.Port())
 	if errno = o.bindOutward(fd, at.Addr()); errno == 0 {
@@ -90,9 +86,26 @@ func (o *Outward) start(w *worker, at netip.AddrPort) (int32, unix.Errno) {
 	}
 	if errno != 0 && errno != unix.EINPROGRESS {
 		sysClose(fd)
-		return noDescriptor, errno
+		return noDescriptor, withoutSource(errno, &to)
 	}
 	return fd, 0
+}
+
+// withoutSource tells a host that has no address of IPv6 from one that has no port left, of which
+// TCP's connect(2) says the same. UDP's says it of the former only.
+func withoutSource(errno unix.Errno, to *sockaddr) unix.Errno {
+	if errno != unix.EADDRNOTAVAIL || to.raw.Family != unix.AF_INET6 {
+		return errno
+	}
+	fd, failed := sysSocket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if failed != 0 {
+		return errno
+	}
+	defer sysClose(fd)
+	if sysConnect(fd, to) == unix.EADDRNOTAVAIL {
+		return unix.ENETUNREACH
+	}
+	return errno
 }
 
 func (d *dial) ready(w *worker, _ int, events uint32) {
@@ -107,6 +120,7 @@ func (d *dial) ready(w *worker, _ int, events uint32) {
 		d.out.gate.Failed(d.call, d.packet, errno)
 	case d.far.writable:
 		d.answered, d.renewed = true, w.now
+		d.out.expected++
 		d.out.gate.Answered(d.call, d.packet)
 	}
 }
@@ -133,6 +147,9 @@ func (d *dial) overdue(now time.Duration) bool {
 }
 
 func (d *dial) giveUp(w *worker) {
+	if d.answered {
+		d.out.expected--
+	}
 	d.end(w)
 	sysReset(d.far.fd)
 }
@@ -149,7 +166,7 @@ type exitListener struct {
 const acceptsEachTurn = 16
 
 func (l *exitListener) ready(w *worker, _ int, _ uint32) {
-	for range acceptsEachTurn {
+	for n := 0; n == 0 || n < acceptsEachTurn && l.out.expected > 0; n++ {
 		fd, errno := sysAccept(l.fd, &w.name)
 		if exhausted(errno) {
 			l.pause(w)
@@ -187,52 +204,31 @@ func (l *exitListener) take(w *worker, fd int32) {
 		sysReset(fd) // the far end has gone meanwhile
 		return
 	}
+	l.out.expected--
 	l.out.join(w, d, fd)
 }
 
-// join makes a connection of its two sides, and hands it to the worker that has least to do.
+// join makes a connection of its two sides. It stays with this worker until it is seen to
+// last (conn.settle).
 func (o *Outward) join(w *worker, d *dial, fd int32) {
 	m := d.member
 	m.active.Add(1)
 	m.total.Add(1)
 	m.users.Add(1)
-	c := &conn{port: &m.port, since: w.now}
-	c.sides[client] = side{fd: fd, writable: true}
-	to := w.forwarder.least(w)
-	to.load.Add(1)
-	if to == w {
-		c.sides[service] = d.far
-		c.ticket = d.ticket
-		w.seats[d.ticket.seat].handler = c
-		delete(o.dials, d.call)
-		m.dials--
-		if errno := w.watch(fd, c.ticket, client, edge); errno != 0 {
-			m.dropped.Add(1)
-			c.abort(w)
-			return
-		}
-		c.queue(w)
+	c := &conn{port: &m.port, since: w.now, ticket: d.ticket, fresh: true, young: true}
+	o.young.push(c)
+	c.sides = [...]side{client: {fd: fd, writable: true}, service: d.far}
+	w.load.Add(1)
+	w.fresh.Add(1)
+	w.seats[d.ticket.seat].handler = c
+	delete(o.dials, d.call)
+	m.dials--
+	if errno := w.watch(fd, c.ticket, client, edge); errno != 0 {
+		m.dropped.Add(1)
+		c.abort(w)
 		return
 	}
-	w.unwatch(d.far.fd)
-	d.end(w)
-	c.sides[service] = side{fd: d.far.fd, writable: true}
-	if !to.post(func(to *worker) { to.relay(c) }) {
-		sysReset(fd)
-		sysReset(d.far.fd)
-	}
-}
-
-// relay begins a connection whose two sides are there.
-func (w *worker) relay(c *conn) {
-	c.ticket = w.seat(c)
-	for i := range c.sides {
-		if errno := w.watch(c.sides[i].fd, c.ticket, i, edge); errno != 0 {
-			c.port.dropped.Add(1)
-			c.abort(w)
-			return
-		}
-	}
+	c.queue(w)
 }
 
 func (l *exitListener) resume(*worker) {}
@@ -335,14 +331,28 @@ func (f *flow) leave(w *worker) (errno unix.Errno) {
 	}
 	sysSetInt(f.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, datagramBuffer)
 	u.tellErrors(f.fd)
-	if errno = u.out.bindOutward(f.fd, u.leaving.at.ip()); errno == 0 {
+	errno = u.out.bindOutward(f.fd, u.leaving.at.ip())
+	told := errno // where an address has gone, who asks again may have more luck
+	if errno == 0 {
 		errno = sysConnect(f.fd, &u.leaving.at)
+		told = heard(errno)
 	}
 	if errno != 0 {
 		sysClose(f.fd)
 		f.fd = noDescriptor
 		f.port.refused.Add(1)
-		u.out.notReached(f, errno)
+		u.out.notReached(f, told)
+	}
+	return errno
+}
+
+// heard is what a container is told of what the host itself does not get to, and says at once: of
+// ICMP's errors a UDP socket hears of a closed port, and of no other of these (icmp_err_convert in
+// net/ipv4/icmp.c, icmpv6_err_convert in net/ipv6/icmp.c).
+func heard(errno unix.Errno) unix.Errno {
+	switch errno {
+	case unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EADDRNOTAVAIL:
+		return unix.ECONNREFUSED
 	}
 	return errno
 }

@@ -88,6 +88,9 @@ func (u *udpPort) openFlow(w *worker, key flowKey) (*flow, unix.Errno) {
 		return nil, errno
 	}
 	u.flows[key] = f
+	if u.out == nil {
+		w.flowsOf[key.guest()]++
+	}
 	w.flows[unreplied].push(f)
 	w.forwarder.flows.Add(1)
 	f.port.active.Add(1)
@@ -203,6 +206,11 @@ func (f *flow) close(w *worker) {
 	f.closed = true
 	f.hangUp()
 	delete(f.udp.flows, f.key)
+	if client := f.key.guest(); f.udp.out == nil {
+		if w.flowsOf[client]--; w.flowsOf[client] == 0 {
+			delete(w.flowsOf, client)
+		}
+	}
 	w.forwarder.flows.Add(-1)
 	f.port.active.Add(-1)
 }

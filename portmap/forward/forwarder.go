@@ -22,6 +22,7 @@ type Forwarder struct {
 	budget  descriptorBudget
 	pipes   pipePool
 	routes  routes
+	guests  guests
 	flows   atomic.Int64 // of all workers
 
 	spinning atomic.Bool // one worker at a time, see poller.wait
@@ -202,13 +203,20 @@ func byWorker(ports []*port) map[*worker][]*port {
 // ends closes them, and no other port is touched; its UDP flows end, since they
 // answer through the socket that is closed here. A port that is not there is
 // an error.
-func (f *Forwarder) Remove(m conf.PortMapping) error {
+func (f *Forwarder) Remove(m conf.PortMapping) error { return f.remove(m, false) }
+
+// Leave is Remove for a port that another forwarder has by the same sockets: those who have
+// come are served by this one.
+func (f *Forwarder) Leave(m conf.PortMapping) error { return f.remove(m, true) }
+
+func (f *Forwarder) remove(m conf.PortMapping, goesOn bool) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	p := f.ports[m]
 	if p == nil {
 		return fmt.Errorf("port %s is not forwarded: %w", m, os.ErrNotExist)
 	}
+	p.goesOn = goesOn
 	delete(f.ports, m)
 	f.order = slices.DeleteFunc(f.order, func(other *port) bool { return other == p })
 	f.shut([]*port{p})
@@ -300,19 +308,17 @@ func (f *Forwarder) startOne() (*worker, error) {
 	return w, nil
 }
 
-// least is the worker that a new connection goes to: the accepting one unless
-// another has less to do. A worker more is started when all have connections.
-func (f *Forwarder) least(accepting *worker) *worker {
-	mine := accepting.load.Load()
-	if mine <= 1 {
-		// A single client that connects again and again finds its last connection not
-		// quite closed; going back and forth between two processors would cost it.
+// least is the worker that a new connection goes to: the accepting one as long as it has no
+// more than so many, or unless another has less to do. A worker more is started when all have connections.
+func (f *Forwarder) least(accepting *worker, few int32) *worker {
+	mine := accepting.weight()
+	if mine <= few {
 		return accepting
 	}
 	best, load := accepting, mine
 	workers := *f.workers.Load()
 	for _, w := range workers {
-		if l := w.load.Load(); l < load {
+		if l := w.weight(); l < load {
 			best, load = w, l
 		}
 	}

@@ -1,6 +1,7 @@
 package forward_test
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -13,6 +14,8 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -119,7 +122,8 @@ func (l *lab) supervise(noFile uint64, mappings ...conf.PortMapping) *supervisor
 	command.Env = append(os.Environ(), supervisorEnv+"="+string(encoded))
 	ask, err := command.StdinPipe()
 	require.NoError(l.t, err)
-	require.NoError(l.t, command.Start())
+	l.in(l.host, func() { err = command.Start() })
+	require.NoError(l.t, err)
 	write.Close()
 	for _, s := range sockets {
 		s.File.Close()
@@ -179,6 +183,212 @@ func TestDescriptorExhaustionRecovers(t *testing.T) {
 	require.NoError(t, echoed(l.dial(l.client, "tcp", hostFour, 8080)))
 	require.EqualValues(t, 61, s.stats()[0].Total)
 	require.Zero(t, s.stats()[0].Dropped)
+}
+
+// One client has all connections that there can be, and more wait: a second one is served at
+// once, one after the other and many at a time. The first one loses as many as the second one
+// has, and none of those that it uses; what waits for it does so no longer.
+func TestSecondClientIsServedAtTheBound(t *testing.T) {
+	l := newLab(t)
+	ip(t, l.client, "addr add 192.0.2.4/24 dev eth0")
+	second := netip.MustParseAddrPort("192.0.2.4:0")
+	l.serveTCP("[::]:80", echo)
+	s := l.supervise(256, mapping(conf.TCP, 8080, 80))
+	used := l.dial(l.client, "tcp", hostFour, 8080)
+	for range 200 {
+		l.dial(l.client, "tcp", hostFour, 8080)
+	}
+	l.eventually("accepting pauses", func() bool { return s.stats()[0].AcceptPauses > 0 })
+	before := s.stats()[0]
+	require.Zero(t, before.GaveWay, "as long as nobody else wants one")
+	began := time.Now()
+	l.eventually("one is seen to be used", func() bool { return echoed(used) == nil && time.Since(began) > time.Second })
+
+	const many = 20
+	l.in(l.client, func() {
+		for range 3 * many {
+			c, err := dialFrom(conf.TCP, second, netip.AddrPortFrom(hostFour, 8080))
+			require.NoError(t, err)
+			require.NoError(t, echoed(c))
+			c.Close()
+		}
+		for range many {
+			c, err := dialFrom(conf.TCP, second, netip.AddrPortFrom(hostFour, 8080))
+			require.NoError(t, err)
+			t.Cleanup(func() { c.Close() })
+			require.NoError(t, echoed(c))
+			require.NoError(t, echoed(used))
+		}
+	})
+	waited := 201 - before.Active
+	after := s.stats()[0]
+	require.Positive(t, after.GaveWay)
+	// Of those that were served as many as the second client had at a time, and those that take a
+	// moment to end.
+	require.Less(t, int64(after.GaveWay), waited+2*many)
+	require.Zero(t, after.Dropped)
+}
+
+// A client that has all there is and keeps it does not keep out one that has nothing and wants more than
+// half as much at once.
+func TestWhoHasNothingIsServed(t *testing.T) {
+	l := newLab(t)
+	ip(t, l.client, "addr add 192.0.2.4/24 dev eth0")
+	l.serveTCP("[::]:80", echo)
+	s := l.supervise(256, mapping(conf.TCP, 8080, 80))
+	for range 90 {
+		l.dial(l.client, "tcp", hostFour, 8080)
+	}
+	l.eventually("accepting pauses", func() bool { return s.stats()[0].AcceptPauses > 0 })
+	c := l.comers()
+	for range 60 {
+		c.again(netip.MustParseAddrPort("192.0.2.4:0"), true) // those that are too many are reset
+	}
+	l.eventually("some of the other one's have a turn", func() bool { return c.staying.Load() > 4 })
+}
+
+// Two clients who want more than there is, and the same, get it all, in turns: nobody's
+// connection gives way, and no descriptor is left unused.
+func TestEqualClientsWait(t *testing.T) {
+	l := newLab(t)
+	ip(t, l.client, "addr add 192.0.2.4/24 dev eth0")
+	l.serveTCP("[::]:80", func(c *net.TCPConn) {
+		time.Sleep(20 * time.Millisecond) // as a service that works
+		echo(c)
+	})
+	s := l.supervise(256, mapping(conf.TCP, 8080, 80))
+	clients := []netip.AddrPort{netip.AddrPortFrom(clientFour, 0), netip.MustParseAddrPort("192.0.2.4:0")}
+	const all, atOnce = 1000, 100
+	failed := make(chan error, len(clients)*atOnce)
+	var left atomic.Int64 // of both together: one that came to its end before would have less
+	left.Store(all)
+	for range atOnce {
+		for _, from := range clients {
+			go l.in(l.client, func() { failed <- request(from, &left) })
+		}
+	}
+	for range cap(failed) {
+		require.NoError(t, <-failed)
+	}
+	stats := s.stats()[0]
+	require.Positive(t, stats.AcceptPauses, "there was more than could be served at once")
+	require.Zero(t, stats.GaveWay)
+	require.Zero(t, stats.Dropped)
+
+	// And those who stay.
+	const stay = 44
+	var answered atomic.Int64
+	for range stay {
+		for _, from := range clients {
+			c, err := l.dialFrom(from)
+			require.NoError(t, err)
+			go func() {
+				if echoed(c) == nil {
+					answered.Add(1)
+				}
+			}()
+		}
+	}
+	l.eventually("three of four are served", func() bool { return answered.Load() > 2*stay*3/4 })
+	require.Zero(t, s.stats()[0].GaveWay)
+}
+
+// request makes requests for as long as there are any.
+func request(from netip.AddrPort, left *atomic.Int64) error {
+	for left.Add(-1) >= 0 {
+		c, err := dialFrom(conf.TCP, from, netip.AddrPortFrom(hostFour, 8080))
+		if err != nil {
+			return err
+		}
+		err = echoed(c)
+		c.Close()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// A client whose connections gave way may have them again when the others have gone, also
+// while somebody comes and goes.
+func TestWhoGaveWayGetsItBack(t *testing.T) {
+	l := newLab(t)
+	l.serveTCP("[::]:80", echo)
+	s := l.supervise(256, mapping(conf.TCP, 8080, 80))
+	for range 100 {
+		l.dial(l.client, "tcp", hostFour, 8080)
+	}
+	l.eventually("accepting pauses", func() bool { return s.stats()[0].AcceptPauses > 0 })
+	const others, several = 12, 4
+	var theirs []net.Conn
+	for i := range others {
+		address := fmt.Sprintf("192.0.2.%d", 10+i)
+		ip(t, l.client, "addr add "+address+"/24 dev eth0")
+		for range several {
+			c, err := l.dialFrom(netip.AddrPortFrom(netip.MustParseAddr(address), 0))
+			require.NoError(t, err)
+			require.NoError(t, echoed(c))
+			theirs = append(theirs, c)
+		}
+	}
+	require.Positive(t, s.stats()[0].GaveWay)
+	for _, c := range theirs {
+		c.Close()
+	}
+	c := l.comers()
+	c.again(netip.MustParseAddrPort("192.0.2.10:0"), false)
+	for range 60 {
+		c.again(netip.AddrPortFrom(clientFour, 0), true)
+	}
+	l.eventually("the first one has most of it again", func() bool { return c.staying.Load() > 40 })
+}
+
+// comers are clients that come again whatever becomes of them, until the test ends.
+type comers struct {
+	lab     *lab
+	ctx     context.Context //nolint:containedctx // the test's
+	all     sync.WaitGroup
+	staying atomic.Int64 // that were answered and stay
+}
+
+func (l *lab) comers() *comers {
+	ctx, stop := context.WithCancel(context.Background())
+	c := &comers{lab: l, ctx: ctx}
+	l.t.Cleanup(func() { stop(); c.all.Wait() })
+	return c
+}
+
+// again has one more come; it stays when it was answered, if it is told to.
+func (c *comers) again(from netip.AddrPort, stay bool) {
+	c.all.Go(func() {
+		_ = c.lab.client.Do(func() {
+			for c.ctx.Err() == nil {
+				if conn, err := dialFrom(conf.TCP, from, netip.AddrPortFrom(hostFour, 8080)); err == nil {
+					c.have(conn, stay)
+				}
+			}
+		})
+	})
+}
+
+func (c *comers) have(conn net.Conn, stay bool) {
+	defer conn.Close()
+	defer context.AfterFunc(c.ctx, func() { conn.Close() })()
+	if echoed(conn) == nil && stay {
+		c.staying.Add(1)
+		defer c.staying.Add(-1)
+		_, _ = conn.Read(make([]byte, 1)) // until it ends
+	}
+}
+
+// dialFrom connects a client of this address, until the test ends.
+func (l *lab) dialFrom(from netip.AddrPort) (c net.Conn, err error) {
+	l.t.Helper()
+	l.in(l.client, func() { c, err = dialFrom(conf.TCP, from, netip.AddrPortFrom(hostFour, 8080)) })
+	if err == nil {
+		l.t.Cleanup(func() { c.Close() })
+	}
+	return c, err
 }
 
 func TestDescriptorExhaustionByFlowsRecovers(t *testing.T) {

@@ -22,7 +22,8 @@ import (
 // ([Outward.Dial]), or until there is a socket ([Outward.Open]). Then the Gate sends the
 // very packet again.
 //
-// One worker has packets, listeners and UDP; connections go to all of them.
+// One worker has packets, listeners, UDP and connections that are young; those that go on are shared
+// among all (conn.settle).
 type Outward struct {
 	forwarder *Forwarder
 	config    OutwardConfig
@@ -37,7 +38,10 @@ type Outward struct {
 	listeners []*exitListener
 	nextSweep time.Duration
 	watched   int
+	expected  int // dials that have answered: so many connections are to be accepted
 	later     []delayed
+	young     list[*conn] // oldest first, see grow
+	pacing    string      // the host's congestion control, where that paces
 
 	mu      sync.Mutex
 	members map[netip.Addr]*member
@@ -70,7 +74,7 @@ type Gate interface {
 type OutwardConfig struct {
 	Gate Gate
 
-	// Packets is a descriptor that packets are read from, one by one. It is the caller's.
+	// Packets is a descriptor that packets are read from and written to, one by one. It is the caller's.
 	Packets int
 
 	// Listeners are TCP sockets in the containers' namespace or the hub's, bound and
@@ -118,6 +122,7 @@ func NewOutward(c OutwardConfig) (*Outward, error) {
 // serve starts watching.
 func (o *Outward) serve(w *worker) error {
 	w.out, w.datagram = o, newDatagrams()
+	o.pacing = hostPacing()
 	for _, fd := range o.config.Listeners {
 		if err := unix.Listen(fd, backlog); err != nil {
 			return err
@@ -136,6 +141,31 @@ func (o *Outward) serve(w *worker) error {
 	return nil
 }
 
+// Drain reads no more packets and lets nobody in, who are another Outward's from now on. What
+// there is goes on, and what has begun; where the destination does not answer in a moment, the
+// container will ask the other one.
+func (o *Outward) Drain() {
+	const moment, pause = 200 * time.Millisecond, time.Millisecond
+	dials := 0
+	look := func(*worker) { dials = len(o.dials) }
+	o.worker.do(func(w *worker) {
+		w.unwatch(int32(o.config.Packets))
+		look(w)
+	})
+	for deadline := time.Now().Add(moment); dials > 0 && time.Now().Before(deadline); o.worker.do(look) {
+		time.Sleep(pause)
+	}
+	o.worker.do(func(w *worker) {
+		for _, l := range o.listeners {
+			l.close(w)
+		}
+		o.listeners = nil
+	})
+}
+
+// Connections is how many there are.
+func (o *Outward) Connections() int { return o.forwarder.Connections() }
+
 // Close ends everything that leaves.
 func (o *Outward) Close() error { return o.forwarder.Close() }
 
@@ -149,7 +179,7 @@ type MemberStats struct {
 	BytesIn  uint64 `json:"bytesIn"`
 	// Refused counts what the destination or the Gate refused, or could not be reached for.
 	Refused uint64 `json:"refused"`
-	// Dropped counts connections, flows and datagrams for which there was no room.
+	// Dropped counts connections, flows, datagrams and packets of the Gate's for which there was no room.
 	Dropped uint64 `json:"dropped"`
 }
 
@@ -170,6 +200,9 @@ func (o *Outward) Stats() []MemberStats {
 
 // Refuse counts what the Gate has refused a container.
 func (o *Outward) Refuse(address netip.Addr) { o.member(address).refused.Add(1) }
+
+// Drop counts what the Gate had no room for.
+func (o *Outward) Drop(address netip.Addr) { o.member(address).dropped.Add(1) }
 
 // Forget begins anew for who gets these addresses next.
 func (o *Outward) Forget(addresses []netip.Addr) {
@@ -264,6 +297,9 @@ func (p *packets) resume(w *worker) {
 
 func (p *packets) close(w *worker) { w.unwatch(int32(p.out.config.Packets)) }
 
+// Again has a packet arrive, as if it had not been read. For the Gate to call.
+func (o *Outward) Again(packet []byte) { sysWrite(int32(o.config.Packets), packet) }
+
 // sweepInterval is between two looks at what has waited too long.
 const sweepInterval = time.Second
 
@@ -272,7 +308,7 @@ func (o *Outward) patience(now time.Duration) time.Duration {
 	switch {
 	case len(o.later) > 0:
 		return max(o.later[0].at-now, 0)
-	case len(o.dials) > 0 || len(o.ports) > 0 || o.watched > 0:
+	case len(o.dials) > 0 || len(o.ports) > 0 || o.watched > 0 || o.young.head != nil:
 		return max(o.nextSweep-now, 0)
 	}
 	return never
@@ -322,6 +358,9 @@ func (o *Outward) sweep(w *worker) {
 	}
 	for _, l := range o.listeners {
 		l.proceed(w)
+	}
+	for c := o.young.head; c != nil && w.now-c.since > lasting; c = o.young.head {
+		o.grow(c)
 	}
 	if o.watched > 0 {
 		o.gate.Tick()

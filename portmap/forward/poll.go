@@ -39,6 +39,7 @@ type poller struct {
 
 	spinning *atomic.Bool // a worker of the forwarder spins
 	credit   int          // see wait
+	meek     int          // times to wait without spinning
 	pace     pace
 }
 
@@ -128,6 +129,11 @@ const spinTime = 100 * time.Microsecond
 // mostCredit is how many times in a row spinning may be in vain.
 const mostCredit = 16
 
+// crowded is how many times in a row nobody spins after somebody else has used the
+// processor for longer than spinTime: who yields to others that compute waits for all of
+// them, and who sleeps is woken at once.
+const crowded = 256
+
 // wait fills events; a negative time-out waits for ever. An interrupted wait
 // counts as one without events.
 func (p *poller) wait(events []unix.EpollEvent, timeout time.Duration) int {
@@ -137,7 +143,9 @@ func (p *poller) wait(events []unix.EpollEvent, timeout time.Duration) int {
 	if !p.pace.brief() {
 		return p.sleep(events, timeout)
 	}
-	if p.credit > 0 && p.spinning.CompareAndSwap(false, true) {
+	if p.meek > 0 {
+		p.meek--
+	} else if p.credit > 0 && p.spinning.CompareAndSwap(false, true) {
 		n := p.spin(events)
 		p.spinning.Store(false)
 		if n > 0 {
@@ -155,11 +163,16 @@ func (p *poller) wait(events []unix.EpollEvent, timeout time.Duration) int {
 }
 
 func (p *poller) spin(events []unix.EpollEvent) int {
-	for begin := time.Now(); time.Since(begin) < spinTime; {
+	begin := time.Now()
+	for now := begin; now.Sub(begin) < spinTime; {
 		if n, errno := sysEpollWait(p.fd, events, 0); n > 0 && errno == 0 {
 			return n
 		}
 		sysYield()
+		before := now
+		if now = time.Now(); now.Sub(before) > spinTime {
+			p.meek = crowded
+		}
 	}
 	return 0
 }

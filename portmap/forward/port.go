@@ -19,6 +19,7 @@ type port struct {
 	entrances []entrance
 	routes    *routes
 	users     atomic.Int32 // the mapping itself and its connections
+	goesOn    bool         // elsewhere, when its listeners close
 }
 
 // entrance is a listening descriptor of a port: a TCP listener or a UDP socket.

@@ -47,6 +47,9 @@ const (
 
 // run moves what can be moved.
 func (c *conn) run(w *worker) {
+	if c.fresh && !c.queued && c.lasts(w.now) && c.settle(w) {
+		return
+	}
 	failed := c.sides[client].failed || c.sides[service].failed
 	outcomes := [2]outcome{c.pump(w, up), c.pump(w, down)}
 	switch {

@@ -40,6 +40,13 @@ type PortCounters struct {
 	// AcceptPauses counts how often accepting paused because descriptors or memory
 	// ran out.
 	AcceptPauses uint64 `json:"acceptPauses"`
+
+	// FlowsGaveWay counts UDP flows that were closed before their time, as the table was full.
+	FlowsGaveWay uint64 `json:"flowsGaveWay"`
+
+	// GaveWay counts TCP connections that were closed, or not served at all, as there was not
+	// room for all and their client had most, for those of clients that had less.
+	GaveWay uint64 `json:"gaveWay"`
 }
 
 // counters are the live PortCounters; workers share a port.
@@ -52,6 +59,8 @@ type counters struct {
 	portFallbacks    atomic.Uint64
 	gatewayFallbacks atomic.Uint64
 	acceptPauses     atomic.Uint64
+	flowsGaveWay     atomic.Uint64
+	gaveWay          atomic.Uint64
 }
 
 // came counts what the service sees of a client that was to be preserved.
@@ -70,5 +79,6 @@ func (c *counters) read(m conf.PortMapping) PortStats {
 		BytesIn: c.bytes[up].Load(), BytesOut: c.bytes[down].Load(),
 		Refused: c.refused.Load(), Dropped: c.dropped.Load(),
 		PortFallbacks: c.portFallbacks.Load(), GatewayFallbacks: c.gatewayFallbacks.Load(), AcceptPauses: c.acceptPauses.Load(),
+		FlowsGaveWay: c.flowsGaveWay.Load(), GaveWay: c.gaveWay.Load(),
 	}}
 }

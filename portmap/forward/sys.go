@@ -18,6 +18,11 @@ func sysRead(fd int32, p []byte) (int, unix.Errno) {
 	return int(n), errno
 }
 
+// sysWrite is for what is no socket; all of p or nothing.
+func sysWrite(fd int32, p []byte) {
+	unix.RawSyscall(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
+}
+
 // sysPeek is read(2) of what stays in the socket.
 func sysPeek(fd int32, p []byte) (int, unix.Errno) {
 	n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)),
@@ -100,14 +105,14 @@ func sysSetString(fd int32, level, name int, value string) unix.Errno {
 	return errno
 }
 
-// sysTCPInfo is the state of a TCP socket and its smoothed round-trip time (tcp(7),
+// sysTCPInfo is the state of a TCP socket and its shortest round trip of late (tcp(7),
 // TCP_INFO); 0 when they are not known.
 func sysTCPInfo(fd int32) (state uint8, roundTrip time.Duration) {
 	var info unix.TCPInfo
-	length := uint32(unsafe.Offsetof(info.Rtt) + unsafe.Sizeof(info.Rtt))
+	length := uint32(unsafe.Offsetof(info.Min_rtt) + unsafe.Sizeof(info.Min_rtt))
 	unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_TCP, unix.TCP_INFO,
 		uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&length)), 0)
-	return info.State, time.Duration(info.Rtt) * time.Microsecond
+	return info.State, time.Duration(info.Min_rtt) * time.Microsecond
 }
 
 // sysError is the error that a socket is in (socket(7), SO_ERROR).

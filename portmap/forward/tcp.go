@@ -23,7 +23,8 @@ const (
 // conn is a client's connection and ours to the service.
 type conn struct {
 	ticket   ticket
-	place    links[*conn] // in worker.awaiting
+	place    links[*conn] // in worker.awaiting or Outward.young
+	stay     stay
 	since    time.Duration
 	port     *port
 	target   *target // nil for one that leaves, see Outward
@@ -31,6 +32,8 @@ type conn struct {
 	sides    [2]side
 	ways     [2]way
 	awaiting bool // the service has not answered yet
+	fresh    bool // has to find a worker of its own yet, see settle
+	young    bool // has not lasted long enough for Outward.grow
 	queued   bool // will be resumed
 	closed   bool
 	hungUp   bool // the client has ended first
@@ -58,6 +61,8 @@ func (w *worker) connect(a accepted) {
 	c := &conn{port: a.port, target: a.target, source: a.source, since: w.now, awaiting: true}
 	c.sides[client].fd, c.sides[service].fd = a.outside, a.inside
 	c.sides[client].writable = true
+	c.stay = stay{conn: c, guest: a.guest, home: w, since: w.now, asked: w.now}
+	w.forwarder.guests.stay(&c.stay)
 	c.ticket = w.seat(c)
 	w.awaiting.push(c)
 	for i := range c.sides {
@@ -170,7 +175,7 @@ func (w *worker) refuse(a accepted, errno unix.Errno) {
 		sysClose(a.inside)
 	}
 	sysReset(a.outside)
-	w.forget(a.port)
+	a.leave(w)
 }
 
 // forget ends the account of a connection.
@@ -184,6 +189,7 @@ func (w *worker) forget(p *port) {
 // ready is called with new events of one side.
 func (c *conn) ready(w *worker, tag int, events uint32) {
 	c.sides[tag].happened(events)
+	c.stay.happened(w)
 	if c.awaiting && !c.answered(w) {
 		return
 	}
@@ -253,6 +259,15 @@ func (c *conn) end(w *worker, closeSocket func(int32)) {
 		w.awaiting.remove(c)
 	}
 	c.closed = true
+	if c.young {
+		w.out.young.remove(c)
+	}
+	if c.stay.guest != nil {
+		w.forwarder.guests.end(&c.stay)
+	}
+	if c.fresh {
+		w.fresh.Add(-1)
+	}
 	if c.target != nil {
 		c.port.routes.removeClient(conf.TCP, netip.AddrFrom16(c.source).Unmap(), w.now)
 	}

@@ -33,6 +33,9 @@ func (w *worker) patience() time.Duration {
 	for _, l := range w.paused {
 		sooner(l.resumeAt)
 	}
+	if w.door.retryAt != 0 {
+		sooner(w.door.retryAt)
+	}
 	if w.forwarder.pipes.wantsTrim() {
 		sooner(w.now + pipeIdle)
 	}
@@ -56,6 +59,7 @@ func (w *worker) expire() {
 	for s := range w.flows {
 		w.expireFlows(&w.flows[s], config.flowTimeout(stage(s)))
 	}
+	w.door.expire(w)
 	w.resumePaused()
 	w.forwarder.pipes.trim(w.now)
 	w.forwarder.routes.trim(w.now)

@@ -1,6 +1,7 @@
 package forward
 
 import (
+	"math"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,7 +20,28 @@ type udpPort struct {
 	leaving exit     // where those go
 
 	stalledUntil time.Time // see waitForRoom
+
+	newcomers      []newcomer // in the order in which they came
+	newcomersBytes int
+	queued         bool
 }
+
+// newcomer is a datagram of a client that has no flow yet. To open one takes a hundred times
+// as long as to read a datagram, so while more come than a batch has they wait here, and
+// those of flows that are there do not: who makes up clients without end would keep them
+// waiting in the host's socket, which would overflow.
+type newcomer struct {
+	key  flowKey
+	data []byte
+}
+
+// What may wait of a port; what comes beyond that is dropped.
+const (
+	newcomersMost      = 1024
+	newcomersBytesMost = 1 << 20
+	// batchesEachTurn are read before a flow is opened for who waits.
+	batchesEachTurn = 8
+)
 
 var _ entrance = (*udpPort)(nil)
 
@@ -29,6 +51,9 @@ type flowKey struct {
 	client sockaddr
 	local  localAddr
 }
+
+// guest is whose flow it is, see guestKey.
+func (k *flowKey) guest() address { return guestKey(k.client.ip().As16()) }
 
 func newUDPPort(p *port, t *target, family int, fd int32) *udpPort {
 	return &udpPort{fd: fd, family: family, port: p, target: t, flows: make(map[flowKey]*flow)}
@@ -60,27 +85,98 @@ func (u *udpPort) close(w *worker) {
 	}
 }
 
-func (u *udpPort) resume(*worker) {}
+// resume opens the flow of the newcomer who has waited longest.
+func (u *udpPort) resume(w *worker) {
+	u.queued = false
+	if u.fd < 0 || len(u.newcomers) == 0 {
+		return // closed meanwhile
+	}
+	key := u.newcomers[0].key
+	f := u.flow(w, key)
+	waiting := u.newcomers[:0]
+	for _, n := range u.newcomers {
+		if n.key != key {
+			waiting = append(waiting, n)
+			continue
+		}
+		u.newcomersBytes -= len(n.data)
+		u.welcome(w, f, n.data)
+	}
+	clear(u.newcomers[len(waiting):])
+	u.newcomers = waiting
+	u.again(w)
+}
 
-// ready forwards one batch of datagrams; epoll tells again when there are more.
+func (u *udpPort) again(w *worker) {
+	if !u.queued && len(u.newcomers) > 0 {
+		u.queued = true
+		w.again(u)
+	}
+}
+
+// welcome sends a datagram that has waited on.
+func (u *udpPort) welcome(w *worker, f *flow, data []byte) {
+	if f == nil {
+		u.port.dropped.Add(1)
+		return
+	}
+	switch n, errno := sysSend(f.fd, data); errno {
+	case 0:
+		f.account(w, up, sent{bytes: n})
+	case unix.EAGAIN:
+		f.account(w, up, sent{lost: 1})
+	default:
+		f.account(w, up, sent{lost: 1, refused: errno})
+	}
+}
+
+// ready forwards what has come, batch by batch; epoll tells again when there is more.
 func (u *udpPort) ready(w *worker, _ int, _ uint32) {
+	for range batchesEachTurn {
+		if !u.forward(w) {
+			break
+		}
+	}
+	u.again(w)
+}
+
+// forward forwards one batch, and says whether there is more.
+func (u *udpPort) forward(w *worker) (more bool) {
 	d := w.datagram
 	n, errno := d.receive(u.fd)
 	if errno != 0 {
-		return
+		return false
 	}
+	crowded := n == datagramBatch || len(u.newcomers) > 0
 	for i := 0; i < n; {
 		key := d.key(i)
 		end := i + 1
 		for end < n && d.key(end) == key {
 			end++
 		}
-		if f := u.flow(w, key); f != nil {
+		f := u.flows[key]
+		if f == nil && crowded {
+			u.haveWait(d, key, i, end)
+		} else if f = u.flow(w, key); f != nil {
 			f.toService(w, i, end)
 		} else {
 			u.port.dropped.Add(uint64(end - i))
 		}
 		i = end
+	}
+	return n == datagramBatch
+}
+
+// haveWait keeps the received datagrams [i, end) until there is time to open a flow.
+func (u *udpPort) haveWait(d *datagrams, key flowKey, i, end int) {
+	for ; i < end; i++ {
+		data := d.data(i)
+		if len(u.newcomers) >= newcomersMost || u.newcomersBytes+len(data) > newcomersBytesMost {
+			u.port.dropped.Add(uint64(end - i))
+			return
+		}
+		u.newcomers = append(u.newcomers, newcomer{key, append([]byte(nil), data...)})
+		u.newcomersBytes += len(data)
 	}
 }
 
@@ -111,7 +207,7 @@ func (u *udpPort) flow(w *worker, key flowKey) *flow {
 	if f := u.flows[key]; f != nil {
 		return f
 	}
-	if !w.makeRoom() || u.out != nil && !u.out.admitsFlow(w, key.client.ip()) {
+	if !w.makeRoom(u, key) || u.out != nil && !u.out.admitsFlow(w, key.client.ip()) {
 		return nil
 	}
 	f, errno := u.openFlow(w, key)
@@ -125,24 +221,58 @@ func (u *udpPort) flow(w *worker, key flowKey) *flow {
 // makeRoom keeps the table of flows bounded. When it is full, the flow that has
 // waited longest for its first reply gives way, or else the one whose only exchange
 // was first: otherwise a hundred look-ups a second would fill it. When all are
-// conversations, the new one is turned away: a flood of made-up clients does not end
-// real ones.
-func (w *worker) makeRoom() bool {
+// conversations, somebody who has more than a share of them has one less. When nobody has,
+// the new one is turned away: a flood of made-up clients does not end real ones.
+func (w *worker) makeRoom(u *udpPort, key flowKey) bool {
 	if w.forwarder.flows.Load() < int64(w.forwarder.config.MaxFlows) {
 		return true
 	}
-	return w.evict()
+	return w.evict() || u.out == nil && w.takeFromLargest(u.port, key.guest())
 }
 
 func (w *worker) evict() bool {
 	if oldest := w.flows[unreplied].head; oldest != nil {
 		oldest.port.dropped.Add(1)
-		oldest.close(w)
+		oldest.giveWay(w)
 		return true
 	}
 	if oldest := w.flows[replied].head; oldest != nil {
-		oldest.close(w) // and nothing is lost
+		oldest.giveWay(w) // and nothing is lost
 		return true
 	}
 	return false
+}
+
+// flowShares is how many there are who may have a share of the flows, whatever others want: a
+// client of all that it has with one worker, and a port, by which members of a network have theirs.
+const flowShares = 4
+
+// takeFromLargest ends a conversation of another client that has more than its share; or of
+// another port that has, and more than the one who comes, unless that is a client that has its share.
+// It takes the first of those that were not used for longest, since the list of all may be long.
+func (w *worker) takeFromLargest(p *port, client address) bool {
+	const looks = 256
+	share := max(1, w.forwarder.config.MaxFlows/flowShares)
+	portMost := int64(math.MaxInt64)
+	if w.flowsOf[client] <= share {
+		portMost = max(int64(share), p.active.Load())
+	}
+	f := w.flows[conversing].head
+	for range looks {
+		if f == nil {
+			return false
+		}
+		of := f.key.guest()
+		if f.udp.out == nil && (of != client && w.flowsOf[of] > share || f.port != p && f.port.active.Load() > portMost) {
+			f.giveWay(w)
+			return true
+		}
+		f = f.place.next
+	}
+	return false
+}
+
+func (f *flow) giveWay(w *worker) {
+	f.port.flowsGaveWay.Add(1)
+	f.close(w)
 }

@@ -2,12 +2,15 @@ package forward_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -15,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/e2e/lab/unit"
 	"github.com/ambi-cni/ambi/portmap/forward"
 )
 
@@ -299,6 +303,125 @@ func TestFlowTableIsBounded(t *testing.T) {
 	_, err = late.Write([]byte("x"))
 	require.NoError(t, err)
 	l.eventually("the late one is dropped", func() bool { return l.stats().Dropped > dropped })
+}
+
+// talk has two exchanges, which makes a conversation of them.
+func talk(c net.Conn) error {
+	for range 2 {
+		if _, err := exchange(c, []byte("x")); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unanswered is for a client that nobody answers, as far as can be waited for that.
+func (l *lab) unanswered(c net.Conn, why string) {
+	l.t.Helper()
+	require.NoError(l.t, c.SetDeadline(time.Now().Add(2*time.Second)))
+	require.ErrorIs(l.t, talk(c), os.ErrDeadlineExceeded, why)
+}
+
+// A client that has the table full of conversations leaves three quarters of it to others who
+// come, and a port does so to another port; below that nobody takes from anybody.
+func TestConversationsAreShared(t *testing.T) {
+	const most = 40
+	l := newLab(t, func(c *forward.Config) { c.MaxFlows, c.MaxWorkers = most, 1 })
+	l.serveUDP("[::]:53", echoDatagrams)
+	first, second := mapping(conf.UDP, 5353, 53), mapping(conf.UDP, 5354, 53)
+	l.publish(first)
+	l.publish(second)
+	for range most {
+		require.NoError(t, talk(l.dial(l.client, "udp", hostFour, 5353)))
+	}
+	// Another client of the same port, which the host itself is.
+	for range most * 3 / 4 {
+		require.NoError(t, talk(l.dial(l.host, "udp", hostFour, 5353)))
+	}
+	l.unanswered(l.dial(l.host, "udp", hostFour, 5353), "the first one has no more than its share")
+	require.NoError(t, talk(l.dial(l.client, "udp", hostFour, 5354)), "the port has more than its share")
+	got := map[uint16]forward.PortStats{}
+	for _, s := range l.forwarder.Stats() {
+		got[s.Mapping.HostPort] = s
+	}
+	require.EqualValues(t, most-1, got[5353].Active)
+	require.EqualValues(t, most*3/4+1, got[5353].FlowsGaveWay)
+	require.EqualValues(t, 1, got[5354].Active)
+}
+
+// A port that has most of all, and a client that has, take nothing from others, who have more
+// than a share only together.
+func TestWhoHasMostTakesNothing(t *testing.T) {
+	const most = 40
+	l := newLab(t, func(c *forward.Config) { c.MaxFlows, c.MaxWorkers = most, 1 })
+	l.serveUDP("[::]:53", echoDatagrams)
+	l.publish(mapping(conf.UDP, 5353, 53))
+	l.publish(mapping(conf.UDP, 5354, 53))
+	for _, from := range []*unit.Netns{l.client, l.host} {
+		for range 9 {
+			require.NoError(t, talk(l.dial(from, "udp", hostFour, 5354)))
+		}
+	}
+	for range most - 2*9 {
+		require.NoError(t, talk(l.dial(l.client, "udp", hostFour, 5353)))
+	}
+	l.unanswered(l.dial(l.client, "udp", hostFour, 5353), "who has the most of all")
+	for _, s := range l.forwarder.Stats() {
+		require.Zero(t, s.FlowsGaveWay, "%d", s.Mapping.HostPort)
+	}
+}
+
+// Made-up clients without end take new flows from others, but not the conversations that
+// there are.
+func TestConversationsGoOnUnderAFloodOfClients(t *testing.T) {
+	const rounds = 50
+	l := newLab(t)
+	l.serveUDP("[::]:53", echoDatagrams)
+	l.publish(mapping(conf.UDP, 5353, 53))
+	kept := l.dial(l.client, "udp", hostFour, 5353)
+	for range 2 {
+		_, err := exchange(kept, []byte("x"))
+		require.NoError(t, err)
+	}
+	stop := l.floodClients(5353)
+	defer stop()
+	l.eventually("the flood has begun", func() bool { return l.stats().Total > 1000 })
+	answered := 0
+	for range rounds {
+		_, err := kept.Write([]byte("x"))
+		require.NoError(t, err)
+		require.NoError(t, kept.SetReadDeadline(time.Now().Add(2*time.Second)))
+		if _, err := kept.Read(make([]byte, 1)); err == nil {
+			answered++
+		}
+	}
+	t.Logf("%d of %d answered, %d clients", answered, rounds, l.stats().Total)
+	require.Greater(t, answered, rounds/2)
+}
+
+// floodClients sends datagrams from ever new addresses and ports, until stop is called.
+func (l *lab) floodClients(port uint16) (stop func()) {
+	l.t.Helper()
+	var fd int
+	var err error
+	l.in(l.client, func() { fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW) })
+	require.NoError(l.t, err)
+	var ends atomic.Bool
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		packet := append([]byte{0x45, 0, 0, 0, 0, 0, 0, 0, 64, unix.IPPROTO_UDP, 0, 0, 198, 18, 0, 0}, hostFour.AsSlice()...)
+		packet = append(packet, 4, 0, byte(port>>8), byte(port), 0, 9, 0, 0, 'x')
+		for n := uint32(0); !ends.Load(); n++ {
+			binary.BigEndian.PutUint16(packet[14:], uint16(n))
+			binary.BigEndian.PutUint16(packet[20:], uint16(1024+n>>16))
+			_ = unix.Sendto(fd, packet, 0, &unix.SockaddrInet4{Addr: hostFour.As4()}) // some are lost
+		}
+	})
+	return func() {
+		ends.Store(true)
+		wg.Wait()
+		unix.Close(fd)
+	}
 }
 
 // A client that is done after one exchange, as who looks up a name, does not keep

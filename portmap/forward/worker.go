@@ -18,7 +18,8 @@ type worker struct {
 	done chan struct{}
 
 	inbox inbox
-	load  atomic.Int32 // connections, for the choice of a worker
+	load  atomic.Int32 // connections
+	fresh atomic.Int32 // of them, those that do not count for the choice of a worker yet, see conn.settle
 
 	now      time.Duration // since the forwarder's start, read once per round
 	unready  []handler     // handlers that have more to do than one turn allows
@@ -31,10 +32,12 @@ type worker struct {
 	noDiag   bool     // there cannot be one
 	paced    bool     // new TCP sockets inside would send by a timer
 	paused   []*listener
+	door     door
 	awaiting list[*conn] // connections that the service has not answered, oldest first
 	flows    flowLists
-	datagram *datagrams // nil until the first UDP port
-	out      *Outward   // whose packets this worker reads; nil
+	flowsOf  map[address]int // clients of published ports, and how many flows they have
+	datagram *datagrams      // nil until the first UDP port
+	out      *Outward        // whose packets this worker reads; nil
 }
 
 // inbox is what others ask of a worker.
@@ -76,7 +79,7 @@ func newWorker(f *Forwarder) (*worker, error) {
 		return nil, fmt.Errorf("eventfd: %w", err)
 	}
 	w := &worker{
-		forwarder: f, poller: p, done: make(chan struct{}),
+		forwarder: f, poller: p, done: make(chan struct{}), flowsOf: make(map[address]int),
 		inbox: inbox{event: int32(event)}, buffer: make([]byte, bufferSize), unused: [2]int32{noDescriptor, noDescriptor}, diag: noDescriptor,
 	}
 	// Edge-triggered, so that nobody has to read the counter.
@@ -152,6 +155,9 @@ func (w *worker) run() {
 	}
 }
 
+// weight is how much a worker has to do.
+func (w *worker) weight() int32 { return w.load.Load() - w.fresh.Load() }
+
 // again has a handler resumed in the next round, after the events that came in
 // meanwhile: one busy connection does not starve the others.
 func (w *worker) again(h handler) { w.unready = append(w.unready, h) }
@@ -219,6 +225,7 @@ func (w *worker) shutDown() {
 			h.close(w)
 		}
 	}
+	w.door.close(w)
 	for _, fd := range append(w.unused[:], w.diag) {
 		if fd != noDescriptor {
 			sysClose(fd)
