@@ -22,7 +22,9 @@ import (
 // inside is what there is in the hub: the tun, listeners, raw sockets, and a thread that
 // makes more.
 type inside struct {
-	tun       int
+	tun       int // the descriptor of file
+	file      *os.File
+	copies    []*os.File // of servers
 	listeners []int      // IPv4's, and IPv6's where there is any
 	servers   []*os.File // sockets of the name server
 	raw       [2]int     // by family; -1
@@ -86,6 +88,7 @@ func (i *inside) make(c *Config) error {
 		{"interface " + c.IfName, i.makeTun},
 		{"listening sockets", i.listen},
 		{"raw sockets", i.openRaw},
+		{"sysctls", i.forwardAll},
 		{"routes", i.route},
 		{"firewall rules", i.filter},
 		{"name server", i.serveNames},
@@ -99,10 +102,13 @@ func (i *inside) make(c *Config) error {
 
 func (i *inside) close() {
 	close(i.calls)
-	for _, f := range i.servers {
+	for _, f := range append(i.servers, i.copies...) {
 		f.Close()
 	}
-	for _, fd := range append(i.raw[:], i.tun) {
+	if i.file != nil {
+		i.file.Close()
+	}
+	for _, fd := range i.raw {
 		if fd >= 0 {
 			unix.Close(fd)
 		}
@@ -116,9 +122,6 @@ func (i *inside) socket(domain, typ, proto int) (fd int, err error) {
 	<-done
 	return fd, err
 }
-
-// again has a packet arrive in the hub, as if nobody had taken it.
-func (i *inside) again(p []byte) { _, _ = unix.Write(i.tun, p) }
 
 // send sends a packet to a container. One that is too long goes in pieces, which the kernel
 // does not make of what has a header.
@@ -141,11 +144,21 @@ func (i *inside) sendWhole(to netip.Addr, p []byte) error {
 }
 
 func (i *inside) makeTun(c *Config) error {
-	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if len(c.Kept) > 0 {
+		defer c.Kept[0].Close()
+		fd, err := unix.FcntlInt(c.Kept[0].Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		return i.hold(fd)
+	}
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("/dev/net/tun: %w", err)
 	}
-	i.tun = fd
+	if err := i.hold(fd); err != nil {
+		return err
+	}
 	request, err := unix.NewIfreq(c.IfName)
 	if err != nil {
 		return err
@@ -164,6 +177,13 @@ func (i *inside) makeTun(c *Config) error {
 		return fmt.Errorf("MTU and queue: %w", err)
 	}
 	return i.trustSources(c)
+}
+
+// hold has a descriptor of the tun, which still blocks: of one that does not Go's poller would
+// be told of each packet.
+func (i *inside) hold(fd int) error {
+	i.tun, i.file = fd, os.NewFile(uintptr(fd), "tun")
+	return unix.SetNonblock(fd, true)
 }
 
 // trustSources: a first packet comes out of the tun with the address of a container, which
@@ -191,6 +211,15 @@ func (i *inside) trustSources(c *Config) error {
 		}
 	}
 	return nil
+}
+
+// forwardAll has the kernel not look for the socket of a packet before it is routed
+// (ip-sysctl, tcp_early_demux; it is IPv6's, too). It finds what a connection before had of the
+// same ports, in TIME_WAIT for a minute, and what is somebody's is not forwarded but dropped
+// (ip_forward in net/ipv4/ip_forward.c): no SYN would come by the tun. Of one that does, tproxy
+// replaces such a socket.
+func (i *inside) forwardAll(*Config) error {
+	return os.WriteFile("/proc/sys/net/ipv4/tcp_early_demux", []byte("0"), 0)
 }
 
 // listen binds the sockets to the hub's loopback: nobody reaches them there by himself.

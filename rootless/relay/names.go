@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -35,8 +36,19 @@ func (i *inside) serveNames(c *Config) error {
 			return fmt.Errorf("address %s: %w", a, err)
 		}
 	}
-	i.servers, err = names.Listen(at, "", unix.Socket)
-	return err
+	if len(c.Kept) > 1 {
+		i.servers = c.Kept[1:]
+	} else if i.servers, err = names.Listen(at, "", unix.Socket); err != nil {
+		return err
+	}
+	for _, f := range i.servers { // the server takes them over
+		fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		i.copies = append(i.copies, os.NewFile(uintptr(fd), f.Name()))
+	}
+	return nil
 }
 
 // serveNames answers on them from here, the host, whose name servers are asked.

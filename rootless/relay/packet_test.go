@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -189,7 +190,7 @@ func together(s *pieces, order []int, all [][]byte) (whole []byte) {
 		if !ok {
 			return nil
 		}
-		if whole = s.add(f); whole != nil {
+		if whole, _ = s.add(f); whole != nil {
 			return whole
 		}
 	}
@@ -219,10 +220,84 @@ func TestPieces(t *testing.T) {
 		for id := range 100 {
 			f, _ := parseFragment(all[0])
 			f.id = uint32(id)
-			s.add(f)
+			_, roomy := s.add(f)
+			require.Equal(t, len(s.of) < unfinishedOwnMost || id < unfinishedOwnMost, roomy, id)
 		}
 		require.LessOrEqual(t, len(s.of), unfinishedOwnMost)
 	}
+}
+
+// member is the address of the n-th container.
+func member(n int) netip.Addr { return netip.AddrFrom4([4]byte{10, 89, 0, byte(10 + n)}) }
+
+// Containers that have all places for packets in pieces have as many as a late one in the end.
+func TestPiecesAreShared(t *testing.T) {
+	s := &pieces{of: make(map[piecesKey]*unfinished)}
+	begin := func(who, id int) bool {
+		_, roomy := s.add(fragment{piecesKey{from: member(who), to: server4.Addr(), id: uint32(id)}, 0, true, make([]byte, 8)})
+		return roomy
+	}
+	const many = unfinishedMost / unfinishedOwnMost
+	for who := range many {
+		for id := range unfinishedOwnMost {
+			require.True(t, begin(who, id))
+		}
+	}
+	for id := range unfinishedOwnMost - 1 {
+		require.True(t, begin(many, id), id)
+	}
+	require.False(t, begin(many, unfinishedOwnMost-1), "as many as the others have by now, all of them")
+	require.Len(t, s.of, unfinishedMost)
+	own := map[netip.Addr]int{}
+	for k := range s.of {
+		own[k.from]++
+	}
+	for who := range many {
+		require.GreaterOrEqual(t, own[member(who)], unfinishedOwnMost-1)
+	}
+}
+
+func TestEchoesAreShared(t *testing.T) {
+	s := newEchoes()
+	begin := func(who, id int) bool {
+		if !s.room(member(who)) {
+			return false
+		}
+		e := &echo{echoKey: echoKey{member(who), server4.Addr(), uint16(id)}, used: time.Unix(int64(id), 0), stop: func() {}}
+		s.of[e.echoKey] = e
+		s.own[e.from]++
+		return true
+	}
+	const many = echoesMost / echoesOwnMost
+	for who := range many {
+		for id := range 2 * echoesOwnMost {
+			require.True(t, begin(who, id), "its own oldest gives way")
+		}
+		require.Equal(t, echoesOwnMost, s.own[member(who)])
+	}
+	for id := range 2 * echoesOwnMost {
+		require.True(t, begin(many, id))
+	}
+	require.Len(t, s.of, echoesMost)
+	require.GreaterOrEqual(t, s.own[member(many)], echoesOwnMost-many)
+	for who := range many {
+		require.GreaterOrEqual(t, s.own[member(who)], echoesOwnMost-many)
+	}
+}
+
+// A container whose queue is full has no room, and others have.
+func TestTurnsHaveBounds(t *testing.T) {
+	s := turns{of: make(map[netip.Addr]*queue)}
+	for range queueOwnMost {
+		require.True(t, s.add(member(0), []byte{1}))
+	}
+	require.False(t, s.add(member(0), []byte{1}))
+	require.True(t, s.add(member(1), []byte{2}))
+	for range 2 {
+		_, ok := s.next()
+		require.True(t, ok)
+	}
+	require.True(t, s.add(member(0), []byte{1}))
 }
 
 // TestPiecesThatOverlap: as long as a whole packet together, and yet none, in any order.
@@ -237,7 +312,9 @@ func TestPiecesThatOverlap(t *testing.T) {
 	} {
 		s := &pieces{of: make(map[piecesKey]*unfinished)}
 		for _, f := range parts {
-			require.Nil(t, s.add(f), parts)
+			whole, roomy := s.add(f)
+			require.Nil(t, whole, parts)
+			require.True(t, roomy)
 		}
 		require.Empty(t, s.of)
 	}
@@ -253,7 +330,7 @@ func FuzzPieces(f *testing.F) {
 		s := &pieces{of: make(map[piecesKey]*unfinished)}
 		for _, one := range [][]byte{a, b, a} {
 			if f, ok := parseFragment(one); ok {
-				if whole := s.add(f); whole != nil {
+				if whole, _ := s.add(f); whole != nil {
 					require.LessOrEqual(t, len(whole), 1<<16)
 					parse(whole)
 				}

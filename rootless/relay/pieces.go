@@ -67,12 +67,12 @@ const (
 	unfinishedKept    = 5 * time.Second
 )
 
-// add takes a fragment, and returns the packet that it completes.
-func (s *pieces) add(f fragment) []byte {
+// add takes a fragment if there is room for its packet, and returns that when it is complete.
+func (s *pieces) add(f fragment) (packet []byte, roomy bool) {
 	u := s.of[f.piecesKey]
 	if u == nil {
 		if !s.room(f.from) {
-			return nil
+			return nil, false
 		}
 		u = &unfinished{whole: -1, since: time.Now()}
 		s.of[f.piecesKey] = u
@@ -87,12 +87,12 @@ func (s *pieces) add(f fragment) []byte {
 	switch {
 	case end > longest-header, u.size > longest, f.more && len(f.data)%8 != 0, len(f.data) == 0:
 		delete(s.of, f.piecesKey)
-		return nil
+		return nil, true
 	case u.whole < 0 || u.size < u.whole:
-		return nil
+		return nil, true
 	}
 	delete(s.of, f.piecesKey)
-	return u.join(f.piecesKey)
+	return u.join(f.piecesKey), true
 }
 
 // join is nil where parts do not fit: nobody sends what overlaps (RFC 5722).
@@ -121,16 +121,33 @@ func (u *unfinished) join(k piecesKey) []byte {
 	return b
 }
 
-// room says whether there may be one more of a container.
+// room makes room for one more of a container. Where all places are taken the oldest of who has
+// most gives way, unless the container would then have as many.
 func (s *pieces) room(from netip.Addr) bool {
-	own := 0
+	own := map[netip.Addr]int{}
 	for k, u := range s.of {
-		switch {
-		case time.Since(u.since) > unfinishedKept:
+		if time.Since(u.since) > unfinishedKept {
 			delete(s.of, k)
-		case k.from == from:
-			own++
+		} else {
+			own[k.from]++
 		}
 	}
-	return own < unfinishedOwnMost && len(s.of) < unfinishedMost
+	if own[from] >= unfinishedOwnMost {
+		return false
+	}
+	if len(s.of) < unfinishedMost {
+		return true
+	}
+	who, most := mostOf(own)
+	if most <= own[from]+1 {
+		return false
+	}
+	var oldest piecesKey
+	for k, u := range s.of {
+		if k.from == who && (s.of[oldest] == nil || u.since.Before(s.of[oldest].since)) {
+			oldest = k
+		}
+	}
+	delete(s.of, oldest)
+	return true
 }

@@ -98,6 +98,7 @@ func (r *Relay) echoFor(p *packet, at netip.Addr) *echo {
 		return e
 	}
 	if !r.echoes.room(p.from) {
+		r.engine.Drop(p.from)
 		return nil
 	}
 	fd, err := r.openEcho(at)
@@ -122,14 +123,19 @@ func (r *Relay) echoFor(p *packet, at netip.Addr) *echo {
 	return e
 }
 
-// room makes room for another one of a container: its oldest gives way.
+// room makes room for another one of a container: its oldest gives way, or where all places are
+// taken that of who has most, unless the container would then have as many.
 func (s *echoes) room(from netip.Addr) bool {
 	if s.own[from] < echoesOwnMost && len(s.of) < echoesMost {
 		return true
 	}
+	whose := from
+	if who, most := mostOf(s.own); most > s.own[from]+1 {
+		whose = who
+	}
 	var oldest *echo
 	for _, e := range s.of {
-		if e.from == from && (oldest == nil || e.used.Before(oldest.used)) {
+		if e.from == whose && (oldest == nil || e.used.Before(oldest.used)) {
 			oldest = e
 		}
 	}

@@ -16,8 +16,10 @@ import (
 type Config struct {
 	Hub    *os.File // network namespace of the hub
 	IfName string   // of the tun
-	IPv4   Network
-	IPv6   Network // zero: none
+	// Kept are the files of a relay before, see Keep, which are taken over; nil: all is made.
+	Kept []*os.File
+	IPv4 Network
+	IPv6 Network // zero: none
 
 	AllowHostLoopback bool
 	// From is the address of the host that everything of a family leaves from; invalid: the
@@ -37,12 +39,13 @@ type Relay struct {
 	echoes  echoes
 	turns   turns
 	pieces  pieces
+	begun   chan struct{} // closed when all above are there: packets may have waited in the tun
 }
 
 // Start opens a way out: the interface is there when it returns, and has neither addresses
 // nor routes.
 func Start(c Config) (*Relay, error) {
-	r := &Relay{config: c, echoes: newEchoes(), turns: turns{of: make(map[netip.Addr]*queue)}, pieces: pieces{of: make(map[piecesKey]*unfinished)}}
+	r := &Relay{config: c, begun: make(chan struct{}), echoes: newEchoes(), turns: turns{of: make(map[netip.Addr]*queue)}, pieces: pieces{of: make(map[piecesKey]*unfinished)}}
 	var err error
 	if r.inside, err = enter(&c); err != nil {
 		return nil, err
@@ -55,12 +58,24 @@ func Start(c Config) (*Relay, error) {
 		r.inside.close()
 		return nil, fmt.Errorf("the way out: %w", err)
 	}
+	close(r.begun)
 	if err := r.serveNames(); err != nil {
 		_ = r.Close()
 		return nil, fmt.Errorf("the way out: %w", err)
 	}
 	return r, nil
 }
+
+// Drain leaves the interface and the name server's sockets to another. What there is goes on.
+func (r *Relay) Drain() {
+	if r.names != nil {
+		r.names.Close()
+	}
+	r.engine.Drain()
+}
+
+// Connections is how many there are.
+func (r *Relay) Connections() int { return r.engine.Connections() }
 
 // Close closes it. The interface goes with it.
 func (r *Relay) Close() error {
@@ -71,6 +86,10 @@ func (r *Relay) Close() error {
 	r.inside.close()
 	return err
 }
+
+// Keep are the interface and the sockets of the name server, for who goes on with them when this
+// process has ended: packets and questions wait in them.
+func (r *Relay) Keep() []*os.File { return append([]*os.File{r.inside.file}, r.inside.copies...) }
 
 // MemberStats are the counters of one address of a container.
 type MemberStats = forward.MemberStats
@@ -133,7 +152,7 @@ func (r *Relay) datagram(p *packet) {
 	switch why {
 	case reached:
 		if to.Port() != 0 && r.engine.Open(p.from, to, at) {
-			r.inside.again(p.all)
+			r.engine.Again(p.all)
 		}
 	case everybody, reserved:
 	case noNeighbour:
@@ -145,7 +164,7 @@ func (r *Relay) datagram(p *packet) {
 }
 
 // Answered has the container's connection begin.
-func (r *Relay) Answered(_ forward.Call, syn []byte) { r.inside.again(syn) }
+func (r *Relay) Answered(_ forward.Call, syn []byte) { r.engine.Again(syn) }
 
 // Failed tells the container what the host was told.
 func (r *Relay) Failed(c forward.Call, syn []byte, errno unix.Errno) {

@@ -24,20 +24,22 @@ type queue struct {
 	packets [][]byte
 }
 
-// add puts a copy of a packet into the queue of who sent it.
-func (t *turns) add(from netip.Addr, p []byte) {
+// add puts a copy of a packet into the queue of who sent it, if there is room.
+func (t *turns) add(from netip.Addr, p []byte) bool {
 	q := t.of[from]
 	if q == nil {
 		if len(t.of) >= queuesMost {
-			return
+			return false
 		}
 		q = &queue{from: from}
 		t.of[from] = q
 		t.order = append(t.order, q)
 	}
-	if len(q.packets) < queueOwnMost {
-		q.packets = append(q.packets, append([]byte(nil), p...))
+	if len(q.packets) >= queueOwnMost {
+		return false
 	}
+	q.packets = append(q.packets, append([]byte(nil), p...))
+	return true
 }
 
 // next is the packet whose turn it is.
@@ -59,17 +61,32 @@ func (t *turns) next() ([]byte, bool) {
 // Packet is what no socket of the hub is there for.
 func (r *Relay) Packet(b []byte) {
 	if f, ok := parseFragment(b); ok {
-		if b = r.pieces.add(f); b == nil {
+		whole, roomy := r.pieces.add(f)
+		if !roomy && f.from.IsGlobalUnicast() {
+			r.engine.Drop(f.from)
+		}
+		if b = whole; b == nil {
 			return
 		}
 	}
-	if p, ok := parse(b); ok && p.from.IsGlobalUnicast() {
-		r.turns.add(p.from, p.all)
+	if p, ok := parse(b); ok && p.from.IsGlobalUnicast() && !r.turns.add(p.from, p.all) {
+		r.engine.Drop(p.from)
 	}
+}
+
+// mostOf is who has most, and how many; no valid address where nobody has any.
+func mostOf(own map[netip.Addr]int) (who netip.Addr, most int) {
+	for a, n := range own {
+		if n > most || n == most && a.Less(who) {
+			who, most = a, n
+		}
+	}
+	return who, most
 }
 
 // Work does what has come, and says whether there is more.
 func (r *Relay) Work() bool {
+	<-r.begun
 	for range turnMost {
 		b, ok := r.turns.next()
 		if !ok {
