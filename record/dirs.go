@@ -62,8 +62,17 @@ func OpenFirst(dirs []string) (*Store, error) {
 		if !errors.Is(err, fs.ErrPermission) && !errors.Is(err, unix.EROFS) && !errors.Is(err, fs.ErrNotExist) {
 			break
 		}
+		if errors.Is(err, unix.EROFS) && used(dir) {
+			break // mounted read-only since: by the next folder DEL would find nothing to do
+		}
 	}
 	return nil, errors.Join(errs...)
+}
+
+// used says whether there are records in a folder.
+func used(dir string) bool {
+	records, _ := filepath.Glob(filepath.Join(dir, "*.json"))
+	return len(records) > 0
 }
 
 func openWritable(dir string) (*Store, error) {

@@ -132,6 +132,25 @@ func HasEndedFD(pidfd uintptr) bool {
 	return err == nil && n > 0
 }
 
+// KillFD ends a process by its pidfd. One that has ended already is no error.
+func KillFD(pidfd *os.File) {
+	if raw, err := pidfd.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { _ = unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0) })
+	}
+}
+
+// AwaitExit waits for the end of a process. The pidfd is one that Go's poller waits for, not
+// blocking, or else it takes up to a second to be noticed.
+func AwaitExit(pidfd *os.File) {
+	raw, err := pidfd.SyscallConn()
+	if err == nil {
+		err = raw.Read(HasEndedFD)
+	}
+	for err != nil && !HasEnded(pidfd) {
+		time.Sleep(time.Second) // a kernel that cannot have it polled
+	}
+}
+
 // The patience of Stop with a process before it is killed, and after.
 const (
 	stopGrace = 5 * time.Second

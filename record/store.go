@@ -62,6 +62,13 @@ func OpenExisting(dir string) (*Store, error) {
 	return &Store{dir: dir}, nil
 }
 
+// Closed says that a folder is this user's and closed to others as it is: one that somebody else
+// names is not to be changed ([OpenExisting]) before that is known.
+func Closed(dir string) bool {
+	var st unix.Stat_t
+	return unix.Lstat(dir, &st) == nil && st.Mode&(unix.S_IFMT|0o777) == unix.S_IFDIR|0o700 && int(st.Uid) == os.Geteuid()
+}
+
 // Elsewhere says of an error of OpenExisting that nothing of ours is in that folder:
 // it is not there, it is somebody else's, or it is no folder. After any other error
 // there may be.

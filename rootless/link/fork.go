@@ -241,27 +241,40 @@ func (v *visit) end(step byte, e syscall.Errno) {
 func receive(from int) ([]int, error) {
 	const patience = 60 // seconds; it takes less than a millisecond
 	_ = unix.SetsockoptTimeval(from, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: patience})
-	word, control := make([]byte, 2), make([]byte, unix.CmsgSpace(4*(1+len(sysctls))))
+	word, control := make([]byte, 2), make([]byte, unix.CmsgLen(4*(1+len(sysctls))))
 	n, controls, flags, _, err := unix.Recvmsg(from, word, control, unix.MSG_CMSG_CLOEXEC)
 	for errors.Is(err, unix.EINTR) {
 		n, controls, flags, _, err = unix.Recvmsg(from, word, control, unix.MSG_CMSG_CLOEXEC)
 	}
+	if err != nil {
+		return nil, fmt.Errorf("waiting for the process that enters it: %w", err)
+	}
+	const about = "what the process that enters it passed out: %w"
+	fds, err := passed(control[:controls])
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("waiting for the process that enters it: %w", err)
+		err = fmt.Errorf(about, err)
+	case flags&unix.MSG_CTRUNC != 0:
+		err = fmt.Errorf(about, unix.EMFILE)
 	case n == 0:
-		return nil, errors.New("the process that enters it was killed")
+		err = errors.New("the process that enters it was killed")
 	case word[0] != stepDone:
-		return nil, &stepError{word[0], unix.Errno(word[1])}
+		err = &stepError{word[0], unix.Errno(word[1])}
+	case len(fds) == 0:
+		err = fmt.Errorf(about, unix.EBADMSG)
+	default:
+		return fds, nil
 	}
-	messages, err := unix.ParseSocketControlMessage(control[:controls])
-	if err != nil || len(messages) != 1 {
-		return nil, fmt.Errorf("what the process that enters it passed out: %w", err)
-	}
-	fds, err := unix.ParseUnixRights(&messages[0])
-	if err == nil && flags&unix.MSG_CTRUNC != 0 {
-		closeAll(fds)
-		err = fmt.Errorf("what the process that enters it passed out: %w", unix.EMFILE)
+	closeAll(fds)
+	return nil, err
+}
+
+// passed are the descriptors in control messages.
+func passed(control []byte) (fds []int, err error) {
+	messages, err := unix.ParseSocketControlMessage(control)
+	for i := range messages {
+		some, rightsErr := unix.ParseUnixRights(&messages[i])
+		fds, err = append(fds, some...), errors.Join(err, rightsErr)
 	}
 	return fds, err
 }

@@ -281,7 +281,7 @@ func (m *message) asNeighbour(of names) bool {
 func (m *message) eachIndex(f func(b []byte)) {
 	m.change(func(a attribute) []byte {
 		switch {
-		case m.Kind == unix.RTM_NEWROUTE && a.is(unix.RTA_OIF):
+		case m.Kind == unix.RTM_NEWROUTE && a.is(unix.RTA_OIF) && len(a.value) >= 4:
 			b := slices.Clone(a.value)
 			f(b)
 			return b

@@ -3,6 +3,7 @@ package link
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -18,6 +19,19 @@ type message struct {
 	What string `json:"what"` // for people
 	Kind uint16 `json:"kind"` // RTM_NEW…
 	Data []byte `json:"data"`
+}
+
+// UnmarshalJSON takes no message but one that can be read: what is in a record goes by itself.
+func (m *message) UnmarshalJSON(text []byte) error {
+	type plain message // without this method
+	if err := json.Unmarshal(text, (*plain)(m)); err != nil {
+		return err
+	}
+	if headers[m.Kind] == 0 {
+		return fmt.Errorf("a message of rtnetlink(7) of an unknown kind: %d", m.Kind)
+	}
+	_, err := m.attributes()
+	return err
 }
 
 // headers are the sizes of the fixed headers.
