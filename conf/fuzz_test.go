@@ -183,6 +183,34 @@ func FuzzCNIArgs(f *testing.F) {
 	})
 }
 
+// FuzzEnvironment: whatever an engine has in the variables of a call, an attachment comes of it, with its
+// key and each of its names once, and what is wrong is a CNI error.
+func FuzzEnvironment(f *testing.F) {
+	f.Add("box", "/run/netns/a", "eth0", "IP=10.0.2.7/24;K8S_POD_NAME=a", "web")
+	f.Add("", "", "", "", "")
+	f.Add("0123456789abcdef", "/proc/1/ns/net", "--help", "K8S_POD_NAME=0123456789ab;IgnoreUnknown=1;=", "/")
+	f.Add("\xff\xfe", "\x00", "é", ";MAC=1", "web")
+	f.Fuzz(func(t *testing.T, containerID, netns, ifName, args, alias string) {
+		n, err := conf.Parse(entry(`"runtimeConfig":{"aliases":{"web":[` + quote(t, alias) + `]}}`))
+		if err != nil {
+			requireOneOfCodes(t, err, types.ErrInvalidNetworkConfig)
+			return
+		}
+		a, err := conf.NewAttachment(conf.Env{ContainerID: containerID, NetnsPath: netns, IfName: ifName, Args: args}, n)
+		if err != nil {
+			requireOneOfCodes(t, err, types.ErrInvalidEnvironmentVariables)
+		}
+		require.NotNil(t, a)
+		require.Equal(t, conf.Key{Network: n.Name, ContainerID: containerID, IfName: ifName}, a.Key)
+		requireSaneIPs(t, a.IPs)
+		requireSaneMAC(t, a.MAC)
+		for i, name := range a.Names {
+			require.NotEmpty(t, name)
+			require.NotContains(t, a.Names[:i], name)
+		}
+	})
+}
+
 // FuzzSlirpOption: the same for one option string of a container, which the
 // seed's parser crashed on when it had no "=".
 func FuzzSlirpOption(f *testing.F) {

@@ -25,6 +25,15 @@ const (
 	ModeRootless Mode = "rootless"
 )
 
+// Hardening says what becomes of a kernel that cannot confine the processes that stay.
+type Hardening string
+
+// The values of the key hardening.
+const (
+	HardeningBestEffort Hardening = "best-effort" // they go on without what it lacks
+	HardeningRequire    Hardening = "require"     // ADD and STATUS are errors
+)
+
 // Backend is what publishes host ports as root.
 type Backend string
 
@@ -73,6 +82,7 @@ type NetConf struct {
 	Capabilities map[string]bool
 
 	Mode      Mode
+	Hardening Hardening
 	Delegates []Delegate // nil when the key is absent, or names a conflist
 	// DelegatesFrom is the key delegates when it is a text: the absolute path of a
 	// conflist to wrap, or the name of one. Who has the host at hand reads it and
@@ -192,10 +202,11 @@ const (
 
 func defaults() NetConf {
 	return NetConf{
-		Mode:     ModeAuto,
-		Bridge:   Bridge{Isolate: true},
-		Portmap:  Portmap{Backend: BackendAuto, SNAT: true},
-		LogLevel: "info",
+		Mode:      ModeAuto,
+		Hardening: HardeningBestEffort,
+		Bridge:    Bridge{Isolate: true},
+		Portmap:   Portmap{Backend: BackendAuto, SNAT: true},
+		LogLevel:  "info",
 		Rootless: Rootless{
 			Driver: DriverAuto, CIDR: netip.MustParsePrefix("10.0.2.0/24"), MTU: defaultMTU, EnableIPv6: true,
 			PortHandler: HandlerRootlessport, SourceIP: SourcePreserve, Sandbox: true, Seccomp: true,
@@ -268,6 +279,7 @@ func (n *NetConf) fields() fields {
 		"capabilities":              into(&n.Capabilities, "an object of true and false"),
 		"dns":                       into(&n.DNS, "an object with nameservers, domain, search and options"),
 		"mode":                      oneOf(&n.Mode, ModeAuto, ModeRoot, ModeRootless),
+		"hardening":                 oneOf(&n.Hardening, HardeningBestEffort, HardeningRequire),
 		"delegates":                 n.parseDelegates,
 		"delegateTimeout":           duration(&n.DelegateTimeout),
 		"bridge":                    object(n.Bridge.fields()),

@@ -31,13 +31,17 @@ func lack(means string, err error) error {
 // what its containers use. To be killed more readily than others may be meant.
 func Ordinary() error {
 	unix.Umask(0o077)
-	if b, err := os.ReadFile("/proc/self/oom_score_adj"); err == nil && bytes.HasPrefix(b, []byte("-")) {
-		_ = os.WriteFile("/proc/self/oom_score_adj", []byte("0"), 0)
-	}
+	unspare("/proc/self/oom_score_adj")
 	if err := os.Chdir("/"); err != nil {
 		return err
 	}
 	return os.NewSyscallError("setrlimit", unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}))
+}
+
+func unspare(file string) {
+	if b, err := os.ReadFile(file); err == nil && bytes.HasPrefix(b, []byte("-")) {
+		_ = os.WriteFile(file, []byte("0"), 0)
+	}
 }
 
 // Hide keeps other processes of the same user from looking into this one, and its memory
@@ -50,15 +54,17 @@ func NoNewPrivileges() error {
 	return lack("no_new_privs", everyThread("prctl", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0))
 }
 
-// Capabilities gives up all but these (bits, capabilities(7)), in every thread: effective,
-// permitted, and bounding. Inheritable and ambient is none.
-func Capabilities(kept uint64) error {
+// Capabilities gives up all capabilities (bits, capabilities(7)) but these, in every thread.
+// What is permitted, and not effective, is what a program may have that it starts as uid 0:
+// with [NoNewPrivileges] no more than that. The bounding set is cut down to it; inheritable and
+// ambient is none.
+func Capabilities(effective, permitted uint64) error {
 	for c := 0; ; c++ {
 		has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(c), 0, 0, 0)
 		if err != nil { // there is no such capability, nor a later one
-			return SetCapabilities(kept)
+			return SetCapabilities(effective, permitted)
 		}
-		if has == 0 || kept>>c&1 != 0 {
+		if has == 0 || permitted>>c&1 != 0 {
 			continue
 		}
 		if err := everyThread("prctl", unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, uintptr(c), 0); err != nil {
@@ -67,19 +73,58 @@ func Capabilities(kept uint64) error {
 	}
 }
 
-// SetCapabilities is Capabilities without the bounding set, so that an execve(2) as uid 0 gives
-// the others back.
-func SetCapabilities(kept uint64) error {
+// SetCapabilities is [Capabilities] with the bounding set as it is: what the process starts as
+// uid 0 has all of that.
+func SetCapabilities(effective, permitted uint64) error {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	data := [2]unix.CapUserData{
-		{Effective: uint32(kept), Permitted: uint32(kept)},
-		{Effective: uint32(kept >> 32), Permitted: uint32(kept >> 32)},
+		{Effective: uint32(effective), Permitted: uint32(permitted)},
+		{Effective: uint32(effective >> 32), Permitted: uint32(permitted >> 32)},
 	}
 	// What is not inheritable is not ambient.
 	return everyThread("capset", unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&data[0])), 0)
 }
 
+// Rest is for a process that only waits: no capability is effective, and what was permitted
+// stays so for what it starts.
+func Rest() error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return os.NewSyscallError("capget", err)
+	}
+	return SetCapabilities(0, uint64(data[0].Permitted)|uint64(data[1].Permitted)<<32)
+}
+
+// HasNoNewPrivileges says whether [NoNewPrivileges] was done.
+func HasNoNewPrivileges() bool {
+	has, _ := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
+	return has == 1
+}
+
+// Lacks are the means that this kernel, or what we run in, does not have.
+func Lacks() (lacks []*Lack) {
+	for _, of := range []struct {
+		means string
+		have  func() error
+	}{{"seccomp", haveSeccomp}, {"Landlock", haveLandlock}} {
+		if err := of.have(); err != nil {
+			lacks = append(lacks, &Lack{of.means, err})
+		}
+	}
+	return lacks
+}
+
+// HasFilter says whether system calls are refused already ([Refuse], [AllowOnly]).
+func HasFilter() bool {
+	mode, _ := unix.PrctlRetInt(unix.PR_GET_SECCOMP, 0, 0, 0, 0)
+	return mode == unix.SECCOMP_MODE_FILTER
+}
+
 // everyThread is a system call in each thread, of which the kernel keeps such rights apart.
+// Arguments that are pointers are of memory that stays where it is meanwhile, which a stack does not.
+//
+//go:uintptrescapes
 func everyThread(name string, trap, a, b, c uintptr) error {
 	if _, _, errno := syscall.AllThreadsSyscall6(trap, a, b, c, 0, 0, 0); errno != 0 {
 		return os.NewSyscallError(name, errno) // ENOTSUP: with cgo there may be threads that Go does not know

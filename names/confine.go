@@ -21,7 +21,7 @@ func giveUpRights(stateDir string) error {
 	}
 	return errors.Join(
 		confine.Ordinary(),
-		confine.Capabilities(0),
+		confine.Capabilities(0, 0),
 		confine.NoNewPrivileges(),
 		files.Only(),
 		confine.AllowOnly(systemCalls()),

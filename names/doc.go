@@ -26,5 +26,5 @@
 //	twin.go        the one that takes its place when it dies
 //	confine.go     what that gives up
 //
-// It may import record, confine, flock, memory and conf.
+// It may import record, confine, scope, flock, memory and conf.
 package names

@@ -15,8 +15,8 @@ import (
 )
 
 // queues is how many sockets there are for the same address by UDP. Each has a room of its own
-// for what waits, and a container always the same one, so that one that asks as fast as it
-// can fills that, and no other.
+// for what waits, and a container always the same one, by its address, so that one that asks as fast as it
+// can fills that, and no other: one in eight of the containers is beside it.
 const queues = 8
 
 // Listen makes the sockets of a server: UDP and TCP on port 53 of each address, for what

@@ -17,6 +17,7 @@ import (
 
 	"github.com/ambi-cni/ambi/flock"
 	"github.com/ambi-cni/ambi/record"
+	"github.com/ambi-cni/ambi/scope"
 )
 
 // Place is where the name server of a network is, as root. It lives as long as a container
@@ -33,6 +34,7 @@ type State struct {
 	Device    string       `json:"device"` // over which containers ask
 	Index     int          `json:"index"`  // of that interface
 	Addresses []netip.Addr `json:"addresses"`
+	Cgroup    string       `json:"cgroup,omitempty"` // its folder, where the server has one of its own
 }
 
 func (s *State) same(other *State) bool {
@@ -184,7 +186,13 @@ func (p Place) stop(ctx context.Context) error {
 			return p.errorf(err)
 		}
 	}
-	return p.errorf(record.AwaitEnd(ctx, p.path("alive")))
+	if err := record.AwaitEnd(ctx, p.path("alive")); err != nil {
+		return p.errorf(err)
+	}
+	if s, err := p.load(); err == nil {
+		scope.RemoveCgroup(s.Cgroup)
+	}
+	return nil
 }
 
 // Settle has the server as the records say: ended without members, else running, with the

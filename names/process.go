@@ -22,6 +22,7 @@ import (
 	"github.com/ambi-cni/ambi/flock"
 	"github.com/ambi-cni/ambi/memory"
 	"github.com/ambi-cni/ambi/record"
+	"github.com/ambi-cni/ambi/scope"
 )
 
 // Role is the first argument of a process that is to be a name server; the state folder
@@ -57,32 +58,33 @@ func (p Place) start(s *State) error {
 	}
 	defer log.Close()
 	_ = os.Remove(p.path(pairFile)) // of one before
-	if s.Process, err = p.run(append([]*os.File{alive}, files...), log); err != nil {
+	if s.Process, s.Cgroup, err = p.run(append([]*os.File{alive}, files...), log); err != nil {
 		return p.errorf(err)
 	}
 	return p.save(stateFile, s)
 }
 
 // run starts this very program as the server.
-func (p Place) run(files []*os.File, log *os.File) (record.Process, error) {
+func (p Place) run(files []*os.File, log *os.File) (process record.Process, cgroup string, err error) {
 	self, err := os.Executable()
 	if err != nil {
-		return record.Process{}, err
+		return process, "", err
 	}
 	// No descriptor that our own caller left open by mistake.
 	_ = unix.CloseRange(aliveFD, ^uint(0)>>1, unix.CLOSE_RANGE_CLOEXEC) // Linux 5.11
-	cmd := &exec.Cmd{
-		Path: self, Args: []string{"ambi", Role, p.Store.Dir(), p.Network}, Env: []string{}, Dir: "/",
-		Stderr: log, ExtraFiles: files, SysProcAttr: &syscall.SysProcAttr{Setsid: true},
-	}
-	if err := cmd.Start(); err != nil {
-		return record.Process{}, err
-	}
-	process, err := record.ProcessOf(cmd.Process.Pid)
+	cmd, cgroup, err := scope.Find("").Start(p.Dir(), func() *exec.Cmd {
+		return &exec.Cmd{
+			Path: self, Args: []string{"ambi", Role, p.Store.Dir(), p.Network}, Env: []string{}, Dir: "/",
+			Stderr: log, ExtraFiles: files, SysProcAttr: &syscall.SysProcAttr{Setsid: true},
+		}
+	})
 	if err != nil {
-		return process, err
+		return process, "", err
 	}
-	return process, cmd.Process.Release()
+	if process, err = record.ProcessOf(cmd.Process.Pid); err != nil {
+		return process, cgroup, err
+	}
+	return process, cgroup, cmd.Process.Release()
 }
 
 // present writes down that this process is the server, and who its twin is.
@@ -114,13 +116,20 @@ func closeAll(files []*os.File) {
 
 const processName = "ambi"
 
-// Main is the main function of the server process; it returns the exit status.
-func Main(args []string) int {
-	// For ps and pgrep. It is the name of this thread, which is still the first one; the file
-	// with the process's name cannot be written by one that was a twin.
+// The server has a name for ps and pgrep, which is that of the first thread. The main goroutine is on it for
+// sure only until Main is called, and the file with the process's name cannot be written by one
+// that was a twin.
+func init() {
+	if len(os.Args) < 2 || os.Args[1] != Role {
+		return
+	}
 	var name [8]byte
 	copy(name[:], processName)
 	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name)), 0, 0, 0)
+}
+
+// Main is the main function of the server process; it returns the exit status.
+func Main(args []string) int {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	if err := serve(args, log); err != nil {
 		log.Error("name server", "error", err)
@@ -153,6 +162,7 @@ func serve(args []string, log *slog.Logger) error {
 	p := Place{store, args[1]}
 	again := len(args) > 2*first // then the rights are given up already
 	if !again {
+		leaveUnit(p.Network, log)
 		if err := giveUpRights(args[0]); err != nil {
 			log.Warn("giving up rights", "error", err)
 		}
@@ -179,13 +189,29 @@ func serve(args []string, log *slog.Logger) error {
 	return l.wait(server, signals)
 }
 
+// leaveUnit has systemd put the server into a scope of its own, out of the unit of whoever called
+// ADD. What is asked meanwhile waits; a manager that does not answer is not to delay it for long.
+func leaveUnit(network string, log *slog.Logger) {
+	const patience = 3 * time.Second
+	way := scope.Find("")
+	if len(way.Managers) == 0 || scope.Out() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := scope.Ask(ctx, way.Managers, network, os.Getpid()); err != nil {
+		log.Warn("the name server stays in the unit in which it was started, and ends with that", "network", network, "error", err)
+	}
+}
+
 // life is that of the process.
 type life struct {
 	place   Place
 	sockets int
 	quick   int // servers before it that ended soon
 	twin    *record.Process
-	forked  time.Time // when the twin was
+	forked  time.Time        // when the twin was
+	again   <-chan time.Time // when one is missing that had ended soon
 	log     *slog.Logger
 }
 
@@ -203,6 +229,8 @@ func (l *life) wait(server *Server, signals <-chan os.Signal) error {
 			return nil
 		case <-ended:
 			l.follow()
+		case <-l.again:
+			l.seeToTwin()
 		case <-time.After(lookEvery):
 			mark, err := record.MarkOf(l.place.Store.Dir())
 			changed := err != nil || !mark.Same(seen)
@@ -224,17 +252,20 @@ func (l *life) wait(server *Server, signals <-chan os.Signal) error {
 	}
 }
 
-// follow has another twin live after one that has ended. One that ended soon is missed until
-// the next look: whatever ended it may end the next one as well.
+// follow has another twin live after one that has ended. One that ended soon is missed for a
+// moment: whatever ended it may end the next one as well.
 func (l *life) follow() {
 	if l.twin == nil || !reap(l.twin) {
 		return
 	}
 	l.twin = nil
 	l.log.Warn("the name server's twin had ended", "network", l.place.Network)
-	if time.Since(l.forked) >= soon*time.Second {
-		l.seeToTwin()
+	if time.Since(l.forked) < soon*time.Second {
+		const moment = 200 * time.Millisecond
+		l.again = time.After(moment)
+		return
 	}
+	l.seeToTwin()
 }
 
 // seeToTwin has a twin live. Without one this goes on alone, and tries again later.

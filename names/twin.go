@@ -54,7 +54,7 @@ type pollFD struct {
 type span struct{ from, to uintptr }
 
 // soon is, in seconds, how long a server has to live for its successor to begin at once.
-const soon = 5
+const soon = 1
 
 // longestWait is what one waits at most that ended soon again and again.
 const longestWait = 10 * time.Second

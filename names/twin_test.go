@@ -40,7 +40,8 @@ func TestTwinThatEndsSoon(t *testing.T) {
 	}
 	l.seeToTwin()
 	require.False(t, kill(), "another one at once")
-	l.seeToTwin() // the look
+	<-l.again
+	l.seeToTwin()
 	require.True(t, l.twin.Alive())
 	l.forked = time.Now().Add(-soon * time.Second)
 	require.True(t, kill())

@@ -29,6 +29,6 @@
 //	plan        an interface as it shall be, which those three pass to each other
 //
 // It may import rootless/supervisor, rootless/driver, rootless/plan, rootless/hub,
-// rootless/link, bridge, names, nlsock, portmap/forward, record, flock and conf. Start at
+// rootless/link, bridge, names, scope, nlsock, portmap/forward, record, flock and conf. Start at
 // Network.Add.
 package rootless

@@ -17,6 +17,7 @@ import (
 	"github.com/ambi-cni/ambi/rootless/driver"
 	"github.com/ambi-cni/ambi/rootless/hub"
 	"github.com/ambi-cni/ambi/rootless/supervisor"
+	"github.com/ambi-cni/ambi/scope"
 )
 
 // launchTimeout is the patience with a supervisor that says nothing at all; one
@@ -30,10 +31,13 @@ type launcher struct {
 	alive   *os.File
 	control *os.File
 	log     *os.File
+	way     scope.Way // out of the caller's unit
+	folder  string    // of the hub
 }
 
 // open makes the files that a supervisor holds. After an error none is open.
 func (l *launcher) open(h hub.Hub) (err error) {
+	l.folder = h.Dir()
 	if l.alive, err = supervisor.LockAlive(h.Path("alive")); err != nil {
 		return err
 	}
@@ -56,30 +60,33 @@ func (l *launcher) close() {
 	}
 }
 
-// start runs a supervisor and returns when there is a hub.
-func (l *launcher) start(ctx context.Context) (record.Process, error) {
+// start runs a supervisor and returns when there is a hub, and the cgroup that was made for it.
+func (l *launcher) start(ctx context.Context) (process record.Process, cgroup string, err error) {
 	configRead, configWrite, err := os.Pipe()
 	if err != nil {
-		return record.Process{}, fmt.Errorf("starting the supervisor: %w", err)
+		return process, cgroup, fmt.Errorf("starting the supervisor: %w", err)
 	}
 	defer configRead.Close()
 	defer configWrite.Close()
 	readyRead, readyWrite, err := os.Pipe()
 	if err != nil {
-		return record.Process{}, fmt.Errorf("starting the supervisor: %w", err)
+		return process, cgroup, fmt.Errorf("starting the supervisor: %w", err)
 	}
 	defer readyRead.Close()
-	cmd := l.command()
-	cmd.ExtraFiles = supervisor.Descriptors{Config: configRead, Ready: readyWrite, Alive: l.alive, Control: l.control}.List()
+	l.config.Managers = l.way.Managers
 	supervisor.KeepDescriptors()
-	err = cmd.Start()
+	cmd, cgroup, err := l.way.Start(l.folder, func() *exec.Cmd {
+		cmd := l.command()
+		cmd.ExtraFiles = supervisor.Descriptors{Config: configRead, Ready: readyWrite, Alive: l.alive, Control: l.control}.List()
+		return cmd
+	})
 	readyWrite.Close() // so that its death is the end of file
 	if err != nil {
-		return record.Process{}, fmt.Errorf("starting the supervisor: %w", explain(err))
+		return process, cgroup, fmt.Errorf("starting the supervisor: %w", explain(err))
 	}
-	process, err := record.ProcessOf(cmd.Process.Pid)
+	process, err = record.ProcessOf(cmd.Process.Pid)
 	if err != nil {
-		return record.Process{}, fmt.Errorf("starting the supervisor: %w", err)
+		return process, cgroup, fmt.Errorf("starting the supervisor: %w", err)
 	}
 	go func() {
 		// More than a pipe holds, with many ports. A supervisor that died is noticed
@@ -91,16 +98,16 @@ func (l *launcher) start(ctx context.Context) (record.Process, error) {
 	if err != nil {
 		// It keeps a signal for after its start, which it may never get to.
 		if err := process.Stop(context.WithoutCancel(ctx)); err != nil {
-			return record.Process{}, fmt.Errorf("ending a supervisor that does not become ready: %w", err)
+			return process, cgroup, fmt.Errorf("ending a supervisor that does not become ready: %w", err)
 		}
 		_ = cmd.Wait()
-		return record.Process{}, conf.Errorf(conf.ErrNetwork, "%v (%s): %s", err, cmd.ProcessState, l.lastWords())
+		return process, cgroup, conf.Errorf(conf.ErrNetwork, "%v (%s): %s", err, cmd.ProcessState, l.lastWords())
 	}
 	if message.Error != nil {
 		_ = cmd.Wait()
-		return record.Process{}, message.Error
+		return process, cgroup, message.Error
 	}
-	return process, cmd.Process.Release()
+	return process, cgroup, cmd.Process.Release()
 }
 
 // command is our own binary as a supervisor.
@@ -108,7 +115,7 @@ func (l *launcher) command() *exec.Cmd {
 	cmd := &exec.Cmd{Path: "/proc/self/exe", Args: []string{"ambi", supervisor.Role, l.config.Hub.Title()}}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	inOwnUserNamespace(cmd.SysProcAttr)
-	cmd.Dir, cmd.Env = "/", supervisor.Environment
+	cmd.Dir, cmd.Env = "/", []string{}
 	// Standard error is the log, also for what a crash has to say.
 	cmd.Stderr = l.log
 	return cmd

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"slices"
 
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
@@ -25,6 +26,9 @@ type Network struct {
 	// Step is called at the end of each step of a verb with its name, for a log of
 	// what took how long; nil: nobody listens.
 	Step func(name string)
+
+	// RuntimeDir is XDG_RUNTIME_DIR, below which there may be a manager of systemd; for ADD.
+	RuntimeDir string
 
 	outside bool // an ADD that has not come into its hub
 }
@@ -192,6 +196,17 @@ func (n *Network) Check(ctx context.Context, a *conf.Attachment) error {
 		return n.checkPrivate(a, state)
 	}
 	return n.checkShared(ctx, a)
+}
+
+// StateDirs are the state folders of this user's supervisors of a network that run, as far as they can be
+// seen and trusted.
+func StateDirs(network string) (dirs []string) {
+	for _, s := range supervisor.Processes() {
+		if s.Network() == network && !slices.Contains(dirs, s.StateDir()) && s.Trusted() {
+			dirs = append(dirs, s.StateDir())
+		}
+	}
+	return dirs
 }
 
 // Alive says whether the supervisor of the record runs, or is being started again by its keeper.

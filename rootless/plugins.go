@@ -168,14 +168,11 @@ func (n *Network) unmakeByPlugins(h hub.Hub, a *conf.Attachment) error {
 }
 
 func (n *Network) takeBack(c *insideContainer, standIn *link.Place, a *conf.Attachment) error {
-	carried, err := n.carried()
-	if err != nil {
-		return err
-	}
-	if carried != nil {
+	if carried, err := n.carried(); err == nil && carried != nil {
 		return carried.Back(c.place, standIn)
 	}
-	// ADD was killed while it carried. It had made sure that there was no such interface.
+	// ADD was killed while it carried, or what the record says of that cannot be read, as CHECK
+	// tells. ADD had made sure that there was no such interface.
 	l, err := c.place.Link(a.IfName)
 	if err != nil || l == nil {
 		return err

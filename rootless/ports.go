@@ -34,20 +34,20 @@ func (n *Network) ask(question func(supervisor.Control) error) error {
 	err := question(controlOfHub(n.hub(n.Record.Key)))
 	var e *types.Error
 	if err != nil && !errors.As(err, &e) {
-		return conf.Errorf(conf.ErrNetwork, "attachment %s: its supervisor (process %d) does not answer: %v", n.Record.Key, n.Supervisor(), err)
+		return conf.Errorf(conf.ErrNetwork, "attachment %s: its supervisor does not answer: %v", n.Record.Key, err)
 	}
 	return err
 }
 
 // Supervisor is the process that answers for the attachment; 0 when nobody knows.
 func (n *Network) Supervisor() int {
-	if p, err := n.hub(n.Record.Key).Present(); err == nil {
+	switch p, err := n.hub(n.Record.Key).Present(); {
+	case err == nil:
 		return p.PID
+	case n.Record.Hub == "" && n.Record.Supervisor.Alive(): // of an older ambi
+		return n.Record.Supervisor.PID
 	}
-	if n.Record.Supervisor == nil {
-		return 0
-	}
-	return n.Record.Supervisor.PID
+	return 0 // that of the record may be another's by now
 }
 
 // AddPort publishes one more port of a running attachment. The host's port is bound

@@ -67,7 +67,7 @@ func (n *Network) addPrivate(ctx context.Context, a *conf.Attachment) (*types100
 		return nil, err
 	}
 	made := result(a, state.Private)
-	if err := n.open(h, state, a, made, sockets); err != nil {
+	if err := n.open(ctx, h, state, a, made, sockets); err != nil {
 		return nil, err
 	}
 	return made, n.publishByDriver(h, a)

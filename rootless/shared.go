@@ -29,6 +29,7 @@ import (
 	"github.com/ambi-cni/ambi/rootless/link"
 	"github.com/ambi-cni/ambi/rootless/plan"
 	"github.com/ambi-cni/ambi/rootless/supervisor"
+	"github.com/ambi-cni/ambi/scope"
 )
 
 // A shared network is a hub (rootless/hub): a user and network namespace in which there is
@@ -228,8 +229,8 @@ func (n *Network) startHub(ctx context.Context, h hub.Hub, a *conf.Attachment, w
 	}
 	l := &launcher{config: &supervisor.Config{
 		Hub:    &supervisor.Hub{Network: a.Network, Name: h.Name, StateDir: n.Store.Dir(), Bridge: wanted.Bridge, Plan: wanted.Plan},
-		Driver: wanted.Driver, LogLevel: a.NetConf.LogLevel,
-	}}
+		Driver: wanted.Driver, LogLevel: a.NetConf.LogLevel, Hardening: a.NetConf.Hardening,
+	}, way: scope.Find(n.RuntimeDir)}
 	if wanted.Private != nil {
 		l.config.Hub.Bridge = hub.HostEnd
 		l.config.Hub.Only = &supervisor.Only{Key: a.Key, Netns: n.Record.Netns, Plan: *wanted.Private}
@@ -238,12 +239,13 @@ func (n *Network) startHub(ctx context.Context, h hub.Hub, a *conf.Attachment, w
 		return nil, err
 	}
 	defer l.close()
-	process, err := l.start(ctx)
+	process, cgroup, err := l.start(ctx)
 	if err != nil {
+		scope.RemoveCgroup(cgroup)
 		return nil, err
 	}
 	state := *wanted
-	state.Supervisor = process
+	state.Supervisor, state.Cgroup = process, cgroup
 	return &state, h.Save(&state)
 }
 
@@ -282,6 +284,9 @@ func endSupervisor(ctx context.Context, h hub.Hub) error {
 	if err := record.AwaitEnd(ctx, h.Path("alive")); err != nil {
 		return fmt.Errorf("the hub: %w", err)
 	}
+	if state := h.State(); state != nil {
+		scope.RemoveCgroup(state.Cgroup)
+	}
 	return nil
 }
 
@@ -299,7 +304,7 @@ func (n *Network) join(ctx context.Context, h hub.Hub, state *hub.State, c *insi
 		result.DNS = names.DNS(a.NetConf, servers)
 		n.step("name server")
 	}
-	if err := n.open(h, state, a, result, sockets); err != nil {
+	if err := n.open(ctx, h, state, a, result, sockets); err != nil {
 		return nil, err
 	}
 	if len(result.DNS.Nameservers) == 0 {
@@ -309,14 +314,14 @@ func (n *Network) join(ctx context.Context, h hub.Hub, state *hub.State, c *insi
 }
 
 // open publishes the ports, and returns when there is a way out.
-func (n *Network) open(h hub.Hub, state *hub.State, a *conf.Attachment, result *types100.Result, sockets []forward.Socket) error {
+func (n *Network) open(ctx context.Context, h hub.Hub, state *hub.State, a *conf.Attachment, result *types100.Result, sockets []forward.Socket) error {
 	if len(sockets) > 0 {
 		if err := controlOfHub(h).Publish(a.Key, targetOf(a, result, state), sockets); err != nil {
 			return fmt.Errorf("publishing the ports of %s: %w", a.Key, mute(err))
 		}
 		n.step("publish the ports")
 	}
-	if err := controlOfHub(h).Await(); err != nil {
+	if err := controlOfHub(h).Await(ctx); err != nil {
 		return fmt.Errorf("the way out of network %q: %w", a.Network, mute(err))
 	}
 	n.step("wait for the driver")
@@ -472,17 +477,16 @@ func (c *insideContainer) close() {
 
 // leave takes the member out of its hub, and ends the hub with the last one.
 func (n *Network) leave(ctx context.Context, h hub.Hub, a *conf.Attachment) error {
-	if n.Record != nil {
-		// From now on it is nobody for whom the hub has to stay. Where that cannot be
-		// written down, such as on a full disk, the hub ends by itself.
-		n.Record.State = record.Leaving
-		if err := n.Store.Save(n.Record); err != nil {
-			n.step("leaving without word: " + err.Error())
-		}
-	}
 	state, err := h.Running()
 	if err != nil {
 		return err
+	}
+	// Plugins need the hub, which leaves by itself when nobody is in it.
+	plugins := state != nil && state.Private == nil && state.Bridge == "" && !n.outside
+	if plugins {
+		n.mark(record.Adding) // neither ready any more nor leaving yet
+	} else {
+		n.mark(record.Leaving)
 	}
 	made, process := n.made(h, a), processOf(h)
 	var ended bool
@@ -498,6 +502,15 @@ func (n *Network) leave(ctx context.Context, h hub.Hub, a *conf.Attachment) erro
 		}
 	}
 	n.step("leave the hub")
+	if plugins {
+		if tryAgainLater(err) {
+			return fmt.Errorf("taking %s out of the hub: %w", a.Key, err) // which plugins may not have begun with
+		}
+		n.mark(record.Leaving)
+		if err != nil {
+			n.step("the plugins: " + conf.Message(err))
+		}
+	}
 	if !ended && (state == nil || state.Private == nil) {
 		ended, endErr = endHub(ctx, h, a.Key, func() {})
 	}
@@ -511,6 +524,23 @@ func (n *Network) leave(ctx context.Context, h hub.Hub, a *conf.Attachment) erro
 		err = fmt.Errorf("taking %s out of the hub: %w", a.Key, err)
 	}
 	return errors.Join(err, endErr)
+}
+
+func tryAgainLater(err error) bool {
+	var e *types.Error
+	return errors.As(err, &e) && e.Code == types.ErrTryAgainLater
+}
+
+// mark writes down how far it is; from record.Leaving on it is nobody for whom the hub has to stay. Where
+// that cannot be done, such as on a full disk, the hub ends by itself.
+func (n *Network) mark(state record.State) {
+	if n.Record == nil {
+		return
+	}
+	n.Record.State = state
+	if err := n.Store.Save(n.Record); err != nil {
+		n.step("leaving without word: " + err.Error())
+	}
 }
 
 // delUnrecorded takes out of the hub of the network, if that has one, what it has of an

@@ -12,5 +12,5 @@
 //
 // The driver relay is none of a program, but a part of ambi (rootless/relay).
 //
-// It imports rootless/relay, rootless/plan, record and conf. Start at driver.go.
+// It imports rootless/relay, rootless/plan, record, confine and conf. Start at driver.go.
 package driver

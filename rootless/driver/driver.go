@@ -44,6 +44,7 @@ type Driver interface {
 	Publishable(conf.PortMapping) (conf.PortMapping, error)
 
 	start(*Command, Files, *slog.Logger) (Process, error)
+	adopt(*Command, Survivor, Files, *slog.Logger) (Process, error)
 	ofHost(*Command) string // what one that is started now has of the host for good
 	move(*Command, netip.Prefix)
 	publisher(c *Command, container netip.Addr) Publisher
@@ -79,6 +80,15 @@ type Process interface {
 	Ending() string         // how it ended and its last words; call it after that
 	Dismiss()               // tells it to leave
 	Stop()                  // tells it to leave and returns when it is gone
+	// Survivor is what keeps it alive when this process ends, as long as somebody has it; nil:
+	// nothing does. The files are the Process's.
+	Survivor() *Survivor
+}
+
+// Survivor is a driver that lives on without who has started it.
+type Survivor struct {
+	PID   int // 0: it is no process
+	Files []*os.File
 }
 
 // Follower is a Process that follows the host by itself, and need not be started again.
@@ -93,11 +103,22 @@ type Counter interface {
 	Forget(addresses []netip.Addr) // who gets them next begins anew
 }
 
+// Drainer is a Process with connections of its own, which can come to their end while another
+// process goes on with the rest.
+type Drainer interface {
+	Drain()
+	Connections() int
+}
+
 // MemberStats are the counters of one address of a container.
 type MemberStats = way.MemberStats
 
 // Counts says that the driver is a Counter.
 func (c *Command) Counts() bool { return c.Driver == relay{}.Name() }
+
+// Hides says that the driver keeps others from looking into it when it runs, so that borrowing its
+// tap takes CAP_SYS_PTRACE (ptrace(2), "Ptrace access mode checking").
+func (c *Command) Hides() bool { return c.Driver == pasta{}.Name() }
 
 // Info is what people are told of a driver's program.
 type Info struct {
@@ -140,6 +161,12 @@ type Files struct {
 // a place that needs neither.
 func (c *Command) Start(files Files, log *slog.Logger) (Process, error) {
 	return Of(c.Driver).start(c, files, log)
+}
+
+// Adopt goes on with a driver that another process has started, whose files it takes over: it is
+// ready. An error says that it has ended, or that nobody can go on with it.
+func (c *Command) Adopt(survivor Survivor, files Files, log *slog.Logger) (Process, error) {
+	return Of(c.Driver).adopt(c, survivor, files, log)
 }
 
 // Move has the driver give addresses of another network from its next start on.

@@ -1,6 +1,9 @@
 package driver
 
 import (
+	"bytes"
+	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 
@@ -44,6 +47,30 @@ func FuzzHelp(f *testing.F) {
 		require.Len(t, known, len(features))
 		for name, there := range known {
 			require.True(t, !there || strings.Contains(text, "--"+name))
+		}
+	})
+}
+
+// FuzzSays: whatever a driver prints, in whatever pieces, is logged line by line, and the last of it
+// is at hand, in bounds: a container may have it say a lot.
+func FuzzSays(f *testing.F) {
+	f.Add([]byte("a line\nWARNING: Support for seccomp is experimental\nthe reason"), uint(3))
+	f.Add([]byte("Failed to send 17 bytes to syslog\n\n\n"), uint(1))
+	f.Add(bytes.Repeat([]byte("x"), 10_000), uint(4095))
+	f.Fuzz(func(t *testing.T, said []byte, piece uint) {
+		var log bytes.Buffer
+		printed := &tail{name: "slirp4netns", log: slog.New(slog.NewTextHandler(&log, nil))}
+		size := int(piece%5000) + 1
+		for part := range slices.Chunk(said, size) {
+			n, err := printed.Write(part)
+			require.NoError(t, err)
+			require.Equal(t, len(part), n)
+			require.LessOrEqual(t, len(printed.part), 4096)
+		}
+		require.LessOrEqual(t, len(printed.lines), tailLines)
+		require.NotEmpty(t, printed.last())
+		for line := range strings.Lines(log.String()) {
+			require.Contains(t, line, "msg=slirp4netns says=")
 		}
 	})
 }

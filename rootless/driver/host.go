@@ -1,9 +1,11 @@
 package driver
 
 import (
+	"errors"
 	"net/netip"
 	"slices"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -47,6 +49,79 @@ func (c *Command) OfHost() string {
 		v4 = err.Error()
 	}
 	return v4 + " " + v6 + " " + Of(c.Driver).ofHost(c)
+}
+
+// Reach is where the host gets by IPv6.
+type Reach struct {
+	Everywhere bool
+	Only       []netip.Prefix // else
+}
+
+// anywhere is an address of the global unicast ones (RFC 4291, section 2.5.4), of which nobody is asked
+// anything.
+var anywhere = unix.SockaddrInet6{Addr: netip.MustParseAddr("2000::1").As16(), Port: 9}
+
+// mostReached is how many networks are told apart: who has routes to more gets everywhere.
+const mostReached = 64
+
+// ReachByIPv6 is where what leaves gets at the moment.
+func (c *Command) ReachByIPv6() Reach {
+	_, from, _ := c.outbound()
+	if getsAnywhere(from) {
+		return Reach{Everywhere: true}
+	}
+	var r Reach
+	of := &netlink.Route{Type: unix.RTN_UNICAST}
+	err := netlink.RouteListFilteredIter(unix.AF_INET6, of, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE, func(route netlink.Route) bool {
+		if p, ok := reached(&route); ok {
+			r.Only = append(r.Only, p)
+		}
+		return len(r.Only) <= mostReached
+	})
+	if err != nil && !errors.Is(err, unix.EAFNOSUPPORT) || len(r.Only) > mostReached {
+		return Reach{Everywhere: true}
+	}
+	slices.SortFunc(r.Only, netip.Prefix.Compare)
+	return r
+}
+
+// Equal says that both are the same.
+func (r Reach) Equal(other Reach) bool {
+	return r.Everywhere == other.Everywhere && slices.Equal(r.Only, other.Only)
+}
+
+// reached is the network that a route leads to, beside this host and its links.
+func reached(route *netlink.Route) (netip.Prefix, bool) {
+	if route.Dst == nil {
+		return netip.Prefix{}, false
+	}
+	bits, _ := route.Dst.Mask.Size()
+	address, ok := netip.AddrFromSlice(route.Dst.IP)
+	if !ok || !address.Is6() || !address.IsGlobalUnicast() {
+		return netip.Prefix{}, false
+	}
+	return netip.PrefixFrom(address, bits), true
+}
+
+// getsAnywhere asks the kernel, which also knows of rules and source addresses (udp(7): connect
+// sends nothing). There may be a way from one address only; empty: any.
+func getsAnywhere(from string) bool {
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return !errors.Is(err, unix.EAFNOSUPPORT)
+	}
+	defer unix.Close(fd)
+	if address, err := netip.ParseAddr(from); err == nil {
+		_ = unix.Bind(fd, &unix.SockaddrInet6{Addr: address.As16()})
+	}
+	return unix.Connect(fd, &anywhere) == nil
+}
+
+// TellsConnections says that a container hears by ICMPv6 why a connection cannot be made.
+// slirp4netns says so from an address that is not routed (RouteErrors in rootless/netns), and to nobody who
+// is masqueraded.
+func (c *Command) TellsConnections(private bool) bool {
+	return c.Driver == relay{}.Name() || c.Driver == slirp4netns{}.Name() && private
 }
 
 // Same says that a container that asks for the other can do with this one.

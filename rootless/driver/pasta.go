@@ -271,6 +271,7 @@ func (pasta) start(c *Command, files Files, log *slog.Logger) (Process, error) {
 	}
 	argv := slices.Concat([]string{c.Path}, c.Args, options, []string{"--ns-ifname=" + c.IfName, "--netns=" + pastaNetns, "--pid=" + pastaReady})
 	p := &pastaProcess{child: newChild("pasta", files, log, c.Path), ready: read}
+	p.hides = c.Hides()
 	p.cmd.Stdin, p.cmd.Stdout = files.Netns, write
 	if err := p.startUnderUs(argv); err != nil {
 		read.Close()
@@ -278,6 +279,13 @@ func (pasta) start(c *Command, files Files, log *slog.Logger) (Process, error) {
 	}
 	return p, nil
 }
+
+// adopt: it ends with who has started it, since it has no other way to know that nobody needs it.
+func (pasta) adopt(*Command, Survivor, Files, *slog.Logger) (Process, error) {
+	return nil, errNoDriver
+}
+
+func (p *pastaProcess) Survivor() *Survivor { return nil }
 
 func (p *pastaProcess) AwaitReady() error {
 	defer p.ready.Close()

@@ -25,6 +25,7 @@ import (
 type child struct {
 	name   string
 	helper []string // see Files
+	hides  bool     // see Command.Hides
 	most   uint64   // see Files
 	cmd    *exec.Cmd
 	done   chan struct{} // closed when it has ended
@@ -139,11 +140,13 @@ func (c *child) notReady() error {
 	return fmt.Errorf("%s ended before it was ready (%s): %s", c.name, c.exitStatus(), c.tail.last())
 }
 
-// process is one running slirp4netns.
+// process is one running slirp4netns. It leaves when nobody has exit open any more.
 type process struct {
 	child
-	ready *os.File // held bytes of ours, and one when the interface is there (--ready-fd)
-	held  int
+	pidfd, output *os.File // for who goes on with it, and output for tail
+	copied        chan struct{}
+	ready         *os.File // held bytes of ours, and one when the interface is there (--ready-fd)
+	held          int
 	// folder of the API socket, while the driver binds that
 	folder *os.File
 	exit   *os.File // closing it makes slirp4netns leave (--exit-fd)
@@ -179,7 +182,10 @@ func (slirp4netns) start(c *Command, files Files, log *slog.Logger) (Process, er
 		exitWrite.Close()
 		return nil, fmt.Errorf("starting slirp4netns: %w", err)
 	}
-	s := &process{child: newChild("slirp4netns", files, log, slices.Concat([]string{c.Path}, c.Args, outbound)...), exit: exitWrite, ready: readyRead, held: held}
+	s := &process{
+		child: newChild("slirp4netns", files, log, slices.Concat([]string{c.Path}, c.Args, outbound)...),
+		exit:  exitWrite, ready: readyRead, held: held, copied: make(chan struct{}),
+	}
 	s.cmd.ExtraFiles = []*os.File{exitRead, readyWrite, files.Netns, files.Alive}
 	if c.APISocket != "" {
 		if err := s.addAPISocket(c.APISocket); err != nil {
@@ -191,10 +197,7 @@ func (slirp4netns) start(c *Command, files Files, log *slog.Logger) (Process, er
 	}
 	s.cmd.Args = append(s.cmd.Args, fmt.Sprintf("--exit-fd=%d", exitFD), fmt.Sprintf("--ready-fd=%d", readyFD),
 		"--", fmt.Sprintf("/proc/self/fd/%d", netnsFD), c.IfName) // an interface may be called --help
-	err = s.cmd.Start()
-	if err == nil {
-		s.bound()
-	}
+	err = s.startSpeaking()
 	// Our copy of the write end goes at once, so that a driver that dies is the end
 	// of file on the read end and not a time-out.
 	readyWrite.Close()
@@ -206,6 +209,102 @@ func (slirp4netns) start(c *Command, files Files, log *slog.Logger) (Process, er
 	}
 	go s.wait()
 	return s, nil
+}
+
+// startSpeaking starts it with a pipe for what it says.
+func (s *process) startSpeaking() error {
+	read, write, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer write.Close()
+	s.output, s.cmd.Stdout, s.cmd.Stderr = read, write, write
+	if err := s.cmd.Start(); err != nil {
+		read.Close()
+		return err
+	}
+	s.bound()
+	s.pidfd = pidfdOf(s.PID())
+	go func() {
+		_, _ = io.Copy(s.tail, read)
+		close(s.copied)
+	}()
+	return nil
+}
+
+// pidfdOf is a pidfd of a child that nobody has waited for, which Go's poller waits for; nil
+// without. (That of os.Process has to block.)
+func pidfdOf(child int) *os.File {
+	fd, err := unix.PidfdOpen(child, unix.PIDFD_NONBLOCK) // Linux 5.10
+	if err != nil {
+		return nil
+	}
+	return os.NewFile(uintptr(fd), "pidfd")
+}
+
+func (s *process) wait() {
+	s.err = s.cmd.Wait()
+	<-s.copied
+	s.output.Close()
+	if s.pidfd != nil {
+		s.pidfd.Close()
+	}
+	close(s.done)
+}
+
+func (s *process) Survivor() *Survivor {
+	if s.pidfd == nil {
+		return nil
+	}
+	return &Survivor{PID: s.PID(), Files: []*os.File{s.pidfd, s.exit, s.output}}
+}
+
+// adopted is a slirp4netns that another process has started, and is ready.
+type adopted struct {
+	pid                 int
+	pidfd, exit, output *os.File
+	tail                *tail
+	done                chan struct{}
+}
+
+func (d slirp4netns) adopt(_ *Command, survivor Survivor, _ Files, log *slog.Logger) (Process, error) {
+	if len(survivor.Files) != 3 || record.HasEnded(survivor.Files[0]) {
+		return nil, errNoDriver
+	}
+	a := &adopted{
+		pid: survivor.PID, pidfd: survivor.Files[0], exit: survivor.Files[1], output: survivor.Files[2],
+		tail: &tail{name: d.Name(), log: log}, done: make(chan struct{}),
+	}
+	go a.wait()
+	return a, nil
+}
+
+func (a *adopted) wait() {
+	_, _ = io.Copy(a.tail, a.output) // until nobody has the other end
+	record.AwaitExit(a.pidfd)
+	a.output.Close()
+	a.pidfd.Close()
+	close(a.done)
+}
+
+func (a *adopted) Survivor() *Survivor {
+	return &Survivor{PID: a.pid, Files: []*os.File{a.pidfd, a.exit, a.output}}
+}
+
+func (a *adopted) AwaitReady() error      { return nil }
+func (a *adopted) PID() int               { return a.pid }
+func (a *adopted) Ended() <-chan struct{} { return a.done }
+func (a *adopted) Ending() string         { return "slirp4netns ended: " + a.tail.last() }
+func (a *adopted) Dismiss()               { a.exit.Close() }
+
+func (a *adopted) Stop() {
+	a.Dismiss()
+	select {
+	case <-a.done:
+	case <-time.After(leaveGrace):
+		record.KillFD(a.pidfd)
+		<-a.done
+	}
 }
 
 // fullPipe is a pipe that is full: the driver, which says that it is ready before it

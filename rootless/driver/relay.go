@@ -112,6 +112,19 @@ func relayConfig(c *Command) (config way.Config, err error) {
 }
 
 func (relay) start(c *Command, files Files, log *slog.Logger) (Process, error) {
+	return startRelay(c, nil, files, log)
+}
+
+// adopt goes on with the interface, in which packets wait. Connections have ended.
+func (relay) adopt(c *Command, survivor Survivor, files Files, log *slog.Logger) (Process, error) {
+	if len(survivor.Files) == 0 {
+		return nil, errNoDriver
+	}
+	return startRelay(c, survivor.Files, files, log)
+}
+
+// startRelay starts one with what another has left, nil: nothing.
+func startRelay(c *Command, kept []*os.File, files Files, log *slog.Logger) (Process, error) {
 	config, err := relayConfig(c)
 	if err != nil {
 		return nil, err
@@ -120,7 +133,7 @@ func (relay) start(c *Command, files Files, log *slog.Logger) (Process, error) {
 	if err := running.Follow(c); err != nil {
 		return nil, err
 	}
-	config.Hub, config.IfName, config.Logger, config.From = files.Netns, c.IfName, log, running.from
+	config.Hub, config.IfName, config.Logger, config.From, config.Kept = files.Netns, c.IfName, log, running.from, kept
 	if running.relay, err = way.Start(config); err != nil {
 		return nil, err
 	}
@@ -140,6 +153,7 @@ type relaying struct {
 var (
 	_ Process = (*relaying)(nil)
 	_ Counter = (*relaying)(nil)
+	_ Drainer = (*relaying)(nil)
 )
 
 // Follow has what comes leave from the addresses of this moment. After an error it is those
@@ -165,6 +179,13 @@ func (r *relaying) from(ipv6 bool) netip.Addr {
 
 func (r *relaying) Stats() []MemberStats          { return r.relay.Stats() }
 func (r *relaying) Forget(addresses []netip.Addr) { r.relay.Forget(addresses) }
+
+func (r *relaying) Survivor() *Survivor {
+	return &Survivor{Files: r.relay.Keep()}
+}
+
+func (r *relaying) Drain()           { r.relay.Drain() }
+func (r *relaying) Connections() int { return r.relay.Connections() }
 
 func (r *relaying) AwaitReady() error      { return nil }
 func (r *relaying) PID() int               { return os.Getpid() }

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/confine"
 	"github.com/ambi-cni/ambi/record"
 )
 
@@ -113,8 +114,18 @@ func isTap(fd int) bool {
 	return err == nil && unix.IoctlIfreq(fd, unix.TUNGETIFF, request) == nil && request.Uint16()&unix.IFF_TAP != 0
 }
 
+// attachFilter. The kernel remembers the address of the instructions, and looks there, in the
+// memory of the next driver, when that opens the same interface (tun_attach in drivers/net/tun.c,
+// which goes on where there is nothing): so it is one that nobody has for long.
 func attachFilter(tap int) error {
-	program := unix.SockFprog{Len: uint16(len(loopbackFilter)), Filter: &loopbackFilter[0]}
+	memory, err := unix.Mmap(-1, 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Munmap(memory) }()
+	filter := (*unix.SockFilter)(unsafe.Pointer(&memory[0]))
+	copy(unsafe.Slice(filter, len(loopbackFilter)), loopbackFilter)
+	program := unix.SockFprog{Len: uint16(len(loopbackFilter)), Filter: filter}
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(tap), unix.TUNATTACHFILTER, uintptr(unsafe.Pointer(&program)))
 	runtime.KeepAlive(&program)
 	if errno != 0 {
@@ -151,7 +162,9 @@ func discardFrames(tap int, deadline time.Time) error {
 // closeLoopback sets the filter.
 func (s *child) closeLoopback() error {
 	set := filterTap
-	if !record.HaveCapability(unix.CAP_SYS_PTRACE) {
+	// Who cannot be looked into takes this capability. Without no_new_privs a driver has more of
+	// them than we have, so that it is the same with any. A helper has it, as uid 0 of the hub.
+	if !record.HaveCapability(unix.CAP_SYS_PTRACE) && (s.hides || !confine.HasNoNewPrivileges()) {
 		set = s.filterTapByHelper
 	}
 	var err error

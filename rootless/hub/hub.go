@@ -37,7 +37,8 @@ type State struct {
 	// Private is the interface of the only member; nil of a shared network.
 	Private *plan.Interface `json:"private,omitempty"`
 	// Second says that the only member's default route is over another interface.
-	Second bool `json:"second,omitempty"`
+	Second bool   `json:"second,omitempty"`
+	Cgroup string `json:"cgroup,omitempty"` // its folder, where its processes have one of their own
 }
 
 // The interfaces of a hub that is a private network.

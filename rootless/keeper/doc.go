@@ -6,7 +6,7 @@
 // What a keeper holds are items: a key, a value that only supervisors understand, and files.
 // The two talk over a pair of sockets, in messages (message.go) whose form has a version.
 //
-// A keeper has no capability, asks nobody anything and reads nothing but its twin's messages.
+// A keeper has no effective capability, asks nobody anything and reads nothing but its twin's messages.
 // Its life (life.go) is one thread in poll(2), so that its memory is that of a program that has
 // just started.
 //

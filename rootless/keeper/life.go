@@ -29,12 +29,10 @@ const pairFD = 3
 // something with itself: while there is no supervisor it is the one who listens on it.
 const ControlKey = "control"
 
-// The pace at which a supervisor is started again that does not stay.
+// When the log says it in other words that a supervisor does not stay.
 const (
-	firstPause   = 50 * time.Millisecond
-	longestPause = 10 * time.Second
-	stableAfter  = 10 * time.Second // one that lived so long is started again at once
-	sayAfter     = 5                // in a row, and the log says it in other words
+	stableAfter = 10 * time.Second // one that lived so long has stayed
+	sayAfter    = 5                // in a row
 )
 
 // backlog of the control socket.
@@ -49,10 +47,10 @@ type keeper struct {
 	waste int  // bytes of what was let go
 	whole bool // a supervisor has said that we have all
 
-	started time.Time     // the supervisor
-	pause   time.Duration // before the next one
-	failed  int           // that did not stay, one after the other
-	over    bool          // there is nothing to wait for any more
+	started time.Time // the supervisor
+	pace    Pace
+	failed  int  // that did not stay, one after the other
+	over    bool // there is nothing to wait for any more
 }
 
 type item struct {
@@ -70,9 +68,13 @@ func Main() int {
 		k.title = os.Args[2]
 	}
 	unix.CloseOnExec(pairFD)
-	// What it starts gets them back at execve(2), as uid 0 of the hub's user namespace.
-	if err := confine.SetCapabilities(0); err != nil {
+	// What it starts has what is permitted, as uid 0 of the hub's user namespace, since that
+	// is without new privileges.
+	if err := confine.Rest(); err != nil {
 		k.say("giving up capabilities", err)
+	}
+	if err := confine.Hide(); err != nil {
+		k.say("keeping others from looking into it", err)
 	}
 	if err := k.hello(); err != nil {
 		k.say("the supervisor is not there", err)
@@ -91,8 +93,10 @@ func Main() int {
 }
 
 // say writes a line as the supervisor's log has them.
-func (k *keeper) say(what string, err error, more ...any) {
-	line := fmt.Sprintf("time=%s level=WARN msg=%q keeper=%d", time.Now().Format("2006-01-02T15:04:05.000Z07:00"), what, os.Getpid())
+func (k *keeper) say(what string, err error, more ...any) { k.log("WARN", what, err, more...) }
+
+func (k *keeper) log(level, what string, err error, more ...any) {
+	line := fmt.Sprintf("time=%s level=%s msg=%q keeper=%d", time.Now().Format("2006-01-02T15:04:05.000Z07:00"), level, what, os.Getpid())
 	if err != nil {
 		line += fmt.Sprintf(" error=%q", err.Error())
 	}
@@ -163,13 +167,17 @@ func (k *keeper) obey(m *Message) {
 	case m.Verb == Keep:
 		k.drop(m.Key)
 		k.items[m.Key] = item{m.Value, m.Files}
-	case m.Verb == All:
-		k.whole = true
-	case m.Verb == Drop:
-		k.drop(m.Key)
-		CloseFiles(m.Files)
 	default:
 		CloseFiles(m.Files)
+	}
+	switch {
+	case m.Verb == All:
+		k.whole = true
+	case m.Verb == Next && k.child == 0: // its own start is long ago
+		k.another("INFO", "the supervisor makes room, starting another")
+		return
+	case m.Verb == Drop:
+		k.drop(m.Key)
 	}
 	if err := k.send(&Message{Verb: Done, Key: m.Key}); err != nil && !Ended(err) {
 		k.say("answering the supervisor", err)
@@ -224,9 +232,11 @@ func (k *keeper) send(m *Message) error {
 // Nobody is the exit status of a supervisor that there is no use in starting again.
 const Nobody = 3
 
-// ended starts another supervisor after one that has ended. One that had not come as far as to
-// hand over all has left nothing to go on with.
-func (k *keeper) ended() {
+func (k *keeper) ended() { k.another("WARN", "the supervisor has ended, starting another") }
+
+// another starts another supervisor after one that has ended, or that makes room. One that had
+// not come as far as to hand over all has left nothing to go on with.
+func (k *keeper) another(level, why string) {
 	if k.forget() == Nobody || !k.whole {
 		k.over = true
 		return
@@ -235,19 +245,16 @@ func (k *keeper) ended() {
 	if control, ok := k.items[ControlKey]; ok && len(control.files) == 1 {
 		_ = unix.Listen(control.files[0], backlog)
 	}
-	if time.Since(k.started) > stableAfter {
-		k.pause, k.failed = 0, 0
-	} else {
-		k.failed++
+	if k.failed++; time.Since(k.started) > stableAfter {
+		k.failed = 0
 	}
-	for {
+	for pause := k.pace.Died(); ; pause = k.pace.Failed() {
 		if k.failed >= sayAfter {
-			k.say("the supervisor does not stay, so the network does not work until it does", nil, fmt.Sprintf(" times=%d nextTryIn=%v", k.failed, k.pause))
+			k.say("the supervisor does not stay, so the network does not work until it does", nil, fmt.Sprintf(" times=%d nextTryIn=%v", k.failed, pause))
 		} else {
-			k.say("the supervisor has ended, starting another", nil)
+			k.log(level, why, nil)
 		}
-		time.Sleep(k.pause)
-		k.pause = min(max(2*k.pause, firstPause), longestPause)
+		time.Sleep(pause)
 		err := k.start()
 		if err == nil {
 			return
@@ -304,7 +311,7 @@ func (k *keeper) start() error {
 	k.pair, k.started = ours, time.Now()
 	pidfd := -1
 	k.child, err = syscall.ForkExec("/proc/self/exe", []string{"ambi", SupervisorRole, k.title}, &syscall.ProcAttr{
-		Dir: "/", Env: Environment, Files: []uintptr{uintptr(null), uintptr(null), 2, uintptr(theirs)},
+		Dir: "/", Env: []string{}, Files: []uintptr{uintptr(null), uintptr(null), 2, uintptr(theirs)},
 		Sys: &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
 	})
 	unix.Close(null)
@@ -321,7 +328,7 @@ func (k *keeper) start() error {
 	return k.handOver()
 }
 
-// Environment is that of either twin.
+// Environment is that of programs which a supervisor runs. It has none itself, nor has its keeper.
 var Environment = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
 func (k *keeper) handOver() error {

@@ -10,7 +10,9 @@ import (
 
 // Version is that of the messages. A twin of another version is spoken to all the same: what a
 // later one adds to the verbs, an earlier one answers and forgets.
-const Version = "1"
+//
+// Since version 2 a keeper understands Next, and a supervisor goes on with a driver.
+const Version = "2"
 
 // The verbs of messages. What a supervisor says is answered with Done, so that it knows when a
 // file is held, or let go.
@@ -19,6 +21,7 @@ const (
 	Keep  = "keep"  // from a supervisor: an item; from a keeper, to a new supervisor, likewise
 	Drop  = "drop"  // from a supervisor: an item goes, its files are closed
 	All   = "all"   // from each to a new one: that was the last item of those that are there
+	Next  = "next"  // from a supervisor: another is to be started, beside this one, which will say no more
 	Done  = "done"  // from a keeper: the answer
 )
 

@@ -3,6 +3,7 @@ package netns
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -29,6 +30,7 @@ type Namespace struct {
 	plan  *plan.Interface
 
 	again   bool // another process has made it
+	refuses bool // see ReachByIPv6
 	folders bool // the thread has folders of its own, in a hub where plugins run
 }
 
@@ -39,7 +41,7 @@ type Namespace struct {
 // Without a bridge the hub is one in which plugins run and make what they like.
 func Make(key conf.Key, bridge string, p *plan.Interface) (*Namespace, error) {
 	n := &Namespace{calls: make(chan func()), plan: p, folders: bridge == ""}
-	if err := n.begin(n.make, key, bridge); err != nil {
+	if err := n.begin(n.make, key, 0, bridge); err != nil {
 		return nil, err
 	}
 	if err := n.raiseLoopback(); err != nil {
@@ -49,16 +51,24 @@ func Make(key conf.Key, bridge string, p *plan.Interface) (*Namespace, error) {
 }
 
 // Again is the Namespace that another process has made and left as it was: files are those of
-// Files. What that had of published ports is taken back.
-func Again(key conf.Key, bridge string, p *plan.Interface, files []*os.File) (*Namespace, error) {
+// Files. What it had of published ports is taken back, but for the generations that still have
+// connections there. This is to be another one.
+func Again(key conf.Key, generation int, others []int, bridge string, p *plan.Interface, files []*os.File) (*Namespace, error) {
 	n := &Namespace{calls: make(chan func()), plan: p, again: true, folders: len(files) > 1, file: files[0]}
 	if n.folders {
 		n.mount = files[1]
 	}
-	if err := n.begin(n.join, key, bridge); err != nil {
+	if err := n.begin(n.join, key, generation, bridge); err != nil {
 		return nil, err
 	}
-	return n, n.takeBack()
+	for g := range Generations {
+		if !slices.Contains(others, g) {
+			if err := n.TakeBack(g); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return n, nil
 }
 
 // Files are what it takes to come in again: the network namespace, and the mount namespace
@@ -71,7 +81,7 @@ func (n *Namespace) Files() []*os.File {
 }
 
 // begin starts the thread inside, whose way in is enter.
-func (n *Namespace) begin(enter func() error, key conf.Key, bridge string) error {
+func (n *Namespace) begin(enter func() error, key conf.Key, generation int, bridge string) error {
 	inside := make(chan error)
 	go n.thread(enter, inside)
 	if err := <-inside; err != nil {
@@ -82,7 +92,7 @@ func (n *Namespace) begin(enter func() error, key conf.Key, bridge string) error
 	if err != nil {
 		return fmt.Errorf("netlink in the hub: %w", err)
 	}
-	n.SourceRoutes = newSourceRoutes(n.link, key, bridge)
+	n.SourceRoutes = newSourceRoutes(n.link, key, generation, bridge)
 	return nil
 }
 
@@ -220,6 +230,12 @@ func (n *Namespace) CheckLink() error {
 // LinkByName is any other interface inside.
 func (n *Namespace) LinkByName(name string) (netlink.Link, error) { return n.link.LinkByName(name) }
 
+// Linked says whether an end of a link to a member is left.
+func (n *Namespace) Linked() (bool, error) {
+	links, err := n.link.LinkList()
+	return slices.ContainsFunc(links, func(l netlink.Link) bool { return l.Type() == "veth" }), err
+}
+
 // Configure gives the interface that the driver made its addresses and routes.
 // It is called again when the driver was restarted, and brings back the same.
 func (n *Namespace) Configure() error {
@@ -234,6 +250,7 @@ func (n *Namespace) Configure() error {
 		{"MAC address", n.setMAC},
 		{"MTU", n.setMTU},
 		{"IPv6 settings", n.quietIPv6},
+		{"patience", n.bePatient},
 		{"link state", n.link.LinkSetUp},
 		{"IPv4 address", func(l netlink.Link) error { return n.address(l, n.plan.IPv4) }},
 		{"IPv6 address", func(l netlink.Link) error { return n.address(l, n.plan.IPv6) }},
@@ -244,6 +261,9 @@ func (n *Namespace) Configure() error {
 	}
 	return nil
 }
+
+// lastResort is the metric of the route that comes after all others.
+const lastResort = math.MaxInt32
 
 func (n *Namespace) raiseLoopback() error {
 	lo, err := n.link.LinkByName("lo")
@@ -294,6 +314,51 @@ func (n *Namespace) quietIPv6(netlink.Link) error {
 	return nil
 }
 
+// ForgetGateway has the kernel ask for the driver's gateway before it sends to it again: what is
+// sent while no driver is there to answer waits, see bePatient, and would be lost.
+func (n *Namespace) ForgetGateway() error {
+	link, err := n.link.LinkByName(n.plan.IfName)
+	if err != nil {
+		return ignoringMissing(err)
+	}
+	neighbours, err := n.link.NeighList(link.Attrs().Index, unix.AF_UNSPEC)
+	if err != nil {
+		return err
+	}
+	for i := range neighbours {
+		if neighbours[i].State&(unix.NUD_INCOMPLETE|unix.NUD_FAILED) != 0 {
+			continue // it is asked for already, and to remove it is an error for who waits
+		}
+		if err := ignoring(n.link.NeighDel(&neighbours[i]), unix.ENOENT); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ignoringMissing: the interface has gone with its driver.
+func ignoringMissing(err error) error {
+	if _, ok := errors.AsType[netlink.LinkNotFoundError](err); ok {
+		return nil
+	}
+	return err
+}
+
+// bePatient has packets wait for the driver's gateway (arp(7)) while a driver that has died is
+// followed by another, which is asked soon after it is there: for a minute, where the kernel would
+// ask once a second, and say after the third time that the host is unreachable. Best effort, too.
+func (n *Namespace) bePatient(netlink.Link) error {
+	const pause, times = "20", "3000" // milliseconds
+	n.Do(func() {
+		for _, family := range []string{"ipv4", "ipv6"} {
+			folder := sysctls + family + "/neigh/" + n.plan.IfName + "/"
+			_ = os.WriteFile(folder+"retrans_time_ms", []byte(pause), 0)
+			_ = os.WriteFile(folder+"mcast_solicit", []byte(times), 0)
+		}
+	})
+	return nil
+}
+
 func (n *Namespace) address(link netlink.Link, f plan.Subnet) error {
 	if !f.Enabled() {
 		return nil
@@ -311,7 +376,9 @@ func (n *Namespace) address(link netlink.Link, f plan.Subnet) error {
 }
 
 // defaultRoute adds the default route. In a private network the driver's interface has no
-// address of the driver's network, so that the gateway needs a route of its own.
+// address of the driver's network, so that the gateway needs a route of its own. After it there
+// is one that stays when the interface goes, with a driver that has died: what is lost in silence
+// is sent again, and an error of ICMP would be the end of whoever connects.
 func (n *Namespace) defaultRoute(link netlink.Link, f plan.Subnet) error {
 	index := link.Attrs().Index
 	routes := []netlink.Route{{LinkIndex: index, Dst: plan.Everywhere(f.Gateway), Gw: f.Gateway.AsSlice()}}
@@ -319,6 +386,7 @@ func (n *Namespace) defaultRoute(link netlink.Link, f plan.Subnet) error {
 		to := netip.PrefixFrom(f.Gateway, f.Gateway.BitLen())
 		routes = slices.Insert(routes, 0, netlink.Route{LinkIndex: index, Dst: plan.IPNet(to), Scope: netlink.SCOPE_LINK})
 	}
+	routes = append(routes, netlink.Route{Dst: plan.Everywhere(f.Gateway), Type: unix.RTN_BLACKHOLE, Priority: lastResort})
 	for _, route := range routes {
 		if err := n.link.RouteReplace(&route); err != nil {
 			return fmt.Errorf("route by %s: %w", f.Gateway, err)

@@ -31,7 +31,8 @@ import (
 // In a private network BRIDGE is the link to the container. Needs Linux 4.17
 // (FRA_SPORT_RANGE).
 
-// rulePriority is after the table local (0), before main (32766).
+// rulePriority is after the table local (0), before main (32766): that of the first of the
+// [Generations].
 const rulePriority = 24941
 
 // loopbackIndex is the index of lo in every network namespace.
@@ -41,11 +42,11 @@ const loopbackIndex = 1
 type tables struct{ tcp, udp int }
 
 // tablesOf gives each hub tables of its own, far from the numbers that
-// people use ("am" in the upper bytes).
-func tablesOf(key conf.Key) tables {
+// people use ("am" in the upper bytes, and what comes before it).
+func tablesOf(key conf.Key, generation int) tables {
 	h := fnv.New32a()
 	h.Write([]byte(key.String()))
-	n := 0x616d0000 + int(h.Sum32()&0x7fff)*2
+	n := 0x616d0000 - generation<<16 + int(h.Sum32()&0x7fff)*2
 	return tables{tcp: n, udp: n + 1}
 }
 
@@ -65,9 +66,11 @@ func ipProto(protocol conf.Protocol) int {
 
 // SourceRoutes are the rules and routes of a hub.
 type SourceRoutes struct {
-	link  *netlink.Handle
-	iif   string // where replies come in
-	table tables
+	link       *netlink.Handle
+	iif        string // where replies come in
+	key        conf.Key
+	generation int
+	table      tables
 
 	mu      sync.Mutex
 	rules   map[sender]*portRanges
@@ -93,9 +96,9 @@ func (s *SourceRoutes) rangesOf(from sender) *portRanges {
 	return s.rules[from]
 }
 
-func newSourceRoutes(link *netlink.Handle, key conf.Key, iif string) *SourceRoutes {
+func newSourceRoutes(link *netlink.Handle, key conf.Key, generation int, iif string) *SourceRoutes {
 	return &SourceRoutes{
-		link: link, iif: iif, table: tablesOf(key),
+		link: link, iif: iif, key: key, generation: generation, table: tablesOf(key, generation),
 		rules:   make(map[sender]*portRanges),
 		clients: make(map[client]bool),
 	}
@@ -195,7 +198,7 @@ func (s *SourceRoutes) eachRule(from sender, ranges []portRange, do func(*netlin
 	for _, ports := range ranges {
 		for _, family := range from.families() {
 			r := netlink.NewRule()
-			r.Family, r.Priority, r.Table = family, rulePriority, s.table.of(from.protocol)
+			r.Family, r.Priority, r.Table = family, rulePriority+s.generation, s.table.of(from.protocol)
 			r.IifName, r.IPProto = s.iif, ipProto(from.protocol)
 			r.Sport = netlink.NewRulePortRange(ports.first, ports.last)
 			r.Src = from.network(family)
@@ -272,16 +275,24 @@ func (s *SourceRoutes) clientRoute(c client) *netlink.Route {
 	}
 }
 
-// takeBack takes away all rules and routes that another process has left, whose connections
-// have ended with it.
-func (s *SourceRoutes) takeBack() error {
+// Generations is how many processes may have connections in the namespace at a time, each with
+// rules and routes of its own.
+const Generations = 8
+
+// Generation is which of them this is.
+func (s *SourceRoutes) Generation() int { return s.generation }
+
+// TakeBack takes away all rules and routes of a generation that another process has left, whose
+// connections have ended with it.
+func (s *SourceRoutes) TakeBack(generation int) error {
+	left := tablesOf(s.key, generation)
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		rules, err := s.link.RuleList(family)
 		if err != nil {
 			return fmt.Errorf("routing rules of the hub: %w", err)
 		}
 		for _, r := range rules {
-			if r.Priority != rulePriority {
+			if r.Priority != rulePriority+generation {
 				continue
 			}
 			r.Family = family
@@ -289,7 +300,7 @@ func (s *SourceRoutes) takeBack() error {
 				return fmt.Errorf("removing a routing rule of the hub: %w", err)
 			}
 		}
-		for _, table := range []int{s.table.tcp, s.table.udp} {
+		for _, table := range []int{left.tcp, left.udp} {
 			if err := s.empty(family, table); err != nil {
 				return fmt.Errorf("removing routes to clients in the hub: %w", err)
 			}

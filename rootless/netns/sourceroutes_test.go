@@ -23,12 +23,12 @@ func TestTablesOf(t *testing.T) {
 	key := func(container, ifName string) conf.Key {
 		return conf.Key{Network: "web", ContainerID: container, IfName: ifName}
 	}
-	require.Equal(t, tablesOf(key("box", "eth0")), tablesOf(key("box", "eth0")), "the key alone decides")
-	require.NotEqual(t, tablesOf(key("box", "eth0")), tablesOf(key("other", "eth0")), "not the interface's name")
+	require.Equal(t, tablesOf(key("box", "eth0"), 0), tablesOf(key("box", "eth0"), 0), "the key alone decides")
+	require.NotEqual(t, tablesOf(key("box", "eth0"), 0), tablesOf(key("other", "eth0"), 0), "not the interface's name")
 	seen := make(map[int]string)
 	for i := range 20 {
 		name := fmt.Sprintf("eth%d", i)
-		tables := tablesOf(key("box", name))
+		tables := tablesOf(key("box", name), 0)
 		require.Equal(t, tables.tcp, tables.of(conf.TCP))
 		require.Equal(t, tables.udp, tables.of(conf.UDP))
 		for _, table := range []int{tables.tcp, tables.udp} {
@@ -38,7 +38,7 @@ func TestTablesOf(t *testing.T) {
 		}
 	}
 	for _, name := range []string{"", "fifteen-letters", "ü"} {
-		require.Equal(t, 0x616d, tablesOf(key("box", name)).udp>>16, name)
+		require.Equal(t, 0x616d, tablesOf(key("box", name), 0).udp>>16, name)
 	}
 }
 
@@ -51,7 +51,7 @@ func TestPortsAndRulesStayInStep(t *testing.T) {
 	runtime.LockOSThread() // for good: the thread goes with the test
 	require.NoError(t, n.Enter())
 	// The empty handle has a socket of its own for each request.
-	in := newSourceRoutes(&netlink.Handle{}, conf.Key{}, "lo")
+	in := newSourceRoutes(&netlink.Handle{}, conf.Key{}, 0, "lo")
 	of := forward.Target{Container4: netip.MustParseAddr("10.0.2.100"), Container6: netip.MustParseAddr("fd00::64")}
 	rules := func() (ports []string) {
 		for _, family := range []int{unix.AF_INET, unix.AF_INET6} {

@@ -7,6 +7,8 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	"github.com/ambi-cni/ambi/rootless/plan"
 )
 
 // The driver's own address in libslirp's errors of ICMPv6 (LINKLOCAL_ADDR in its ip6.h).
@@ -27,6 +29,59 @@ func (n *Namespace) RouteErrors(from netip.Addr) error {
 		return fmt.Errorf("having errors of ICMPv6 routed in the hub: %w", err)
 	}
 	return nil
+}
+
+// ReachByIPv6 has what is sent by IPv6 to where the host does not get be refused at once, as
+// programs of the host learn it from connect(2): a driver may be silent about it, and of the errors
+// of ICMPv6 a UDP socket hears only some (icmpv6_err_convert in net/ipv6/icmp.c). Where the
+// host gets everywhere, there are no rules. With tcp also connections are refused, for a driver that tells nothing
+// of them. As nft shows it:
+//
+//	table ip6 ambi_reach {
+//		chain forward {
+//			type filter hook forward priority -2
+//			oifname != "tap0" accept
+//			ip6 daddr 2001:db8::/64 accept
+//			meta l4proto udp reject with icmpv6 port-unreachable
+//			meta l4proto tcp reject with tcp reset
+//		}
+//	}
+func (n *Namespace) ReachByIPv6(everywhere bool, only []netip.Prefix, tcp bool) error {
+	if everywhere && !n.again && !n.refuses {
+		return nil
+	}
+	n.refuses = true
+	t, err := newTransaction()
+	if err != nil {
+		return err
+	}
+	table := t.AddTable(&nftables.Table{Name: "ambi_reach", Family: nftables.TableFamilyIPv6})
+	t.DelTable(table)
+	if !everywhere {
+		n.refuseOthers(&flowRules{Conn: t.Conn, table: t.AddTable(table), way: ifName(n.plan.IfName)}, only, tcp)
+	}
+	if err := t.commit(n.file); err != nil {
+		return fmt.Errorf("refusing in the hub what the host does not get to by IPv6: %w", err)
+	}
+	return nil
+}
+
+func (n *Namespace) refuseOthers(f *flowRules, only []netip.Prefix, tcp bool) {
+	const destination, portUnreachable, beforeFlows = 24, 4, nftables.ChainPriority(-2)
+	forward := f.base("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, beforeFlows)
+	f.rule(forward, meta(expr.MetaKeyOIFNAME, expr.CmpOpNeq, f.way), accept)
+	for _, p := range append(n.plan.IPv6.Addresses, only...) { // the driver's own network is always there
+		to := plan.IPNet(p.Masked())
+		f.rule(forward, []expr.Any{
+			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: destination, Len: 16},
+			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 16, Mask: to.Mask, Xor: make([]byte, 16)},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: to.IP},
+		}, accept)
+	}
+	f.rule(forward, protocol(expr.CmpOpEq, unix.IPPROTO_UDP), []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: portUnreachable}})
+	if tcp {
+		f.rule(forward, protocol(expr.CmpOpEq, unix.IPPROTO_TCP), []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}})
+	}
 }
 
 func (n *Namespace) routeErrors(from netip.Addr) error {

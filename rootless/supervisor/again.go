@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/confine"
 	"github.com/ambi-cni/ambi/portmap/forward"
 	"github.com/ambi-cni/ambi/rootless/driver"
 	"github.com/ambi-cni/ambi/rootless/keeper"
@@ -24,12 +25,14 @@ import (
 
 // The keys of what it holds.
 const (
-	keyConfig   = "config"  // the value is the Config
-	keyAlive    = "alive"   // the file alive
-	keyNetns    = "netns"   // the files of netns.Namespace.Files
-	keyNames    = "names"   // the value is the addresses, the files those of names.Listen
-	keyByDriver = "driver " // and the mapping, which is the value, too: the driver publishes it
-	keyPort     = "port "   // and the mapping: the value is a heldPort, the files are its sockets
+	keyConfig   = "config"    // the value is the Config
+	keyAlive    = "alive"     // the file alive
+	keyNetns    = "netns"     // the files of netns.Namespace.Files
+	keyNames    = "names"     // the value is the addresses, the files those of names.Listen
+	keyByDriver = "driver "   // and the mapping, which is the value, too: the driver publishes it
+	keyDriver   = "way out"   // the value is a heldDriver, the files those of a driver.Survivor
+	keyDraining = "draining " // and the generation of a supervisor that still has connections; the file is its pidfd
+	keyPort     = "port "     // and the mapping: the value is a heldPort, the files are its sockets
 	keyControl  = keeper.ControlKey
 )
 
@@ -38,6 +41,52 @@ type heldPort struct {
 	Member  conf.Key       `json:"member"`
 	Target  forward.Target `json:"target"`
 	Sockets []Socket       `json:"sockets"`
+}
+
+// heldDriver is a driver that lives on when its supervisor ends.
+type heldDriver struct {
+	PID    int    `json:"pid"`
+	OfHost string `json:"ofHost"`
+}
+
+// entrustDriver has the keeper keep the driver alive.
+func (s *supervisor) entrustDriver(process driver.Process) {
+	survivor := process.Survivor()
+	if survivor == nil {
+		return
+	}
+	if value, err := json.Marshal(heldDriver{survivor.PID, s.ofHost}); err == nil { // strings and numbers
+		s.twin.keep(keyDriver, held{value, withFiles(survivor.Files...)})
+	}
+}
+
+// disown has the keeper let go of a driver, which has ended or is about to.
+func (s *supervisor) disown() { _ = s.twin.drop(keyDriver, func() error { return nil }) }
+
+// adoptDriver is the driver of the supervisor before, if that lives on; else nil.
+func (s *supervisor) adoptDriver(from items) driver.Process {
+	m, ok := from[keyDriver]
+	if !ok {
+		return nil
+	}
+	var h heldDriver
+	files, err := from.files(keyDriver, 1)
+	if err == nil {
+		err = json.Unmarshal(m.Value, &h)
+	}
+	if err != nil {
+		s.log.Error("taking over from the supervisor before", "what", keyDriver, "error", err)
+		return nil
+	}
+	process, err := s.command.Adopt(driver.Survivor{PID: h.PID, Files: files}, s.files, s.log)
+	if err != nil { // it has died, too
+		closeAll(files)
+		s.letWait()
+		return nil
+	}
+	s.ofHost = h.OfHost
+	s.twin.note(keyDriver, held{m.Value, withFiles(process.Survivor().Files...)})
+	return process
 }
 
 // entrust gives the keeper what is there from the start.
@@ -233,8 +282,13 @@ func resume(log *slog.Logger) (*supervisor, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := h.resume(&config.Driver, netnsFiles); err != nil {
+	if err := h.resume(&config.Driver, netnsFiles, drainingOf(held)); err != nil {
 		return nil, err
+	}
+	if !confine.HasFilter() { // it has one from the supervisor before, unless that was of an older version
+		if err := h.confine(&config.Driver); err != nil {
+			return nil, err
+		}
 	}
 	alive, err := items(held).files(keyAlive, 1)
 	if err != nil {
@@ -250,14 +304,21 @@ func resume(log *slog.Logger) (*supervisor, error) {
 	}
 	// Before it answers: a request that was not answered is asked again.
 	h.restore(held)
+	for _, d := range h.before {
+		s.attend(d)
+	}
+	s.adopted = s.adoptDriver(held)
+	s.setDriver(s.adopted, nil)
 	t.begin()
 	return s, nil
 }
 
 // resume takes over the namespace, which is as it was.
-func (h *hub) resume(command *driver.Command, files []*os.File) (err error) {
+func (h *hub) resume(command *driver.Command, files []*os.File, before []*draining) (err error) {
+	h.before = before
+	generation, others := generationAfter(before)
 	h.counts = command.Counts()
-	if h.inside, err = netns.Again(conf.Key{Network: h.config.Network}, h.config.Bridge, &h.config.Plan, files); err != nil {
+	if h.inside, err = netns.Again(conf.Key{Network: h.config.Network}, generation, others, h.config.Bridge, &h.config.Plan, files); err != nil {
 		return err
 	}
 	if only := h.config.Only; only != nil {

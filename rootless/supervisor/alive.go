@@ -47,6 +47,65 @@ func titleOf(key conf.Key, netns record.Netns) string {
 	return fmt.Sprintf("%s net:[%d]", key, netns.Inode)
 }
 
+// Seen is a supervisor as others see it.
+type Seen struct {
+	PID   int
+	Title string
+	Hub   string // its folder's path, without the suffix
+}
+
+// Processes are this user's supervisors whose log, their standard error, we may see: it is in the
+// folder of the hub. That is what they say of themselves, as anybody may: see Trusted.
+func Processes() (all []Seen) {
+	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline") // the pattern is well formed
+	for _, line := range lines {
+		b, err := os.ReadFile(line)
+		words := strings.Split(strings.TrimRight(string(b), "\x00"), "\x00")
+		if err != nil || len(words) != 3 || words[1] != Role {
+			continue
+		}
+		folder := filepath.Dir(line)
+		log, err := os.Readlink(folder + "/fd/2")
+		hub, isLog := strings.CutSuffix(strings.TrimSuffix(log, " (deleted)"), ".hub/log")
+		if err == nil && isLog && uidOf(folder) == os.Geteuid() {
+			pid, _ := strconv.Atoi(filepath.Base(folder))
+			all = append(all, Seen{pid, words[2], hub})
+		}
+	}
+	return all
+}
+
+// uidOf is the real uid of a process; -1 when it cannot be read.
+func uidOf(folder string) int {
+	b, _ := os.ReadFile(folder + "/status")
+	for line := range strings.Lines(string(b)) {
+		if fields := strings.Fields(line); len(fields) > 1 && fields[0] == "Uid:" {
+			if uid, err := strconv.Atoi(fields[1]); err == nil {
+				return uid
+			}
+		}
+	}
+	return -1
+}
+
+// Trusted says that what it says of its state folder may be followed. A container's process may be
+// of this user and call itself what it likes, and its files are others of the same path: so it has
+// to see the files that we see, and the folder has to be this user's and closed to others.
+func (s Seen) Trusted() bool {
+	own, err := os.Stat("/proc/self/ns/mnt")
+	its, itsErr := os.Stat(fmt.Sprintf("/proc/%d/ns/mnt", s.PID))
+	return err == nil && itsErr == nil && os.SameFile(own, its) && record.Closed(s.StateDir())
+}
+
+// StateDir is the state folder that it works in.
+func (s Seen) StateDir() string { return filepath.Dir(s.Hub) }
+
+// Network is the network that it is of.
+func (s Seen) Network() string {
+	network, _, _ := strings.Cut(s.Title, "/") // no network's name has one
+	return network
+}
+
 // Find looks for the supervisor of a private network whose files are all gone, among the
 // processes, or its keeper. With the namespace gone it leaves by itself.
 func Find(key conf.Key, netns record.Netns) *record.Process {

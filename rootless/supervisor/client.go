@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -114,10 +115,13 @@ func (c Control) open(r request) (files []*os.File, err error) {
 	return files, nil
 }
 
-// Await returns when the hub has a driver, or with why it has none.
-func (c Control) Await() error {
-	_, err := c.call(request{Op: opAwait})
-	return err
+// Await returns when the hub has a driver, or with why it has none; or when ctx ends.
+func (c Control) Await(ctx context.Context) error {
+	return c.exchange(request{Op: opAwait}, nil, func(conn *net.UnixConn) error {
+		defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })()
+		_, err := decodeReply(conn)
+		return err
+	})
 }
 
 // ServeNames has the hub serve the names of its members at the bridge's addresses.
@@ -180,7 +184,8 @@ func (c Control) PublishByDriver(m conf.PortMapping) error {
 }
 
 // Replace has a supervisor and its keeper run another program from now on, and returns the
-// processes of before and after, which are the same where they run that already.
+// processes of before and after, which are the same where they run that already. There is a way
+// out then.
 func (c Control) Replace(program *os.File) (before, after int, err error) {
 	status, err := c.call(request{Op: opReplace}, forward.Socket{File: program})
 	if err != nil {
@@ -198,6 +203,9 @@ func (c Control) Replace(program *os.File) (before, after int, err error) {
 		if status, err = c.call(request{Op: opStatus}); err != nil {
 			return before, 0, err
 		}
+	}
+	if err := c.Await(context.Background()); err != nil {
+		return before, status.PID, fmt.Errorf("supervisor %d is in place of %d, and there is no way out: %w", status.PID, before, err)
 	}
 	return before, status.PID, nil
 }

@@ -25,9 +25,6 @@ const (
 	driverRole = "--tap"
 )
 
-// Environment is that of a supervisor, whoever starts it.
-var Environment = keeper.Environment
-
 // The descriptors that a supervisor is started with, beside standard error, which
 // is the log, for appending. Descriptors puts them in this order.
 const (
@@ -48,6 +45,9 @@ type Config struct {
 	Hub      *Hub           `json:"hub"`
 	Driver   driver.Command `json:"driver"`
 	LogLevel string         `json:"logLevel"`
+	// Hardening require: what cannot be confined does not begin.
+	Hardening conf.Hardening `json:"hardening,omitempty"`
+	Managers  []string       `json:"managers,omitempty"` // of systemd, for scope.Ask
 }
 
 // Hub is what it lives for.
@@ -67,6 +67,9 @@ func (h *Hub) String() string {
 	}
 	return "hub " + h.Network
 }
+
+// runsPlugins says that plugins make the members' interfaces, in the hub.
+func (h *Hub) runsPlugins() bool { return h.Bridge == "" }
 
 // about is that for the log.
 func (h *Hub) about() []any {

@@ -70,6 +70,7 @@ type reply struct {
 
 	files   []*os.File // that go along, and are closed then
 	leaving bool       // as in Status
+	hangUp  bool       // instead of an answer
 }
 
 // TraceVariables are those that a runtime's trace comes in (OpenTelemetry, OTEP 258).
@@ -192,9 +193,24 @@ const (
 // request needs less than a MiB.
 const LargestConfig = requestLimit - 1<<20
 
+// server answers the callers of a control socket.
+type server struct {
+	log    *slog.Logger
+	answer func(request, []*os.File) reply
+
+	waiting *waiting
+	pace    pace
+	lasting *lasting
+	brief   chan struct{} // has those that are answered
+	all     chan struct{} // and all that are there
+}
+
 // serveControl answers callers of the given uid until the listener is closed.
 func serveControl(l *net.UnixListener, owner int, log *slog.Logger, answer func(request, []*os.File) reply) {
-	w := newWaiting()
+	s := &server{
+		log: log, answer: answer, waiting: newWaiting(), lasting: newLasting(),
+		brief: make(chan struct{}, briefMost), all: make(chan struct{}, connectionsMost),
+	}
 	for {
 		conn, err := l.AcceptUnix()
 		if errors.Is(err, net.ErrClosed) {
@@ -212,31 +228,66 @@ func serveControl(l *net.UnixListener, owner int, log *slog.Logger, answer func(
 			conn.Close()
 			continue
 		}
-		one := w.add(conn, peer.Pid)
-		go serveOne(w, one, log, answer)
+		if wait := s.pace.wait(time.Now()); wait > 0 {
+			log.Warn("control socket: callers wait, as they ask too often", "process", peer.Pid)
+			time.Sleep(wait)
+		}
+		s.all <- struct{}{}
+		one := s.waiting.add(conn, peer.Pid)
+		go s.serve(one)
 	}
 }
 
-func serveOne(w *waiting, conn *waiter, log *slog.Logger, answer func(request, []*os.File) reply) {
+func (s *server) serve(conn *waiter) {
+	defer func() { <-s.all }()
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(controlTimeout))
 	r, files, err := readRequest(conn.UnixConn)
-	if goes := w.done(conn); err != nil && (goes || errors.Is(err, errHungUp)) {
+	if goes := s.waiting.done(conn); err != nil && (goes || errors.Is(err, errHungUp)) {
 		return // it had to make room, and will ask again, or looked whether we are here
 	}
 	out := reply{}
 	if err != nil {
 		out.Error = conf.Errorf(types.ErrDecodingFailure, "control request: %v", err)
 	} else {
-		_ = conn.SetDeadline(time.Now().Add(r.patience()))
-		r.caller = untilHangUp(conn.UnixConn)
-		out = answer(r, files)
+		out = s.inTurn(conn, r, files)
+	}
+	if out.hangUp {
+		return
 	}
 	if err := send(conn.UnixConn, out, out.files); err != nil {
-		log.Warn("control socket: reply", "error", err)
+		s.log.Warn("control socket: reply", "error", err)
 	}
 	closeAll(out.files)
 }
+
+// inTurn answers a request when it may.
+func (s *server) inTurn(conn *waiter, r request, files []*os.File) reply {
+	if r.lasts() {
+		switch s.lasting.begin(conn.process) {
+		case tooManyOfOne:
+			closeAll(files)
+			return reply{Error: conf.Mendf(conf.Errorf(types.ErrTryAgainLater, "the supervisor is at work for process %d, as often as it may be for one at once", conn.process), "call again when some of that has come to its end")}
+		case tooMany:
+			closeAll(files)
+			return reply{Error: conf.Mendf(conf.Errorf(types.ErrTryAgainLater, "the supervisor is at work for as many verbs as it may be at once, and more wait"), "call again when some of them have come to their end")}
+		}
+		defer s.lasting.end(conn.process)
+		if gone(conn.UnixConn) {
+			closeAll(files)
+			return reply{hangUp: true} // it is not waited for any more, and may have been followed by DEL
+		}
+	} else {
+		s.brief <- struct{}{}
+		defer func() { <-s.brief }()
+	}
+	_ = conn.SetDeadline(time.Now().Add(r.patience()))
+	r.caller = untilHangUp(conn.UnixConn)
+	return s.answer(r, files)
+}
+
+// lasts says that the answer may take long.
+func (r *request) lasts() bool { return r.Op == opAwait || r.Op == opVerb }
 
 // untilHangUp ends when the caller closes the connection, or we do. It does not read, which
 // would end at once on a connection that was to make room.
@@ -249,6 +300,15 @@ func untilHangUp(conn *net.UnixConn) context.Context {
 		}
 	}()
 	return ctx
+}
+
+// gone says that the caller has closed the connection.
+func gone(conn *net.UnixConn) (yes bool) {
+	raw, err := conn.SyscallConn()
+	if err == nil {
+		err = raw.Control(func(fd uintptr) { yes = closed(fd) })
+	}
+	return yes || err != nil
 }
 
 // closed says that nobody has the other end of a socket any more.

@@ -18,6 +18,6 @@
 // with the caller is the cgroup: a service manager that kills the whole group kills
 // it, too, with its keeper, and CHECK and GC find that out.
 //
-// It imports rootless/keeper, rootless/driver, rootless/netns, rootless/plan, rootless/hub, rootless/link, names, confine, memory, portmap/forward, record,
+// It imports rootless/keeper, rootless/driver, rootless/netns, rootless/plan, rootless/hub, rootless/link, names, confine, scope, memory, portmap/forward, record,
 // flock and conf. Start at Main.
 package supervisor

@@ -25,19 +25,25 @@ const (
 // followHost ends a driver that has of the host what is there no more; [keepDriver] starts
 // another.
 func (s *supervisor) followHost() {
-	if !s.command.FollowsHost() {
+	six := s.hub.config.Plan.IPv6.Enabled()
+	if !six && !s.command.FollowsHost() {
 		return
 	}
-	<-s.started
 	changes, err := networkChanges()
 	if err != nil {
 		s.log.Warn("the driver does not follow the host's network", "error", err)
 		return
 	}
 	defer changes.Close()
+	if six {
+		s.followReach()
+	}
+	<-s.started
 	resolver := s.command.Resolver()
 	for message := make([]byte, 8<<10); !s.leaving(); {
-		_ = changes.SetReadDeadline(time.Now().Add(lookAgain))
+		if s.command.FollowsHost() {
+			_ = changes.SetReadDeadline(time.Now().Add(lookAgain))
+		}
 		// Only that there was one counts, and ENOBUFS says that there were many.
 		_, err := changes.Read(message)
 		before := resolver
@@ -51,14 +57,29 @@ func (s *supervisor) followHost() {
 			continue
 		}
 		s.followChange()
+		if six {
+			s.followReach()
+		}
 	}
+}
+
+// followReach has the hub refuse what the host does not get to by IPv6.
+func (s *supervisor) followReach() {
+	now := s.command.ReachByIPv6()
+	if s.reach != nil && s.reach.Equal(now) {
+		return
+	}
+	if err := s.hub.inside.ReachByIPv6(now.Everywhere, now.Only, !s.command.TellsConnections(s.hub.config.Only != nil)); err != nil {
+		s.log.Warn("a container may have to wait for what the host does not get to", "error", err)
+	}
+	s.reach = &now
 }
 
 func (s *supervisor) followChange() {
 	s.mu.Lock()
 	process := s.driver
 	s.mu.Unlock()
-	s.work.Lock()
+	s.work.Lock() // for good, by one that is replaced
 	now := s.command.OfHost()
 	stale := s.ofHost != now
 	if f, ok := process.(driver.Follower); ok && stale {
@@ -73,6 +94,7 @@ func (s *supervisor) followChange() {
 	}
 	if process != nil {
 		s.log.Info("the host's network has changed, starting the driver again")
+		s.disown()
 		process.Stop()
 	}
 	select {
@@ -81,14 +103,14 @@ func (s *supervisor) followChange() {
 	}
 }
 
-// networkChanges is a socket that has a message for each address that comes or goes
+// networkChanges is a socket that has a message for each address, and route of IPv6, that comes or goes
 // (rtnetlink(7)).
 func networkChanges() (*os.File, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("a socket that tells of its changes: %w", err)
 	}
-	groups := unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR | unix.RTMGRP_LINK}
+	groups := unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR | unix.RTMGRP_IPV6_ROUTE | unix.RTMGRP_LINK}
 	if err := unix.Bind(fd, &groups); err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("a socket that tells of its changes: %w", err)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -57,6 +58,9 @@ type hub struct {
 	bounded bool // see bound; by ruling, then by the work of the supervisor
 	counts  bool // the driver does
 	twin    *twin
+	before  []*draining // supervisors before
+
+	required bool // to be confined by all means (the key hardening)
 }
 
 func (h *hub) String() string { return h.config.String() }
@@ -462,6 +466,9 @@ func (h *hub) withoutDriver() {
 
 // forget removes the folder of a hub that ends by itself, unless DEL or GC is about to.
 func (h *hub) forget() {
+	if h.members.lost() {
+		return
+	}
 	lock := h.members.lock
 	if only := h.config.Only; only != nil {
 		unlock := h.forgetRecord(only.Key)
@@ -498,7 +505,9 @@ func (h *hub) forgetRecord(key conf.Key) (unlock func()) {
 type members struct {
 	hub     hubs.Hub
 	changed time.Time // of the state folder, when it was read last
+	seen    time.Time // when that change was seen, by a clock that nobody sets
 	watched map[conf.Key]watched
+	alive   os.FileInfo   // the hub's lock of that name
 	restive bool          // members came or went at the last look
 	work    chan struct{} // has something in it while a GC runs
 	lock    *os.File      // of the hub, when it has none any more
@@ -509,7 +518,7 @@ type watched struct {
 	tried time.Time // when a GC was started for it last
 }
 
-// settled is how old a change of a folder has to be, so that there was no other one in the
+// settled is for how long a change of a folder has to be the last one, so that there was no other in the
 // same tick of the file system's clock.
 const settled = time.Second
 
@@ -530,6 +539,9 @@ func (h *hub) gone() bool {
 		return h.watch.gone()
 	}
 	m := &h.members
+	if m.lost() {
+		return m.allGone() && h.unlinked()
+	}
 	if err := m.read(); err != nil {
 		h.log.Warn("reading the members of the hub", "error", err)
 		return false
@@ -579,6 +591,30 @@ func (h *hub) sayRefused() {
 	}
 }
 
+// lost says that somebody has removed the folder of the hub: by what is in its place, if anything
+// is, no verb means us.
+func (m *members) lost() bool {
+	now, err := os.Stat(m.hub.Path("alive"))
+	return errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(now, m.alive)
+}
+
+// allGone is for a hub whose folder is lost, in which nobody comes or leaves by a verb any more: the
+// namespaces of the members are what it lives for.
+func (m *members) allGone() bool {
+	for _, w := range m.watched {
+		if !w.gone() {
+			return false
+		}
+	}
+	return true
+}
+
+// unlinked says that no member is left that came after the last look at the records either.
+func (h *hub) unlinked() bool {
+	linked, err := h.inside.Linked()
+	return err == nil && !linked
+}
+
 // collectPause is between two tries to take a member out.
 const collectPause = 10 * time.Second
 
@@ -588,7 +624,7 @@ func (m *members) read() error {
 	if err != nil {
 		return err
 	}
-	if st.ModTime().Equal(m.changed) && time.Since(st.ModTime()) > settled {
+	if st.ModTime().Equal(m.changed) && time.Since(m.seen) > settled {
 		if m.restive {
 			giveMemoryBack() // what it took to serve them
 		}
@@ -600,7 +636,9 @@ func (m *members) read() error {
 	if err != nil {
 		return err
 	}
-	m.changed = st.ModTime()
+	if changed := st.ModTime(); !changed.Equal(m.changed) {
+		m.changed, m.seen = changed, time.Now()
+	}
 	now := map[conf.Key]watched{}
 	for _, r := range records {
 		w, ok := m.watched[r.Key]
@@ -657,10 +695,14 @@ func (h *hub) runGC() error {
 	}
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env, cmd.Dir = append(slices.Clone(keeper.Environment), "CNI_COMMAND=GC", "CNI_PATH=/"), "/"
-	cmd.Stdin = bytes.NewReader(stdin)
-	said, err := cmd.Output()
-	if err != nil && len(said) > 0 {
-		return errors.New(strings.Join(strings.Fields(string(said)), " "))
+	var said bytes.Buffer
+	cmd.Stdin, cmd.Stdout = bytes.NewReader(stdin), &said
+	onFirstThread(func() { err = cmd.Start() }) // with the last member it ends us
+	if err == nil {
+		err = cmd.Wait()
+	}
+	if err != nil && said.Len() > 0 {
+		return errors.New(strings.Join(strings.Fields(said.String()), " "))
 	}
 	return err
 }

@@ -1,7 +1,6 @@
 package supervisor
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -13,6 +12,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -20,8 +20,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/confine"
 	"github.com/ambi-cni/ambi/record"
 	"github.com/ambi-cni/ambi/rootless/driver"
+	"github.com/ambi-cni/ambi/rootless/keeper"
 )
 
 // supervisor is the life of the process.
@@ -36,8 +38,10 @@ type supervisor struct {
 	twin    *twin
 	signals chan os.Signal
 	stopped chan struct{}
-	started chan struct{} // closed when the first driver is there, or has failed
-	once    sync.Once
+	// managers are those of systemd that may be asked for a scope.
+	managers []string
+	started  chan struct{} // closed when the first driver is there, or has failed
+	once     sync.Once
 
 	// work is held while a driver is made ready, and by leave, which must not take
 	// routes back that the other is putting in place.
@@ -51,7 +55,12 @@ type supervisor struct {
 	firstErr error // why there was no driver at first
 	full     int   // process of the driver of which it was said that it has no file left
 
+	replaced atomic.Bool    // another one has taken over, and this process comes to its end
+	adopted  driver.Process // of the supervisor before; nil: it has left none
+
+	gaveUp bool          // what only the start has rights for is done, by work
 	ofHost string        // what the driver has of the host, by work
+	reach  *driver.Reach // where the host got, followHost's; nil: not known yet
 	hurry  chan struct{} // has something in it when the next try need not wait
 }
 
@@ -60,13 +69,16 @@ func Main() int {
 	if len(os.Args) > 2 && os.Args[2] == driverRole {
 		return driver.HelperMain(os.Args[3:])
 	}
+	first := onlyFirstThread()
 	collectLate()
 	// rootlessport's workers, one a processor, wait in epoll without telling the
 	// scheduler; one more has the control socket answered meanwhile.
 	runtime.GOMAXPROCS(runtime.NumCPU() + 1)
 	_ = os.WriteFile("/proc/self/comm", []byte("ambi"), 0) // not "exe", for ps and pgrep
-	forgetCaller()
-	KeepDescriptors() // or the driver would hold the published ports, too
+	// No big pages, 2 MiB, in which a flow uses but a few small ones: for the driver as well.
+	_ = unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0)
+	_ = confine.Ordinary() // its limit of a core's size can be lowered, and / is there
+	KeepDescriptors()      // or the driver would hold the published ports, too
 	if startedByKeeper() {
 		return again()
 	}
@@ -81,6 +93,9 @@ func Main() int {
 		log.Error("start", "error", err)
 		return tellFailure(ready, err)
 	}
+	if first {
+		firstThread = make(chan func())
+	}
 	go serveControl(s.control, s.owner, s.log, s.answer)
 	// Before there is a driver, so that the first member is connected meanwhile.
 	if tell(ready, Ready{Done: true}, 0) != 0 {
@@ -92,11 +107,31 @@ func Main() int {
 	return 0
 }
 
+// onlyFirstThread keeps the main goroutine on the process's first thread, if it is there.
+func onlyFirstThread() bool {
+	runtime.LockOSThread()
+	if unix.Gettid() == unix.Getpid() {
+		return true
+	}
+	runtime.UnlockOSThread()
+	return false
+}
+
 // live is the life of a supervisor that answers.
 func (s *supervisor) live() {
 	go s.firstDriver()
 	go s.followHost()
-	s.run()
+	go s.leaveUnit()
+	over := make(chan struct{})
+	go func() { s.run(); close(over) }()
+	for {
+		select {
+		case f := <-firstThread:
+			f()
+		case <-over:
+			return
+		}
+	}
 }
 
 // prepare makes the hub, in which there is no driver yet.
@@ -108,6 +143,9 @@ func prepare(config *Config, log *slog.Logger) (*supervisor, error) {
 	if err := h.prepare(&config.Driver); err != nil {
 		return nil, err
 	}
+	if err := h.confine(&config.Driver); err != nil {
+		return nil, err
+	}
 	t := newTwin(config.Hub.Title(), log)
 	return newSupervisor(h, config, t, os.NewFile(aliveFD, "alive lock"), os.NewFile(controlFD, "control socket"))
 }
@@ -117,20 +155,24 @@ func newHubWithRights(config *Config, log *slog.Logger) (*hub, error) {
 		return nil, conf.Mendf(conf.Errorf(conf.ErrNetwork, "the hub has no rights in the user namespace that it made"),
 			"allow user namespaces to ordinary users (with AppArmor: sysctl kernel.apparmor_restrict_unprivileged_userns=0)")
 	}
-	return newHub(config.Hub, log)
+	h, err := newHub(config.Hub, log)
+	if err == nil {
+		h.required = config.Hardening == conf.HardeningRequire
+	}
+	return h, err
 }
 
 // firstDriver starts the driver. One that fails is tried again like one that died:
 // a member that comes later may have it.
 func (s *supervisor) firstDriver() {
 	s.work.Lock()
-	s.hub.awaitNoDriver()
-	process, err := s.startDriver()
-	if err == nil {
-		err = s.useDriver(process)
+	process, err := s.adopted, error(nil)
+	if process == nil {
+		s.hub.awaitNoDriver()
+		process, err = s.startDriver()
 	}
 	if err == nil {
-		err = dropCapabilities()
+		err = s.useDriver(process)
 	}
 	if err == nil {
 		s.republish()
@@ -139,15 +181,19 @@ func (s *supervisor) firstDriver() {
 	if err != nil {
 		s.log.Error("start", "error", err)
 		s.mu.Lock()
-		s.firstErr = err
+		s.firstErr, s.lastErr = err, err.Error()
 		s.mu.Unlock()
 	}
 	close(s.started)
 	s.twin.begin()
 	collectEarly()
-	if err == nil || s.restartDriver(firstBackOff) != 0 {
-		s.keepDriver()
+	pace := &keeper.Pace{}
+	if err != nil {
+		if !s.restartDriver(pace.Failed(), pace) {
+			return
+		}
 	}
+	s.keepDriver(pace)
 }
 
 // await waits for the first driver. Its error is that of this one, while there is no other.
@@ -178,22 +224,6 @@ func collectEarly() {
 	debug.SetMemoryLimit(math.MaxInt64)
 }
 
-// forgetCaller leaves what is inherited without being asked for, for the driver as well. The
-// kernel is to make no big pages, 2 MiB, in which a flow uses but a few small ones.
-func forgetCaller() {
-	unix.Umask(0o077)
-	_ = unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0)
-	unspare("/proc/self/oom_score_adj")
-}
-
-// unspare: an engine that the kernel shall spare (proc_pid_oom_score_adj(5)) does not speak
-// for what its containers use. To be killed more readily than others may be meant.
-func unspare(file string) {
-	if b, err := os.ReadFile(file); err == nil && bytes.HasPrefix(b, []byte("-")) {
-		_ = os.WriteFile(file, []byte("0"), 0)
-	}
-}
-
 // KeepDescriptors has no descriptor inherited by the next program but 0 to 2 and
 // those it is given: not one that our own caller left open by mistake, whose other
 // end would wait for the end of a process that lives for months.
@@ -220,13 +250,14 @@ func newSupervisor(h *hub, config *Config, t *twin, alive, listener *os.File) (*
 		return nil, fmt.Errorf("lock of the supervisor: %w", err)
 	}
 	s := &supervisor{
-		hub: h, command: config.Driver, log: h.log, since: time.Now(), owner: int(file.Sys().(*syscall.Stat_t).Uid), twin: t,
+		hub: h, command: config.Driver, log: h.log, since: time.Now(), owner: int(file.Sys().(*syscall.Stat_t).Uid), twin: t, managers: config.Managers,
 		files: driver.Files{
 			Netns: h.inside.File(), Alive: alive, Helper: []string{"ambi", Role, driverRole}, Most: affordable(mostFiles(config.Hub)),
 		},
 		control: control, signals: make(chan os.Signal, 1), stopped: make(chan struct{}), started: make(chan struct{}), hurry: make(chan struct{}, 1),
 	}
 	h.twin = t
+	h.members.alive = file
 	if err := s.entrust(config); err != nil {
 		return nil, err
 	}
@@ -242,20 +273,29 @@ func (s *supervisor) startDriver() (driver.Process, error) {
 	return s.command.Start(s.files, s.log)
 }
 
-// useDriver waits for a driver that was started and has the hub use it.
+// useDriver waits for a driver that was started and has the hub use it. With the first one rights
+// are given up, without which there is no network.
 func (s *supervisor) useDriver(process driver.Process) error {
-	s.setDriver(nil, process)
+	if process != s.adopted {
+		s.setDriver(nil, process)
+	}
 	err := process.AwaitReady()
 	if err == nil {
 		err = s.hub.configure()
 	}
+	if err == nil && !s.gaveUp {
+		err = s.hub.giveUpRights(&s.command)
+		s.gaveUp = err == nil
+	}
 	if err != nil {
 		s.setDriver(nil, nil)
+		s.disown()
 		process.Stop()
 		s.hub.withoutDriver()
 		return err
 	}
 	s.setDriver(process, nil)
+	s.entrustDriver(process)
 	return nil
 }
 
@@ -265,13 +305,12 @@ func (s *supervisor) setDriver(process, newcomer driver.Process) {
 	s.driver, s.newcomer = process, newcomer
 }
 
-// The pace of the watch over the namespace and of restarting the driver.
+// The pace of the watch over the namespace, and of starting a keeper.
 const (
 	watchInterval = time.Second
 	trimAfter     = 200 * time.Millisecond
 	firstBackOff  = 50 * time.Millisecond
 	longestPause  = 10 * time.Second
-	stableAfter   = time.Minute // a driver that lived this long starts from firstBackOff again
 )
 
 // run is the rest of the supervisor's life.
@@ -284,6 +323,9 @@ func (s *supervisor) run() {
 	for {
 		select {
 		case sig := <-s.signals:
+			if s.replaced.Load() {
+				os.Exit(0)
+			}
 			s.log.Info("leaving", "signal", sig)
 			s.leaveForGood()
 			return
@@ -292,6 +334,9 @@ func (s *supervisor) run() {
 			s.leaveForGood()
 			return
 		case <-tick.C:
+			if s.replaced.Load() {
+				continue
+			}
 			if s.hub.gone() {
 				s.log.Info("leaving", "reason", "nobody is left")
 				s.leaveForGood()
@@ -314,22 +359,17 @@ func (s *supervisor) watchFiles() {
 }
 
 // keepDriver restarts a driver that died, with the same addresses.
-func (s *supervisor) keepDriver() {
-	pause := firstBackOff
+func (s *supervisor) keepDriver(pace *keeper.Pace) {
 	for {
 		s.mu.Lock()
 		process := s.driver
 		s.mu.Unlock()
-		started := time.Now()
 		<-process.Ended()
-		if s.leaving() {
+		if s.leaving() || s.replaced.Load() {
 			return
 		}
-		if time.Since(started) > stableAfter {
-			pause = firstBackOff
-		}
 		s.driverDied(process)
-		if pause = s.restartDriver(pause); pause == 0 {
+		if !s.restartDriver(pace.Died(), pace) {
 			return
 		}
 	}
@@ -337,35 +377,46 @@ func (s *supervisor) keepDriver() {
 
 func (s *supervisor) driverDied(process driver.Process) {
 	process.Dismiss()
+	s.disown()
 	s.mu.Lock()
 	s.driver = nil
 	s.restarts++
 	s.lastErr = process.Ending()
 	s.log.Warn("the driver died, restarting it", "error", s.lastErr)
 	s.mu.Unlock()
-	s.hub.withoutDriver()
+	if process.Survivor() == nil {
+		s.hub.withoutDriver() // it would read before the way to the host's loopback is closed
+		return
+	}
+	s.letWait()
 }
 
-// restartDriver tries until it succeeds and returns the next pause, or 0 when the
-// supervisor leaves.
-func (s *supervisor) restartDriver(pause time.Duration) time.Duration {
+// letWait is for a driver that has died and whose interface stays: what is sent waits for its gateway.
+func (s *supervisor) letWait() {
+	if err := s.hub.inside.ForgetGateway(); err != nil {
+		s.log.Warn("having packets wait for the next driver", "error", err)
+	}
+}
+
+// restartDriver tries until it succeeds, or until the supervisor leaves.
+func (s *supervisor) restartDriver(pause time.Duration, pace *keeper.Pace) bool {
 	for {
 		select {
 		case <-time.After(pause):
 		case <-s.hurry:
 		}
-		pause = min(2*pause, longestPause)
 		if s.leaving() {
-			return 0
+			return false
 		}
 		err := s.anotherDriver()
 		if err == nil {
 			s.log.Info("the driver is back")
-			return pause
+			return true
 		}
 		if errors.Is(err, errLeaving) {
-			return 0
+			return false
 		}
+		pause = pace.Failed()
 		s.log.Error("restarting the driver", "error", err, "next try in", pause)
 		s.mu.Lock()
 		s.lastErr = err.Error()
@@ -418,6 +469,7 @@ func (s *supervisor) leave() {
 	s.stop()
 	s.twin.end() // first: it would have the hub live on
 	s.control.Close()
+	endAll(s.hub.before)
 	process := s.dismissDriver()
 	s.hub.leave()
 	if process != nil {
@@ -450,6 +502,10 @@ func (s *supervisor) leaveForGood() {
 
 // answer serves one control request; it owns the files.
 func (s *supervisor) answer(r request, files []*os.File) reply {
+	if s.replaced.Load() { // who waited for his turn asks again, and the one that answers now
+		closeAll(files)
+		return reply{hangUp: true}
+	}
 	s.hub.complete(&r)
 	out, err := s.serve(r, files)
 	if err != nil {
@@ -494,7 +550,7 @@ func (s *supervisor) check(r request) error {
 	var problems []string
 	s.mu.Lock()
 	if s.driver == nil {
-		problems = append(problems, s.command.Driver+" is down and being restarted: "+s.lastErr)
+		problems = append(problems, s.command.Driver+" is down and being restarted: "+s.whyDown())
 	}
 	s.mu.Unlock()
 	for _, err := range s.hub.check(r) {
@@ -512,12 +568,23 @@ func (s *supervisor) check(r request) error {
 	return conf.Errorf(conf.ErrNetwork, "attachment %s: %s", who, strings.Join(problems, "; "))
 }
 
+// whyDown is why there is no driver. Without an error one has just been started: by a supervisor
+// that has found none, since the one of before has ended together with its supervisor.
+func (s *supervisor) whyDown() string {
+	if s.lastErr == "" {
+		return "it was started with its supervisor and is not ready yet"
+	}
+	return s.lastErr
+}
+
 func (s *supervisor) status(r request) *Status {
 	keeper := s.twin.process() // may wait for one that is mute
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := &Status{PID: os.Getpid(), Keeper: keeper, Since: s.since, Driver: DriverStatus{Name: s.command.Driver, Restarts: s.restarts, Error: s.lastErr}}
-	if s.driver != nil {
+	if s.driver == nil {
+		st.Driver.Error = s.whyDown()
+	} else {
 		st.Driver.PID = s.driver.PID()
 		if st.Driver.OpenFiles = openFiles(st.Driver.PID); st.Driver.OpenFiles > 0 {
 			st.Driver.MostFiles = int(s.files.Most)

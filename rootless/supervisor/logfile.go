@@ -57,5 +57,5 @@ func newLogger(w io.Writer, level string) *slog.Logger {
 	if l.UnmarshalText([]byte(level)) != nil {
 		l = slog.LevelInfo
 	}
-	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: l}))
+	return slog.New(newSparing(slog.NewTextHandler(w, &slog.HandlerOptions{Level: l})))
 }

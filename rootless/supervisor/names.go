@@ -34,7 +34,8 @@ func (h *hub) serveNames(r request) error {
 	return h.serveNamesOn(r.Servers, files)
 }
 
-// serveNamesOn is called with the lock held. It owns the files.
+// serveNamesOn is called with the lock held. It owns the files. After an error there is no
+// server, so that who asks for one again gets one, and nothing for a keeper to hold.
 func (h *hub) serveNamesOn(at []netip.Addr, files []*os.File) error {
 	n := &h.names
 	if err := h.entrustNames(at, files); err != nil {
@@ -42,7 +43,12 @@ func (h *hub) serveNamesOn(at []netip.Addr, files []*os.File) error {
 		return err
 	}
 	n.at, n.server = at, names.New(h.members.hub.Store, h.config.Name, names.ResolvConf)
-	return n.server.Serve(files)
+	err := n.server.Serve(files)
+	if err != nil {
+		closeAll(files)
+		_ = h.twin.drop(keyNames, func() error { n.close(); return nil })
+	}
+	return err
 }
 
 func (n *nameServer) close() {

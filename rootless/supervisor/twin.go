@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ambi-cni/ambi/conf"
 	"github.com/ambi-cni/ambi/record"
 	"github.com/ambi-cni/ambi/rootless/keeper"
 )
@@ -24,13 +25,14 @@ type twin struct {
 	title string
 	once  sync.Once
 
-	mu    sync.Mutex // all below
-	items map[string]held
-	pair  int      // -1: there is none
-	pidfd *os.File // nil: there is none
-	pid   int
-	child bool // it is ours, to be waited for
-	over  bool // we are leaving
+	mu      sync.Mutex // all below
+	items   map[string]held
+	pair    int      // -1: there is none
+	pidfd   *os.File // nil: there is none
+	pid     int
+	child   bool // it is ours, to be waited for
+	over    bool // we are leaving
+	version int  // of the keeper; 0 until it has said so
 }
 
 // held is an item for the keeper: its value, and the way to its files, good while use runs.
@@ -158,11 +160,33 @@ func (t *twin) said(err error) {
 }
 
 func (t *twin) kill() {
-	if t.pidfd != nil {
-		_ = withFDs([]*os.File{t.pidfd}, nil, func(fds ...int) error {
-			return unix.PidfdSendSignal(fds[0], unix.SIGKILL, nil, 0)
-		})
+	if t.pidfd == nil {
+		return
 	}
+	onFirstThread(func() { record.KillFD(t.pidfd) })
+}
+
+// onFirstThread runs f on the process's first thread where Main has that wait for it, else here.
+// To Landlock each thread is confined by itself, and a process is its first thread: who is started by that may
+// signal, and be signalled by, this process and all that the same thread has started (confine.Files.Only).
+func onFirstThread(f func()) {
+	if firstThread == nil {
+		f()
+		return
+	}
+	done := make(chan struct{})
+	firstThread <- func() { f(); close(done) }
+	<-done
+}
+
+// firstThread takes calls; nil: nobody waits for them.
+var firstThread chan func()
+
+// there says whether there is a keeper.
+func (t *twin) there() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.pair >= 0
 }
 
 // answerTime is the patience with a keeper: it has nothing else to do.
@@ -190,7 +214,8 @@ func (t *twin) exchange(m *keeper.Message) error {
 		case err == nil && answer.Verb == keeper.Done && answer.Key == m.Key:
 			return nil
 		case err == nil:
-			keeper.CloseFiles(answer.Files) // its hello
+			t.version, _ = strconv.Atoi(string(answer.Value)) // its hello
+			keeper.CloseFiles(answer.Files)
 		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
 			if err := awaitPair(t.pair, unix.POLLIN, deadline); err != nil {
 				return err
@@ -225,10 +250,7 @@ func awaitPair(fd int, events int16, deadline time.Time) error {
 func (t *twin) begin() { t.once.Do(t.beginOnce) }
 
 func (t *twin) beginOnce() {
-	t.mu.Lock()
-	there := t.pair >= 0
-	t.mu.Unlock()
-	if there {
+	if t.there() {
 		go t.watch()
 		return
 	}
@@ -273,9 +295,11 @@ func (t *twin) start(program string) error {
 	}
 	t.pair = ours
 	pidfd := -1
-	t.pid, err = syscall.ForkExec(program, []string{"ambi", keeper.Role, t.title}, &syscall.ProcAttr{
-		Dir: "/", Env: keeper.Environment, Files: []uintptr{null.Fd(), null.Fd(), os.Stderr.Fd(), uintptr(theirs)},
-		Sys: &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
+	onFirstThread(func() {
+		t.pid, err = syscall.ForkExec(program, []string{"ambi", keeper.Role, t.title}, &syscall.ProcAttr{
+			Dir: "/", Env: []string{}, Files: []uintptr{null.Fd(), null.Fd(), os.Stderr.Fd(), uintptr(theirs)},
+			Sys: &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd},
+		})
 	})
 	unix.Close(theirs) // or nobody would see that a keeper ends which has not answered yet
 	if err != nil {
@@ -292,6 +316,10 @@ func (t *twin) start(program string) error {
 	return t.introduce()
 }
 
+// goesOn is the version of keepers from which on they start a supervisor beside another one, which
+// goes on with its driver. Older ones cannot start any, being of a process that gets no new privileges.
+const goesOn = 2
+
 // replace puts a keeper of another program in place of this one, which stays where that cannot
 // be. It is the last thing that is done before this process ends.
 func (t *twin) replace(program string) error {
@@ -300,21 +328,42 @@ func (t *twin) replace(program string) error {
 	if t.over {
 		return errLeaving
 	}
-	before := twin{pair: t.pair, pidfd: t.pidfd, pid: t.pid, child: t.child}
-	t.pair, t.pidfd, t.pid, t.child = -1, nil, 0, false
-	if err := t.start(program); err != nil {
+	before := twin{pair: t.pair, pidfd: t.pidfd, pid: t.pid, child: t.child, version: t.version}
+	t.pair, t.pidfd, t.pid, t.child, t.version = -1, nil, 0, false, 0
+	err := t.start(program)
+	if err == nil && t.version < goesOn {
+		err = conf.Mendf(conf.Errorf(conf.ErrNetwork, "its program is too old to go on with this network"), "take the containers down (DEL) and set them up again (ADD) with that program")
+	}
+	if err != nil {
 		t.kill()
 		t.forget()
-		t.pair, t.pidfd, t.pid, t.child = before.pair, before.pidfd, before.pid, before.child
+		t.pair, t.pidfd, t.pid, t.child, t.version = before.pair, before.pidfd, before.pid, before.child, before.version
 		return err
 	}
 	t.over = true // whatever becomes of it now, we start no other
 	before.kill()
 	if before.pidfd != nil {
-		awaitProcess(before.pidfd)
+		record.AwaitExit(before.pidfd)
 	}
 	before.forget()
 	return nil
+}
+
+// next has the keeper start another supervisor beside this one.
+func (t *twin) next(generation int) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	own, err := unix.PidfdOpen(os.Getpid(), 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(own)
+	_ = unix.SetNonblock(own, true) // as know does
+	err = t.exchange(&keeper.Message{Verb: keeper.Keep, Key: keyDraining + strconv.Itoa(generation), Files: []int{own}})
+	if err == nil {
+		err = keeper.Send(t.pair, &keeper.Message{Verb: keeper.Next})
+	}
+	return err
 }
 
 // introduce tells a keeper who we are, and what to hold.
@@ -348,7 +397,7 @@ func (t *twin) watch() {
 	if pidfd == nil {
 		return // we are leaving
 	}
-	awaitProcess(pidfd)
+	record.AwaitExit(pidfd)
 	t.mu.Lock()
 	leaving := t.over
 	if !leaving {
@@ -358,17 +407,6 @@ func (t *twin) watch() {
 	t.mu.Unlock()
 	if !leaving {
 		t.restart()
-	}
-}
-
-// awaitProcess waits for the end of a process.
-func awaitProcess(pidfd *os.File) {
-	raw, err := pidfd.SyscallConn()
-	if err == nil {
-		err = raw.Read(record.HasEndedFD)
-	}
-	for err != nil && !record.HasEnded(pidfd) {
-		time.Sleep(watchInterval) // a kernel that cannot have it polled
 	}
 }
 
@@ -383,7 +421,7 @@ func (t *twin) forget() {
 	if t.pidfd != nil {
 		t.pidfd.Close()
 	}
-	t.pair, t.pid, t.pidfd, t.child = -1, 0, nil, false
+	t.pair, t.pid, t.pidfd, t.child, t.version = -1, 0, nil, false, 0
 }
 
 // end ends the keeper, for good, and returns when it holds nothing any more.
@@ -393,7 +431,7 @@ func (t *twin) end() {
 	t.over = true
 	t.kill()
 	if t.pidfd != nil {
-		awaitProcess(t.pidfd)
+		record.AwaitExit(t.pidfd)
 	}
 	t.forget()
 }
@@ -404,30 +442,47 @@ func takeOver(fd int, title string) (*twin, map[string]keeper.Message, error) {
 	t.pair = fd
 	_ = unix.SetNonblock(fd, true)
 	items := map[string]keeper.Message{}
+	if err := t.hear(items); err != nil {
+		for _, m := range items {
+			keeper.CloseFiles(m.Files)
+		}
+		t.forget()
+		return nil, nil, err
+	}
+	return t, items, nil
+}
+
+// hear reads until that is all.
+func (t *twin) hear(items map[string]keeper.Message) error {
 	for {
-		m, err := keeper.Receive(fd)
+		m, err := keeper.Receive(t.pair)
 		switch {
 		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
-			if err := awaitPair(fd, unix.POLLIN, time.Now().Add(controlTimeout)); err != nil {
-				return nil, nil, fmt.Errorf("what the keeper holds: %w", err)
+			if err := awaitPair(t.pair, unix.POLLIN, time.Now().Add(controlTimeout)); err != nil {
+				return fmt.Errorf("what the keeper holds: %w", err)
 			}
 			continue
 		case err != nil:
-			return nil, nil, fmt.Errorf("what the keeper holds: %w", err)
+			return fmt.Errorf("what the keeper holds: %w", err)
 		}
-		switch m.Verb {
-		case keeper.Hello:
-			if len(m.Files) == 1 {
-				t.know(m.Files[0])
-				t.pid = pidOfPidfd(m.Files[0])
-			}
-		case keeper.Keep:
+		switch {
+		case m.Verb == keeper.Hello && len(m.Files) == 1 && t.pidfd == nil:
+			t.version, _ = strconv.Atoi(string(m.Value))
+			t.know(m.Files[0])
+			t.pid = pidOfPidfd(m.Files[0])
+			continue
+		case m.Verb == keeper.Keep:
+			keeper.CloseFiles(items[m.Key].Files)
 			items[m.Key] = *m
-		case keeper.All:
-			if t.pidfd == nil {
-				return nil, nil, errors.New("what the keeper holds: it does not say which process it is")
-			}
-			return t, items, nil
+			continue
+		}
+		keeper.CloseFiles(m.Files)
+		switch {
+		case m.Verb != keeper.All:
+		case t.pidfd == nil:
+			return errors.New("what the keeper holds: it does not say which process it is")
+		default:
+			return nil
 		}
 	}
 }

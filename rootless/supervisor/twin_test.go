@@ -32,6 +32,24 @@ func TestNobodyWaitsForAKeeper(t *testing.T) {
 	}
 }
 
+// TestReplaceRollsBack: the keeper there is stays where another cannot take its place.
+func TestReplaceRollsBack(t *testing.T) {
+	t.Parallel()
+	for _, program := range []string{"/bin/false", "/etc/passwd", "/nowhere"} {
+		twin := newTwin("test", slog.New(slog.DiscardHandler))
+		ours, theirs, err := keeper.Pair()
+		require.NoError(t, err)
+		defer unix.Close(theirs)
+		twin.pair, twin.pid = ours, 1
+		require.Error(t, twin.replace(program))
+		require.Equal(t, ours, twin.pair, program)
+		require.Equal(t, 1, twin.process(), program)
+		require.NoError(t, keeper.Send(twin.pair, &keeper.Message{Verb: keeper.All}), "it is spoken to")
+		require.NotErrorIs(t, twin.replace(program), errLeaving, "nor is it the end")
+		twin.forget()
+	}
+}
+
 // A keeper that ends at once is seen to, and not waited for as one that does not answer.
 func TestKeeperEndsAtOnce(t *testing.T) {
 	t.Parallel()
