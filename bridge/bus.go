@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -47,12 +48,12 @@ func (b *bus) introduce() error {
 	if _, err := fmt.Fprintf(b, "\x00AUTH EXTERNAL %s\r\n", uid); err != nil {
 		return err
 	}
-	line, err := b.in.ReadString('\n')
+	line, err := b.in.ReadSlice('\n') // no longer than its buffer
 	if err != nil {
 		return err
 	}
-	if !strings.HasPrefix(line, "OK ") {
-		return fmt.Errorf("the bus refuses uid %d: %s", os.Geteuid(), strings.TrimSpace(line))
+	if !bytes.HasPrefix(line, []byte("OK ")) {
+		return fmt.Errorf("the bus refuses uid %d: %s", os.Geteuid(), bytes.TrimSpace(line))
 	}
 	if _, err := fmt.Fprint(b, "BEGIN\r\n"); err != nil {
 		return err

@@ -262,15 +262,23 @@ func (h Host) keys(s *nftables.Set) (keys [][]byte, err error) {
 		return nil, firewallError("", err)
 	}
 	for _, data := range entries {
-		err := walk(data[len(nfgenmsg(0, 0)):], []uint16{unix.NFTA_SET_ELEM_LIST_ELEMENTS, unix.NFTA_LIST_ELEM, unix.NFTA_SET_ELEM_KEY, unix.NFTA_DATA_VALUE}, func(key []byte) {
-			keys = append(keys, key)
-		})
+		some, err := keysIn(data)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", about, err)
 		}
+		keys = append(keys, some...)
 	}
 	return keys, nil
 }
+
+func keysIn(data []byte) (keys [][]byte, err error) {
+	path := []uint16{unix.NFTA_SET_ELEM_LIST_ELEMENTS, unix.NFTA_LIST_ELEM, unix.NFTA_SET_ELEM_KEY, unix.NFTA_DATA_VALUE}
+	err = walk(afterHeader(data), path, func(key []byte) { keys = append(keys, key) })
+	return keys, err
+}
+
+// afterHeader are the attributes of a message of nftables.
+func afterHeader(data []byte) []byte { return data[min(len(data), len(nfgenmsg(0, 0))):] }
 
 // walk hands on every attribute that a path of nested ones leads to.
 func walk(b []byte, path []uint16, found func([]byte)) error {
@@ -391,21 +399,25 @@ func (h Host) rules(t *nftables.Table, chain string) (rules [][]part, err error)
 		return nil, err
 	}
 	for _, data := range entries {
-		var parts []part
-		err := walk(data[len(nfgenmsg(0, 0)):], []uint16{unix.NFTA_RULE_EXPRESSIONS, unix.NFTA_LIST_ELEM}, func(b []byte) {
-			p := part{}
-			_ = walk(b, []uint16{unix.NFTA_EXPR_NAME}, func(b []byte) { p.name = string(bytes.TrimRight(b, "\x00")) })
-			if p.name == "cmp" {
-				_ = walk(b, []uint16{unix.NFTA_EXPR_DATA, unix.NFTA_CMP_DATA, unix.NFTA_DATA_VALUE}, func(b []byte) { p.value = b })
-			}
-			parts = append(parts, p)
-		})
+		parts, err := partsIn(data)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", aboutRules(t, chain), err)
 		}
 		rules = append(rules, parts)
 	}
 	return rules, nil
+}
+
+func partsIn(data []byte) (parts []part, err error) {
+	err = walk(afterHeader(data), []uint16{unix.NFTA_RULE_EXPRESSIONS, unix.NFTA_LIST_ELEM}, func(b []byte) {
+		p := part{}
+		_ = walk(b, []uint16{unix.NFTA_EXPR_NAME}, func(b []byte) { p.name = string(bytes.TrimRight(b, "\x00")) })
+		if p.name == "cmp" {
+			_ = walk(b, []uint16{unix.NFTA_EXPR_DATA, unix.NFTA_CMP_DATA, unix.NFTA_DATA_VALUE}, func(b []byte) { p.value = b })
+		}
+		parts = append(parts, p)
+	})
+	return parts, err
 }
 
 // sameRule compares the kinds of expressions, and what is compared with. Everything

@@ -119,7 +119,7 @@ type base struct {
 }
 
 func readBase(data []byte) (b base) {
-	attributes := data[len(nfgenmsg(0, 0)):]
+	attributes := afterHeader(data)
 	text := func(to *string) func([]byte) { return func(b []byte) { *to = string(bytes.TrimRight(b, "\x00")) } }
 	is := func(to *bool, value uint32) func([]byte) {
 		return func(b []byte) { *to = len(b) == 4 && binary.BigEndian.Uint32(b) == value }

@@ -305,33 +305,60 @@ func (n *Network) mtu() (int, error) {
 		if r == nil || r.out == 0 || r.out == loIndex {
 			continue
 		}
-		return mtuOf(n.Host.Route, r.out)
+		l, err := uplink(n.Host.Route, r.out)
+		if err != nil {
+			return 0, err
+		}
+		return l.mtu, nil
 	}
 	return 0, nil
 }
 
-func mtuOf(c *nlsock.Socket, index int) (int, error) {
+// uplink is the host's interface of that number; one that has gone meanwhile is all zero.
+func uplink(c *nlsock.Socket, index int) (*link, error) {
 	var b batch
 	b.Add("looking for the host's default interface", unix.RTM_GETLINK, 0, nlsock.IfInfoMsg(unix.AF_UNSPEC, index, 0, 0), nil)
 	answers, err := b.Send(c)
 	if err != nil || len(answers) == 0 {
-		return 0, err
+		return &link{}, err
 	}
-	l, err := parseLink(answers[0].Data)
-	if err != nil {
-		return 0, err
-	}
-	return l.mtu, nil
+	return parseLink(answers[0].Data)
 }
 
 // forwarding has the host pass packets on between its interfaces.
 func (n *Network) forwarding(s state) error {
+	if err := n.keepRouter(s); err != nil {
+		return fmt.Errorf("network %q: the host's own way by IPv6: %w", n.Name, err)
+	}
 	for _, name := range forwardingSysctls(s) {
 		if err := set(n.Host.Sysctl, name, "1"); err != nil {
 			return conf.Mendf(conf.Errorf(conf.ErrNetwork, "network %q: %v", n.Name, err), "without it containers reach nothing beyond the host: set it on the host (sysctl -w)")
 		}
 	}
 	return nil
+}
+
+// keepRouter is for a host whose own default route of IPv6 is from router advertisements: when it
+// begins to forward, the kernel forgets that and hears no other, unless the interface's accept_ra is 2
+// (ip-sysctl, rt6_purge_dflt_routers in net/ipv6/route.c).
+func (n *Network) keepRouter(s state) error {
+	const heard, always = "1", "2"
+	if now, err := n.Host.Sysctl.Read(forwardingByIPv6); len(s.subnets) < 2 || err != nil || now != "0" {
+		return nil //nolint:nilerr // a kernel without IPv6 has nothing to lose
+	}
+	r, err := lookUp(n.Host.Route, outside(unix.AF_INET6))
+	if err != nil || r == nil || r.out == 0 || r.out == loIndex {
+		return err
+	}
+	l, err := uplink(n.Host.Route, r.out)
+	if err != nil {
+		return err
+	}
+	name := "ipv6/conf/" + l.name + "/accept_ra"
+	if now, err := n.Host.Sysctl.Read(name); err != nil || now != heard {
+		return nil //nolint:nilerr // gone meanwhile
+	}
+	return set(n.Host.Sysctl, name, always)
 }
 
 // forwards says whether the host does: whoever reads in its sysctls again may end that.
@@ -342,10 +369,12 @@ func (n *Network) forwards(s state) bool {
 	})
 }
 
+const forwardingByIPv6 = "ipv6/conf/all/forwarding"
+
 func forwardingSysctls(s state) []string {
 	names := []string{"ipv4/ip_forward"}
 	if len(s.subnets) > 1 {
-		names = append(names, "ipv6/conf/all/forwarding")
+		names = append(names, forwardingByIPv6)
 	}
 	return names
 }

@@ -1,6 +1,7 @@
 package root
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -87,6 +88,9 @@ func about(key conf.Key) slog.Attr {
 func PrevResult(n *conf.NetConf) (*types100.Result, error) {
 	if n.PrevResult == nil {
 		return nil, nil
+	}
+	if !bytes.HasPrefix(bytes.TrimSpace(n.PrevResult), []byte("{")) {
+		return nil, conf.Errorf(types.ErrDecodingFailure, "key \"prevResult\": the result of ADD is a JSON object, and not %.40s", n.PrevResult)
 	}
 	result, err := delegate.ParseResult(n.PrevResult, n.CNIVersion)
 	if err != nil {

@@ -211,10 +211,19 @@ func (n *Network) Del(ctx context.Context, a *conf.Attachment) error {
 	if err := record.AwaitEnd(ctx, n.Store.Path(a.Key, "busy")); err != nil {
 		return fmt.Errorf("delegates of a killed ADD: %w", err)
 	}
-	if err := n.unpublish(ctx, a); err != nil {
-		return fmt.Errorf("taking back the ports of %s, the address is not released: %w", a.Key, err)
+	forget, err := n.unpublish(ctx, a)
+	if err != nil {
+		return errors.Join(fmt.Errorf("taking back the ports of %s, the address is not released: %w", a.Key, err), forget())
 	}
 	n.Step("take back the ports")
+	err = n.takeInterface(ctx, a)
+	err = errors.Join(err, forget())
+	n.Step("forget the ports' conversations")
+	return err
+}
+
+// takeInterface takes back the interface, by whom it was made.
+func (n *Network) takeInterface(ctx context.Context, a *conf.Attachment) error {
 	m, err := n.choose(a)
 	if err != nil {
 		return err

@@ -125,33 +125,36 @@ func (n *Network) publish(ctx context.Context, a *conf.Attachment, backend nat.B
 	return err
 }
 
-func (n *Network) unpublish(ctx context.Context, a *conf.Attachment) error {
+// unpublish takes the ports back. What the kernel remembers of them is to be forgotten when the
+// interface is gone.
+func (n *Network) unpublish(ctx context.Context, a *conf.Attachment) (forget func() error, err error) {
+	nothing := func() error { return nil }
 	if n.Record != nil {
 		if n.Record.Published == nil {
-			return nil
+			return nothing, nil
 		}
 		backend, err := nat.Open(n.Record.Published.Backend)
 		if err != nil {
-			return err
+			return nothing, err
 		}
-		return backend.Del(ctx, Published(n.Record))
+		return backend.Unpublish(ctx, Published(n.Record))
 	}
 	if a.NetConf.Portmap.Backend == conf.BackendNone {
-		return nil
+		return nothing, nil
 	}
 	// No record: whatever the kernel has of this owner. The caller may have lost
 	// runtimeConfig, so no ports is no proof that there were none.
 	backend, err := nat.Open(a.NetConf.Portmap.Backend)
 	if err != nil {
 		n.Log.Warn("DEL without a record: looking for published ports", "error", err)
-		return nil
+		return nothing, nil
 	}
 	result := n.lastResult(a)
 	p := nat.Published{Owner: a.Key, Ports: a.Ports, SNAT: a.NetConf.Portmap.SNAT}
 	if result != nil {
 		p.IPs = containerIPs(result, a.IfName)
 	}
-	return backend.Del(ctx, p)
+	return backend.Unpublish(ctx, p)
 }
 
 // Published is what a record says is published.
