@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/spf13/cobra"
@@ -37,10 +38,26 @@ type Program struct {
 
 // Main runs the command that the arguments name and returns the exit status.
 func Main(p Program, args []string) int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
-	defer stop()
+	ctx := signalContext()
 	a := &app{program: p, out: os.Stdout, errOut: os.Stderr, screen: screenOf(os.Stdout), messages: screenOf(os.Stderr)}
 	return a.run(ctx, args)
+}
+
+// signalContext is a context that a signal ends. Whoever waits without a look at it, for a supervisor
+// that does not answer, ends by the signal a moment later; and all by a second one.
+func signalContext() context.Context {
+	const moment = 2 * time.Second
+	ctx, cancel := context.WithCancel(context.Background())
+	received := make(chan os.Signal, 1)
+	signal.Notify(received, os.Interrupt, unix.SIGTERM)
+	go func() {
+		s := <-received
+		signal.Reset(os.Interrupt, unix.SIGTERM)
+		cancel()
+		time.Sleep(moment)
+		_ = unix.Kill(os.Getpid(), s.(unix.Signal))
+	}()
+	return ctx
 }
 
 // app is one run of the command line.

@@ -17,5 +17,5 @@
 //	environment.go packages.go   this program, folders of plugins, package managers
 //
 // It may import install, names, root, rootless, rootless/driver, rootless/hub, rootless/supervisor, portmap/nat, record,
-// inside and conf; not plugin, of which main hands it what it needs (Program).
+// confine, scope, inside and conf; not plugin, of which main hands it what it needs (Program).
 package cli

@@ -95,7 +95,7 @@ func (a *app) doctor(ctx context.Context, asked conf.Mode) error {
 	done := a.progress("looking")
 	d.lookAtMode(asked)
 	for _, look := range []func(context.Context){
-		d.lookAtKernel, d.lookAtDriver, d.lookAtTun, d.lookAtUserNamespaces, d.lookAtSubordinateIDs, d.lookAtLowPorts,
+		d.lookAtKernel, d.lookAtDriver, d.lookAtTun, d.lookAtUserNamespaces, d.lookAtHardening, d.lookAtSubordinateIDs, d.lookAtUnit, d.lookAtLowPorts,
 		d.lookAtFirewall, d.lookAtDelegates, d.lookAtSelf,
 		d.lookAtStateFolder, d.lookAtConflists, d.lookAtDescriptors, d.lookAtLeftovers,
 	} {

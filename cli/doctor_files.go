@@ -298,6 +298,7 @@ func (d *doctor) lookAtNames(all []*attachment) {
 // lookForStrays looks for files, ports and processes that no record explains.
 func (d *doctor) lookForStrays(ctx context.Context, all []*attachment) {
 	const name = "leftovers"
+	d.lookElsewhere()
 	strays := straySupervisors()
 	for _, stray := range strays {
 		d.note(check{
@@ -345,37 +346,25 @@ type supervisorProcess struct {
 // the hub's folder, in which their log is, their standard error. Of one whose log cannot be seen nothing is said.
 func straySupervisors() []supervisorProcess {
 	var strays []supervisorProcess
-	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline") // the pattern is well formed
-	for _, line := range lines {
-		folder := filepath.Dir(line)
-		b, err := os.ReadFile(line)
-		words := strings.Split(strings.TrimRight(string(b), "\x00"), "\x00")
-		if err != nil || len(words) != 3 || words[1] != supervisor.Role || uidOf(folder) != os.Geteuid() {
+	for _, s := range supervisor.Processes() {
+		if !(hub.Hub{Name: filepath.Base(s.Hub)}).Private() {
 			continue
 		}
-		log, err := os.Readlink(folder + "/fd/2")
-		base, isLog := strings.CutSuffix(strings.TrimSuffix(log, " (deleted)"), ".hub/log")
-		if err != nil || !isLog || !(hub.Hub{Name: filepath.Base(base)}).Private() {
-			continue
-		}
-		if _, err := os.Lstat(base + ".json"); errors.Is(err, fs.ErrNotExist) {
-			pid, _ := strconv.Atoi(filepath.Base(folder))
-			key, _, _ := strings.Cut(words[2], " ")
-			strays = append(strays, supervisorProcess{pid, key})
+		if _, err := os.Lstat(s.Hub + ".json"); errors.Is(err, fs.ErrNotExist) {
+			key, _, _ := strings.Cut(s.Title, " ")
+			strays = append(strays, supervisorProcess{s.PID, key})
 		}
 	}
 	return strays
 }
 
-// uidOf is the real uid of a process; -1 when it cannot be read.
-func uidOf(folder string) int {
-	b, _ := os.ReadFile(folder + "/status")
-	for line := range strings.Lines(string(b)) {
-		if fields := strings.Fields(line); len(fields) > 1 && fields[0] == "Uid:" {
-			if uid, err := strconv.Atoi(fields[1]); err == nil {
-				return uid
-			}
+// lookElsewhere tells of networks in state folders that no command of this environment looks in.
+func (d *doctor) lookElsewhere() {
+	known := d.app.dirs()
+	for _, s := range supervisor.Processes() {
+		if dir := s.StateDir(); s.Trusted() && !slices.ContainsFunc(known, func(other string) bool { return sameFile(dir, other) }) {
+			known = append(known, dir)
+			d.pass("state folders", "network %s and perhaps others run by the folder %s, which was another key stateDir or XDG_RUNTIME_DIR at ADD: --state-dir %s", s.Network(), dir, quoted(dir))
 		}
 	}
-	return -1
 }

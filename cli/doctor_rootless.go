@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/confine"
 	"github.com/ambi-cni/ambi/rootless/driver"
 )
 
@@ -149,6 +150,18 @@ func (d *doctor) lookAtUserNamespaces(context.Context) {
 	}
 	why, mend := restrictionOf(readSysctl)
 	d.forMode(conf.ModeRootless, check{Name: name, Status: fail, Seen: seen + "; " + why, Mend: mend, AsRoot: mend != ""})
+}
+
+// lookAtHardening looks for what confines processes of ours that stay.
+func (d *doctor) lookAtHardening(context.Context) {
+	const name = "hardening"
+	lacks := confine.Lacks()
+	for _, l := range lacks {
+		d.note(check{Name: name, Status: warn, Seen: fmt.Sprintf("the kernel lacks %v; ambi's processes are confined by the rest, and a network with \"hardening\": \"require\" is an error", l)})
+	}
+	if len(lacks) == 0 {
+		d.pass(name, "the kernel has seccomp and Landlock%s, by which ambi's processes are confined", confine.Weaker())
+	}
 }
 
 func reasonOf(err error) string {

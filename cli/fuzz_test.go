@@ -7,9 +7,12 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/ambi-cni/ambi/conf"
 )
 
 // FuzzLogLine: any line of a log can be shown, and what slog wrote is read back.
@@ -58,5 +61,31 @@ func FuzzWrap(f *testing.F) {
 		require.NoError(t, json.Unmarshal(out.Bytes(), &list), out.String())
 		require.Len(t, list.Plugins, 1)
 		require.NoError(t, understood(&list))
+	})
+}
+
+// FuzzArguments: whatever somebody calls a container, what is meant is among those that there are and
+// has that name, or there is an error that says which are meant.
+func FuzzArguments(f *testing.F) {
+	for _, s := range []string{"", "box", "bo", "web/box/eth0", "//", "web/box", "\x00", "box\nbox"} {
+		f.Add(s, "box", "boxer")
+	}
+	f.Fuzz(func(t *testing.T, asked, one, other string) {
+		a := &app{out: io.Discard, errOut: io.Discard, stateDir: "/nowhere"}
+		all := []*attachment{
+			{Key: conf.Key{Network: "web", ContainerID: one, IfName: "eth0"}}, {Key: conf.Key{Network: "web", ContainerID: one, IfName: "eth1"}},
+			{Key: conf.Key{Network: "db", ContainerID: other, IfName: "eth0"}},
+		}
+		found, err := a.named(all, []string{asked, asked})
+		if err != nil {
+			require.Empty(t, found)
+			require.NotEmpty(t, err.Error())
+			return
+		}
+		require.NotEmpty(t, found)
+		for i, x := range found {
+			require.True(t, strings.HasPrefix(x.ContainerID, asked) || x.String() == asked)
+			require.NotContains(t, found[:i], x)
+		}
 	})
 }

@@ -20,7 +20,7 @@ func (a *app) gcCommand() *cobra.Command {
 		Use:   "gc [NETWORK…]",
 		Short: "take away attachments that can only be dead",
 		Long: `Take away what can only be dead, in the networks that are named or in all: an
-attachment whose namespace or supervisor is gone, an ADD that was killed before it
+attachment whose namespace or supervisor (with its keeper) is gone, an ADD that was killed before it
 was done. It is the CNI verb GC without a list of what is valid, so nothing is
 taken that still works.
 

@@ -150,19 +150,26 @@ func (t *attachment) lookAtSupervisor() {
 			if t.shared() {
 				what = "the supervisor of its hub"
 			}
-			t.wrong(supervisorGone, t.app.command("gc"), "%s (process %d) is gone, so the container has no network", what, t.record.Supervisor.PID)
+			t.wrong(supervisorGone, t.app.command("gc"), "%s is gone, so the container has no network", what)
 		}
 		return // never there: the ADD did not get that far
 	}
 	var err error
 	if t.status, err = t.network().Status(); err != nil {
-		remedy := cmp.Or(conf.Remedy(err), fmt.Sprintf("kill -9 %d && %s", t.network().Supervisor(), t.app.command("gc")))
-		t.wrong(supervisorMute, remedy, "%s", t.trimmed(err))
+		t.wrong(supervisorMute, cmp.Or(conf.Remedy(err), t.killing()), "%s", t.trimmed(err))
 		return
 	}
 	if t.status.Driver.PID == 0 {
-		t.wrong(driverDown, t.app.command("logs "+t.String()), "%s is down and being restarted: %s", t.status.Driver.Name, t.status.Driver.Error)
+		t.wrong(driverDown, t.app.command("logs "+t.String()), "%s", strings.TrimSuffix(t.status.Driver.Name+" is down and being restarted: "+t.status.Driver.Error, ": "))
 	}
+}
+
+// killing ends a supervisor that does not answer. Its keeper starts another.
+func (t *attachment) killing() string {
+	if pid := t.network().Supervisor(); pid != 0 {
+		return fmt.Sprintf("kill -9 %d && %s", pid, t.app.command("gc"))
+	}
+	return t.app.command("gc")
 }
 
 // lookAtRules compares the published ports with the kernel.

@@ -229,7 +229,9 @@ func supervisorOf(t *attachment) *supervisorInfo {
 			Driver: &driverInfo{Name: d.Name, PID: d.PID, Restarts: d.Restarts, LastError: d.Error, OpenFiles: d.OpenFiles, MostFiles: d.MostFiles},
 		}
 	case t.record.Supervisor != nil:
-		return &supervisorInfo{PID: t.record.Supervisor.PID}
+		if pid := t.network().Supervisor(); pid != 0 {
+			return &supervisorInfo{PID: pid}
+		}
 	}
 	return nil
 }

@@ -214,6 +214,14 @@ func (a *app) showStats(s, last *sample) {
 		if c.FlowsRefused > 0 {
 			fmt.Fprintf(a.out, "%s: %d new flows refused: it had as many as it may, or began too many at once\n", c.ContainerID, c.FlowsRefused)
 		}
+		for _, p := range c.Ports {
+			if p.FlowsGaveWay > 0 {
+				fmt.Fprintf(a.out, "%s: %s: %d flows gave way to others, as there are as many as there may be\n", c.ContainerID, p.mapping(), p.FlowsGaveWay)
+			}
+			if p.GaveWay > 0 {
+				fmt.Fprintf(a.out, "%s: %s: %d connections gave way: there was room for no more, and others had less\n", c.ContainerID, p.mapping(), p.GaveWay)
+			}
+		}
 		if c.Problem != "" {
 			fmt.Fprintln(a.errOut, c.Problem)
 		}

@@ -62,8 +62,8 @@ func (t *attachment) heldBy() (id string, means []string) {
 		return "", nil
 	case t.shared():
 		means = []string{"hub " + r.Hub}
-		if r.Supervisor != nil {
-			means = append(means, fmt.Sprintf("supervisor %d", t.network().Supervisor()))
+		if pid := t.network().Supervisor(); pid != 0 {
+			means = append(means, fmt.Sprintf("supervisor %d", pid))
 		}
 		if t.status != nil {
 			means = append(means, driverText(t))

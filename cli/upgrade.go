@@ -22,11 +22,12 @@ func (a *app) upgradeCommand() *cobra.Command {
 		Long: `Replace the supervisor and the keeper of networks without root, which run the
 program that started them, by this one: after an update of ambi. It goes network
 by network. Who connects to a published port, or asks for a name, meanwhile waits
-and is served; connections through published ports have a second to come to their
-end, and end then, as those that go out do. What goes from container to container does not notice.
+and is served; connections that there are have 30 seconds to come to their end, and
+end then. Those that go out by slirp4netns go on, and those by pasta end at once. What
+goes from container to container does not notice.
 
 A network that uses this program already is let be, and so is one in which
-delegates are at work. As root nothing runs that could be replaced but name
+delegates are at work; one that is named and does not run is an error. As root nothing runs that could be replaced but name
 servers, which "ambi restore" starts after they have ended.`,
 		Example: "  ambi upgrade\n  ambi upgrade web --json",
 		RunE:    func(_ *cobra.Command, args []string) error { return a.upgrade(args) },
@@ -51,21 +52,30 @@ func (a *app) upgrade(networks []string) error {
 	if err != nil {
 		return err
 	}
-	out, errs := []upgraded{}, []error{}
+	out, errs := []upgraded{}, notRunning(networks, hubs)
 	for _, h := range hubs {
-		network := h.State().Network
-		before, after, err := replace(h, program)
+		before, after, err := h.replace(program)
 		if err != nil {
-			errs = append(errs, upgradeError(fmt.Errorf("network %s (hub %s): %w", network, h.Name, err)))
+			errs = append(errs, upgradeError(fmt.Errorf("network %s (hub %s): %w", h.network, h.Name, err)))
 			continue
 		}
-		out = append(out, upgraded{network, h.Name, before, after})
+		out = append(out, upgraded{h.network, h.Name, before, after})
 	}
-	return errors.Join(append(errs, a.reportUpgrade(out, len(hubs)))...)
+	return errors.Join(append(errs, a.reportUpgrade(out, len(networks) == 0 && len(hubs) == 0))...)
 }
 
-func replace(h hub.Hub, program *os.File) (before, after int, err error) {
-	if err := rootless.Stopped(h, "network "+h.State().Network); err != nil {
+// notRunning are errors of the networks that none of these hubs is of.
+func notRunning(networks []string, hubs []runningHub) (errs []error) {
+	for _, network := range networks {
+		if !slices.ContainsFunc(hubs, func(h runningHub) bool { return h.network == network }) {
+			errs = append(errs, hinted(fmt.Errorf("network %q is not running without root", network), "\"ambi list\" has those that are; "+stateDirHint))
+		}
+	}
+	return errs
+}
+
+func (h runningHub) replace(program *os.File) (before, after int, err error) {
+	if err := rootless.Stopped(h.Hub, "network "+h.network); err != nil {
 		return 0, 0, err
 	}
 	return supervisor.Control(h.Path("sock")).Replace(program)
@@ -78,8 +88,14 @@ func upgradeError(err error) error {
 	return err
 }
 
+// runningHub is one that lived when it was looked for. Its network may have ended since.
+type runningHub struct {
+	hub.Hub
+	network string
+}
+
 // hubs are those that live, of these networks or of all.
-func (a *app) hubs(networks []string) (living []hub.Hub, err error) {
+func (a *app) hubs(networks []string) (living []runningHub, err error) {
 	stores, err := a.stores()
 	if err != nil {
 		return nil, err
@@ -92,14 +108,14 @@ func (a *app) hubs(networks []string) (living []hub.Hub, err error) {
 		for _, h := range all {
 			s := h.State()
 			if s != nil && h.Lives() && (len(networks) == 0 || slices.Contains(networks, s.Network)) {
-				living = append(living, h)
+				living = append(living, runningHub{h, s.Network})
 			}
 		}
 	}
 	return living, nil
 }
 
-func (a *app) reportUpgrade(out []upgraded, running int) error {
+func (a *app) reportUpgrade(out []upgraded, none bool) error {
 	if a.json {
 		return printJSON(a.out, out)
 	}
@@ -110,7 +126,7 @@ func (a *app) reportUpgrade(out []upgraded, running int) error {
 		}
 		fmt.Fprintf(a.out, "network %s: supervisor %d in place of %d\n", u.Network, u.After, u.Before)
 	}
-	if running == 0 {
+	if none {
 		fmt.Fprintf(a.out, "no network is running, by the folders %s\n", strings.Join(a.dirs(), ", "))
 	}
 	return nil

@@ -55,7 +55,7 @@ func TestUpgradeRefused(t *testing.T) {
 		require.Equal(t, 1, strings.Count(errOut.String(), "hint: "), errOut.String())
 		require.Contains(t, errOut.String(), "hint: "+c.hint)
 		require.Equal(t, strings.HasSuffix(c.hint, again), strings.Contains(errOut.String(), again))
-		require.NoError(t, a.upgrade([]string{"nowhere"}))
-		require.Contains(t, out.String(), "no network is running")
+		require.ErrorContains(t, a.upgrade([]string{"nowhere"}), `network "nowhere" is not running`)
+		require.Empty(t, out.String())
 	}
 }

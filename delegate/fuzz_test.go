@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/containernetworking/cni/pkg/types"
+	"github.com/containernetworking/cni/pkg/utils"
 	"github.com/containernetworking/cni/pkg/version"
 	"github.com/stretchr/testify/require"
 
@@ -96,6 +97,7 @@ func FuzzAddresses(f *testing.F) {
 	f.Add("fd00::2", []byte(""))
 	f.Add("last_reserved_ip.0", []byte("10.1.0.2"))
 	f.Add("10.1.0.2", []byte("\n\n"))
+	f.Add("10.1.0.2", []byte("!0")) // no container has such an ID
 	f.Fuzz(func(t *testing.T, name string, content []byte) {
 		dir := t.TempDir()
 		if name != filepath.Base(name) || name == "." || os.WriteFile(filepath.Join(dir, name), content, 0o600) != nil {
@@ -104,7 +106,7 @@ func FuzzAddresses(f *testing.F) {
 		c := &Chain{Attachment: &conf.Attachment{NetConf: &conf.NetConf{Name: "web"}, Key: conf.Key{Network: "web", ContainerID: "box", IfName: "eth0"}}}
 		for _, ip := range storedIn(dir) {
 			o, taken := readOwner(dir, ip)
-			require.Equal(t, taken, o.containerID != "")
+			require.Equal(t, taken, utils.ValidateContainerID(o.containerID) == nil)
 			require.NotContains(t, o.containerID, "\n")
 		}
 		if result := c.resultOf(dir); result != nil {

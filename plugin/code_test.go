@@ -35,3 +35,13 @@ func TestEveryErrorGetsACode(t *testing.T) {
 	}
 	require.NoError(t, coded(nil))
 }
+
+// TestWhatIsUsedUpIsNamed: of what is full, closed or used up the error says what to do.
+func TestWhatIsUsedUpIsNamed(t *testing.T) {
+	for errno, remedy := range map[error]string{
+		unix.ENOSPC: "make room there", unix.EDQUOT: "quota", unix.EROFS: "remount,rw", unix.EMFILE: "ulimit -n", unix.ENFILE: "fs.file-max",
+	} {
+		err := fmt.Errorf("writing the record: %w", &os.PathError{Op: "write", Path: "/run/ambi/x", Err: errno})
+		require.Contains(t, conf.Remedy(coded(err)), remedy)
+	}
+}

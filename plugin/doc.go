@@ -8,5 +8,5 @@
 // Check and Del, which root.Network and rootless.Network have. This package knows
 // neither delegates nor ports.
 //
-// It may import root, rootless, record and conf.
+// It may import root, rootless, record, confine and conf.
 package plugin

@@ -128,6 +128,7 @@ type verbs struct {
 	confErr    error // the first fault in the configuration or CNI_ARGS; DEL and GC go on with the rest of them
 	override   bool  // CNI_NETNS_OVERRIDE
 	stateDirs  []string
+	runtimeDir string
 	log        *verbLog
 }
 
@@ -145,7 +146,8 @@ func newVerbs(name string, args *skel.CmdArgs) (*verbs, error) {
 	if name == "ADD" || name == "STATUS" {
 		v.confErr = cmp.Or(v.confErr, v.netConf.Misspelt())
 	}
-	v.stateDirs = record.Dirs(v.netConf.StateDir, os.Getenv("XDG_RUNTIME_DIR"))
+	v.runtimeDir = os.Getenv("XDG_RUNTIME_DIR")
+	v.stateDirs = record.Dirs(v.netConf.StateDir, v.runtimeDir)
 	v.log = openLog(v.netConf)
 	if v.confErr != nil && (name == "DEL" || name == "GC") {
 		// The record knows what there is to undo; the configuration may have been edited.

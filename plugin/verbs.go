@@ -14,6 +14,7 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/ambi-cni/ambi/conf"
+	"github.com/ambi-cni/ambi/confine"
 	"github.com/ambi-cni/ambi/record"
 	"github.com/ambi-cni/ambi/root"
 	"github.com/ambi-cni/ambi/rootless"
@@ -36,7 +37,7 @@ func (v *verbs) network(mode conf.Mode, store *record.Store, r *record.Record) n
 	if mode == conf.ModeRoot {
 		return v.root(store, r)
 	}
-	return &rootless.Network{Store: store, Record: r, Step: v.log.step}
+	return &rootless.Network{Store: store, Record: r, Step: v.log.step, RuntimeDir: v.runtimeDir}
 }
 
 func (v *verbs) root(store *record.Store, r *record.Record) *root.Network {
@@ -54,6 +55,9 @@ func (v *verbs) add(ctx context.Context) (err error) {
 	}
 	mode, err := chooseMode(a.NetConf.Mode, ownRights())
 	if err != nil {
+		return err
+	}
+	if err := confinable(a.NetConf.Hardening); err != nil {
 		return err
 	}
 	netns, err := v.containerNetns()
@@ -103,14 +107,14 @@ func (v *verbs) attach(ctx context.Context, n network, store *record.Store, r *r
 		return nil, err
 	}
 	result, err := v.addInTurn(ctx, n, r)
+	if ctx.Err() != nil {
+		return nil, interrupted(ctx) // an error says no more than where that was
+	}
 	if err != nil {
 		return nil, err
 	}
 	if r.Result, err = json.Marshal(withPrevious(prev, result)); err != nil {
 		return nil, fmt.Errorf("result of %s: %w", r.Key, err)
-	}
-	if ctx.Err() != nil {
-		return nil, interrupted(ctx)
 	}
 	r.State = record.Ready
 	if r.Hub != "" {
@@ -316,7 +320,49 @@ func (v *verbs) findRecord(key conf.Key) (store *record.Store, r *record.Record,
 			damaged = store
 		}
 	}
+	if damaged == nil {
+		store, r = v.findElsewhere(key)
+		return store, r, nil
+	}
 	return damaged, nil, nil
+}
+
+// findElsewhere finds the record in the folder of a supervisor that runs, where nobody would look who
+// has another stateDir or XDG_RUNTIME_DIR than ADD had. It has to be of the very namespace: another
+// runtime of this user may have a container of that name.
+func (v *verbs) findElsewhere(key conf.Key) (*record.Store, *record.Record) {
+	f, netns, err := record.OpenNetns(v.attachment.NetnsPath)
+	if err != nil {
+		return nil, nil
+	}
+	defer f.Close()
+	for _, dir := range rootless.StateDirs(key.Network) {
+		store, err := record.OpenExisting(dir)
+		if err != nil {
+			continue
+		}
+		if r, err := store.Load(key); err == nil && r.Netns.Same(netns) {
+			v.log.Warn("the record is in another state folder, as stateDir or XDG_RUNTIME_DIR was another at ADD: an ADD in this environment makes a second network of this name",
+				"attachment", key, "folder", dir)
+			return store, r
+		}
+	}
+	return nil, nil
+}
+
+// confinable is an error, of code 50, where the configuration requires that processes which stay
+// are confined by all means, and this kernel does not have them.
+func confinable(h conf.Hardening) error {
+	lacks := confine.Lacks()
+	if h != conf.HardeningRequire || len(lacks) == 0 {
+		return nil
+	}
+	var missing []string
+	for _, l := range lacks {
+		missing = append(missing, l.Error())
+	}
+	return conf.Mendf(conf.Errorf(conf.ErrPluginNotAvailable, "confining ambi's processes, as key \"hardening\" requires: the kernel lacks %s", strings.Join(missing, "; ")),
+		"boot with it (CONFIG_SECCOMP_FILTER; landlock in lsm=, Linux 5.13), allow it in the profile that the caller runs in, or set hardening to best-effort")
 }
 
 // status is STATUS: code 50 with the remedy when ADD could not work.
@@ -324,6 +370,9 @@ func (v *verbs) status(ctx context.Context) error {
 	mode, err := chooseMode(v.netConf.Mode, ownRights())
 	if err != nil {
 		return conf.Errorf(conf.ErrPluginNotAvailable, "%v", err)
+	}
+	if err := confinable(v.netConf.Hardening); err != nil {
+		return err
 	}
 	store, err := record.OpenFirst(v.stateDirs)
 	if err != nil {
