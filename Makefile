@@ -20,6 +20,7 @@ help:
 	@echo 'make test-race  the packages that have concurrency, under the race detector (root)'
 	@echo 'make e2e-callers  Podman, containerd, go-cni, RootlessKit and others call ambi (root)'
 	@echo 'make e2e-kubernetes  a cluster of one of Kubernetes has ambi as its network; half an hour the first time (root)'
+	@echo 'make test-upgrade  running networks go from the last commit to this one and back, under load (root)'
 	@echo 'make attack     try what containers, users, clients, delegates, configurations could; a line each (root)'
 	@echo 'make attack-walls  take walls out of ambi and see that the attacks get through (root)'
 	@echo 'make bench      measure against the peers; tables and pictures into docs/bench, every figure into reports (root)'
@@ -69,6 +70,11 @@ test-unit:
 
 test-race: setup
 	CGO_ENABLED=1 AMBI_TEST_PLUGINS=$(TOOLS) $(GO) test -race -short -count=1 -timeout 60m ./portmap/forward/... ./rootless/...
+
+# An upgrade from the program of the last commit to this one and back, under load.
+.PHONY: test-upgrade
+test-upgrade: build setup
+	@hack/test-upgrade
 
 # The attacks of e2e/attacks.txt, a line for each, and whether they notice when a wall is gone.
 .PHONY: attack attack-walls

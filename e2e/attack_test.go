@@ -6,7 +6,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -70,15 +71,18 @@ func TestAttacks(t *testing.T) {
 }
 
 // wall is a piece of the code that keeps an attack out, and what the code would be without.
-type wall struct{ name, file, has, lacks, script string }
+// The line of the script that fails then begins with fails.
+type wall struct{ name, file, has, lacks, script, fails string }
 
 var walls = []wall{
-	{"what leaves a bridge's port is looked at", "bridge/layout.go", `goTo("member"))),`, `accept)),`, "shared-attack-addresses"},
-	{"the filter on the driver's tap", "rootless/driver/tapfilter.go", "14: {Code: unix.BPF_RET | unix.BPF_K, K: 0}", "14: {Code: unix.BPF_RET | unix.BPF_K, K: 0xffffffff}", "shared-attack-loopback"},
-	{"the control socket asks for its client's uid", "rootless/supervisor/control.go", "int(peer.Uid) != owner", "peer == nil", "shared-attack-processes"},
-	{"packets from the wire to 127.0.0.0/8 are dropped", "portmap/nat/nftchains.go", "loopback4(16), rule{&expr.Verdict{Kind: expr.VerdictDrop}}", "loopback4(16), rule{&expr.Verdict{Kind: expr.VerdictAccept}}", "root-localnet"},
-	{"a port leads to no address of the host", "portmap/nat/targets.go", "if ours {", "if ours && ip.IsUnspecified() {", "root-targets"},
+	{"what leaves a bridge's port is looked at", "bridge/layout.go", `goTo("member"))),`, `accept)),`, "shared-attack-addresses", "! stdout ."},
+	{"the filter on the driver's tap", "rootless/driver/tapfilter.go", "14: {Code: unix.BPF_RET | unix.BPF_K, K: 0}", "14: {Code: unix.BPF_RET | unix.BPF_K, K: 0xffffffff}", "shared-attack-loopback", "inside a sh closed.sh"},
+	{"the control socket asks for its client's uid", "rootless/supervisor/control.go", "int(peer.Uid) != owner", "peer == nil", "shared-attack-processes", `stdout -count=4 '^{"error"`},
+	{"packets from the wire to 127.0.0.0/8 are dropped", "portmap/nat/nftchains.go", "loopback4(16), rule{&expr.Verdict{Kind: expr.VerdictDrop}}", "loopback4(16), rule{&expr.Verdict{Kind: expr.VerdictAccept}}", "root-localnet", "exec sh -e story"},
+	{"a port leads to no address of the host", "portmap/nat/targets.go", "if ours {", "if ours && ip.IsUnspecified() {", "root-targets", "exec sh each.sh"},
 }
+
+var failedAt = regexp.MustCompile("FAIL: " + stage + `\S*\.txtar:(\d+):`)
 
 // TestMissingWalls builds ambi without one wall after the other: the attack that it keeps
 // out has to get through.
@@ -92,9 +96,14 @@ func TestMissingWalls(t *testing.T) {
 			cmd := inMachine("^TestInsideMachine$", scriptVariable+"=testdata/"+w.script+".txtar", binVariable+"="+buildWithout(t, w))
 			out, err := cmd.CombinedOutput()
 			require.Error(t, err, "without this wall the attack is held all the same: %s", w.name)
-			at := slices.IndexFunc(strings.Split(string(out), "\n"), func(line string) bool { return strings.Contains(line, "FAIL: "+stage) })
-			require.GreaterOrEqual(t, at, 0, string(out))
-			fmt.Printf("attack: seen, without the wall: %s (%s)\n", w.name, strings.TrimSpace(strings.Split(string(out), "\n")[at]))
+			at := failedAt.FindSubmatch(out)
+			require.NotNil(t, at, "%s", out)
+			number, _ := strconv.Atoi(string(at[1]))
+			script, err := os.ReadFile("testdata/" + w.script + ".txtar")
+			require.NoError(t, err)
+			line := strings.Split(string(script), "\n")[number-1]
+			require.True(t, strings.HasPrefix(line, w.fails), "line %d, which begins otherwise than %q: %s\n%s", number, w.fails, line, out)
+			fmt.Printf("attack: seen, without the wall: %s (line %d: %s)\n", w.name, number, line)
 		})
 	}
 }
@@ -127,7 +136,7 @@ func buildWithout(t *testing.T, w wall) string {
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(dir+"/overlay", overlay, 0o600))
 	cmd := exec.Command("go", "build", "-trimpath", "-overlay", dir+"/overlay", "-o", dir+"/bin/ambi", ".")
-	cmd.Dir = top
+	cmd.Dir, cmd.Env = top, append(os.Environ(), "CGO_ENABLED=0")
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	return dir + "/bin"

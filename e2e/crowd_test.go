@@ -38,7 +38,7 @@ func fiftyShare(t *testing.T) {
 	before := machine.Take()
 	for range 2 {
 		results := together(t, boxes, "ADD", nothing)
-		require.Len(t, processesNamed("ambi"), 1)
+		require.Len(t, supervisors(t, 1), 1)
 		require.Len(t, processesNamed("slirp4netns"), 1)
 		together(t, boxes, "CHECK", func(n int) string { return `"prevResult":` + results[n] })
 		together(t, boxes, "DEL", nothing)

@@ -30,6 +30,9 @@
 //	unchanged eventually  the same, now or when the kernel and what leaves by itself
 //	                      have had their time
 //
+// With AMBI_TEST_ROUNDS=N scripts that do something again and again do it N times, and with
+// AMBI_TEST_BIG=1 those that can be large are: minutes, and gigabytes of traffic.
+//
 // No wait has a limit that a slow and busy machine could reach: what hangs is ended
 // after five minutes.
 //
@@ -40,7 +43,8 @@
 // beside version, name and type; without root in a private network unless they say another), makeslirp FILE OPTION… (a slirp4netns of before
 // these options), slay NAME [WORD] (kill -9 and the wait for the end; "slay ambi" takes the keeper along), twins (the wait until supervisor and keeper could be without each other), freeze NAME (kill -STOP and the wait for it), running …
 // (pgrep of what has not ended), descriptors
-// PID (what a process has open), peer (see its source). The machine is 192.0.2.1 and 2001:db8::1, its neighbour .2 and ::2.
+// PID (what a process has open), inhub CMD… (run in the hub's network namespace), incgroups CMD… and incgroup FOLDER CMD… (run in cgroups of the machine's own, and in one of them), member VERB NAME NUMBER (one container
+// of the network "web", with address .NUMBER and host port 8080 + NUMBER), peer (see its source). The machine is 192.0.2.1 and 2001:db8::1, its neighbour .2 and ::2.
 //
 // # Callers
 //
@@ -66,6 +70,7 @@
 //	fault        fails or kills verbs at every step (make fault)
 //	soak         random verbs and kills, for as long as you like (make soak)
 //	bench        ambi and others side by side (make bench)
+//	deaths       kills what ambi leaves running, while clients use it (peer deaths)
 //	chart        draws for bench and soak
 //	conformance  tries any CNI plugin against the specification; a Go module of its own
 //

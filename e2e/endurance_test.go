@@ -229,10 +229,16 @@ func kill(t *testing.T, name string) {
 	require.True(t, waitUntil(patience, func() bool { return !slices.Contains(processesNamed(name), pids[0]) }))
 }
 
+// supervisors are those processes, when so many keepers are there: one that was just started
+// is called as the supervisor until it has another program, and then has named itself.
+func supervisors(t *testing.T, keepers int) []int {
+	require.True(t, waitUntil(patience, func() bool { return len(processesNamed("ambi-keeper")) == keepers }), "the keeper comes with the supervisor")
+	return processesNamed("ambi")
+}
+
 // killTwins kills a supervisor and its keeper, which would start each other again.
 func killTwins(t *testing.T) {
-	require.True(t, waitUntil(patience, func() bool { return len(processesNamed("ambi-keeper")) == 1 }), "the keeper comes with the supervisor")
-	twins := append(processesNamed("ambi"), processesNamed("ambi-keeper")...)
+	twins := append(supervisors(t, 1), processesNamed("ambi-keeper")...)
 	require.Len(t, twins, 2)
 	for _, signal := range []syscall.Signal{syscall.SIGSTOP, syscall.SIGKILL} {
 		for _, pid := range twins {
@@ -303,8 +309,8 @@ func hundred(t *testing.T) {
 	boxes := crowd(t, many, private)
 	before := machine.Take()
 	together(t, boxes, "ADD", nothing)
-	require.Len(t, processesNamed("ambi"), many)
 	require.Len(t, processesNamed("slirp4netns"), many)
+	require.Len(t, supervisors(t, many), many)
 	together(t, boxes, "CHECK", func(int) string { return prevResult })
 	for _, name := range []string{"ambi", "slirp4netns"} {
 		resident, private := memory(t, processesNamed(name))

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -22,6 +23,15 @@ const scriptVariable = "AMBI_E2E_SCRIPT"
 
 // bigVariable has scripts move and hold more than each run needs, on a machine that is quiet.
 const bigVariable = "AMBI_TEST_BIG"
+
+// oldVariable is a program of ours of before, to be upgraded from and to.
+const (
+	oldVariable = "AMBI_TEST_OLD"
+	oldProgram  = stage + "/older"
+)
+
+// withoutAttacksVariable leaves the scripts of attacks.txt to "make attack", where both are run.
+const withoutAttacksVariable = "AMBI_TEST_WITHOUT_ATTACKS"
 
 // The user of the scripts: any uid that nobody has.
 const uid = "40001"
@@ -46,7 +56,11 @@ func TestScripts(t *testing.T) {
 		require.NoError(t, err, "run make build setup first")
 	}
 	for _, script := range scripts {
-		t.Run(strings.TrimSuffix(filepath.Base(script), ".txtar"), func(t *testing.T) {
+		name := strings.TrimSuffix(filepath.Base(script), ".txtar")
+		t.Run(name, func(t *testing.T) {
+			if os.Getenv(withoutAttacksVariable) != "" && slices.ContainsFunc(attacks(t), func(a attack) bool { return a.script == name }) {
+				t.Skip("make attack runs it")
+			}
 			t.Parallel()
 			runInMachine(t, script)
 		})
@@ -55,7 +69,7 @@ func TestScripts(t *testing.T) {
 
 // runInMachine runs a script.
 func runInMachine(t *testing.T, script string) {
-	out, err := inMachine("^TestInsideMachine$", scriptVariable+"="+script).CombinedOutput()
+	out, err := inMachine("^TestInsideMachine$", scriptVariable+"="+script, cgroupVariable+"="+cgroupFor(t, script)).CombinedOutput()
 	if err != nil || testing.Verbose() {
 		t.Logf("%s", out)
 	}
@@ -92,13 +106,29 @@ func runScript(t *testing.T, script string, setup func(*testscript.Env) error) {
 	name := stage + "/script/" + filepath.Base(script)
 	require.NoError(t, os.MkdirAll(filepath.Dir(name), 0o755))
 	require.NoError(t, os.WriteFile(name, text, 0o644))
-	testscript.Run(t, testscript.Params{Files: []string{name}, Setup: setup, Cmds: commands, WorkdirRoot: stage})
+	testscript.Run(t, testscript.Params{Files: []string{name}, Setup: setup, Cmds: commands, Condition: condition, WorkdirRoot: stage})
 }
 
 // furnish makes the machine: folders, programs, the neighbour host.
 func furnish() error {
 	m := lab.Machine{Checkout: "..", Bin: cmp.Or(os.Getenv(binVariable), "../bin"), Tools: "../.tools/bin"}
-	return errors.Join(m.Furnish(), writePrograms())
+	old, err := oldOf(os.Getenv(oldVariable))
+	if err != nil {
+		return err
+	}
+	err = errors.Join(m.Furnish(), writePrograms())
+	if err == nil && old != nil {
+		err = os.WriteFile(oldProgram, old, 0o755)
+	}
+	return err
+}
+
+// oldOf is the program of before; nil without.
+func oldOf(file string) ([]byte, error) {
+	if file == "" {
+		return nil, nil
+	}
+	return os.ReadFile(file)
 }
 
 // writePrograms makes the small programs of the scripts.
@@ -145,14 +175,17 @@ printf '#!/bin/sh\nif [ "$1" = --help ]; then /usr/bin/slirp4netns --help | %s; 
 chmod 0755 "$f"`,
 		// What a process has open, each by its kind. How many pollers Go has, and the
 		// library's duplicates of them, is its own business.
-		"descriptors": `for f in /proc/$1/fd/*; do readlink $f || true; done |
+		"descriptors": `find /proc/$1/fd -mindepth 1 -printf '%l\n' 2>/dev/null |
 sed -E -e 's/\[[0-9]+\]$//' -e 's,^/.*\.(alive|log)$,\1,' -e 's/anon_inode:\[?//' -e 's/eventpoll\]?/poll/' -e 's/eventfd\]?/wake/' -e 's/pidfd\]?/pidfd/' | sort | awk '!/poll|wake/ || !seen[$0]++'`,
 		// kill -9 of the programs of a name, or of those that have a word on their
 		// command line, too, and the wait for their end. "ambi" alone is a supervisor with its
 		// keeper, of which each would start the other again: so neither may run meanwhile.
-		"slay": `case "$*" in ambi) set -- 'ambi|ambi-keeper' . STOP ;; esac
-pids=$(for p in $(pgrep -x "$1"); do grep -qz -- "${2:-.}" /proc/$p/cmdline && echo $p; done)
-[ -z "$3" ] || kill -STOP $pids
+		"slay": `case "$*" in ambi) set -- 'ambi|ambi-keeper|exe' . STOP ;; esac
+list() { for p in $(pgrep -x "$1"); do grep -qz -- "${2:-.}" /proc/$p/cmdline && echo $p; done; }
+running() { for p; do grep -q '^State:.[^TtZX]' /proc/$p/task/*/status 2>/dev/null && return 0; done; return 1; }
+pids=$(list "$@")
+# One that has just begun is called exe until it has named itself, and may not be there yet.
+[ -z "$3" ] || while kill -STOP $pids; more=$(list "$@"); [ "$more" != "$pids" ] || running $pids; do pids=$more; done
 kill -9 $pids
 for p in $pids; do while grep -q '^State:.[^ZX]' /proc/$p/task/*/status 2>/dev/null; do sleep 0.01; done; done`,
 		// pgrep of what runs: what has ended, and only has to be waited for by who took it
@@ -180,8 +213,13 @@ ADD) echo '{"cniVersion":"1.1.0"}' ;;
 VERSION) echo '{"cniVersion":"1.1.0","supportedVersions":["1.0.0","1.1.0"]}' ;;
 esac`,
 		// Another user of the host.
-		"stranger":    `exec setpriv --reuid 40002 --regid 40002 --clear-groups env HOME=/tmp "$@"`,
-		"fakeroot":    `exec asuser unshare -Ur "$@"`,
+		"stranger": `exec setpriv --reuid 40002 --regid 40002 --clear-groups env HOME=/tmp "$@"`,
+		"fakeroot": `exec asuser unshare -Ur "$@"`,
+		// A command in cgroups of its own: its root is the one that the test has made for the machine.
+		"incgroups": `echo 0 >$` + cgroupVariable + `/cgroup.procs
+exec unshare --cgroup --mount --propagation private sh -c 'umount -R /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup && exec "$@"' sh "$@"`,
+		// The same in one of those cgroups: FOLDER CMD…
+		"incgroup":    `echo 0 >/sys/fs/cgroup/$1/cgroup.procs; shift; exec "$@"`,
 		"onneighbour": `exec ip netns exec neighbour "$@"`,
 	}
 	for name, text := range programs {
@@ -206,6 +244,10 @@ func setup(env *testscript.Env) error {
 	env.Setenv("HOME", "/root")
 	if big := os.Getenv(bigVariable); big != "" {
 		env.Setenv(bigVariable, big)
+	}
+	env.Setenv(cgroupVariable, os.Getenv(cgroupVariable))
+	if os.Getenv(oldVariable) != "" {
+		env.Setenv(oldVariable, oldProgram)
 	}
 	if rounds := os.Getenv(roundsVariable); rounds != "" {
 		env.Setenv("ROUNDS", rounds)

@@ -52,6 +52,7 @@ const (
 	everyCall      = "Every call"
 	withoutRoot    = "Without root"
 	inHub          = "Without root, networks"
+	onDeaths       = "When something is killed"
 	builtInNetwork = "As root, the built-in network"
 	asRoot         = "As root, by cnitool"
 	onFullHost     = "As root, on a full host"
@@ -107,7 +108,7 @@ func (p *costPlan) run() error {
 		name string
 		run  func() error
 	}{
-		{"start-up", p.startUp}, {"command line", p.commandLine}, {"rootless", p.rootless}, {"hub", p.hub}, {"built-in", p.builtIn}, {"delegation", p.delegation}, {"ports", p.ports},
+		{"start-up", p.startUp}, {"command line", p.commandLine}, {"rootless", p.rootless}, {"hub", p.hub}, {"keeper", p.keeperCost}, {"deaths", p.deaths}, {"built-in", p.builtIn}, {"delegation", p.delegation}, {"ports", p.ports},
 		{"processes", p.processes}, {"full host", p.fullHost}, {"containerd", p.containerd}, {"podman", p.engine},
 	} {
 		if p.only != "" && part.name != p.only {

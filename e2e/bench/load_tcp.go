@@ -54,7 +54,7 @@ func sendBulk(s socket, w window) (float64, error) {
 	if _, err := s.write(w.header(opUp)); err != nil {
 		return 0, err
 	}
-	s.setPatience(w.warm + w.length + patience)
+	s.setPatience(w.warm + w.length + 4*patience) // what is on its way in eight buffers comes first
 	go flood(s)
 	answer := make([]byte, 8)
 	err := s.readFull(answer)

@@ -19,7 +19,7 @@ func (c client) loadCommand(ctx context.Context, i *instance, kind string, args 
 
 // measure runs one load and reads its figures.
 func (c client) measure(i *instance, w window, kind string, args ...string) (figures, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), w.warm+w.length+2*patience)
+	ctx, cancel := context.WithTimeout(context.Background(), w.warm+w.length+5*patience)
 	defer cancel()
 	args = append([]string{"-time", w.length.String(), "-warm", w.warm.String()}, args...)
 	cmd := c.loadCommand(ctx, i, kind, args...)
@@ -42,8 +42,8 @@ func explain(ctx context.Context, err error, complaint *tail) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("the load did not come to an end")
 	}
-	if text := complaint.last(); strings.HasPrefix(text, "bench: ") {
-		return fmt.Errorf("%s", strings.TrimPrefix(text, "bench: "))
+	if text := complaint.last(); text != "" {
+		return fmt.Errorf("%s", strings.TrimPrefix(text, "bench: ")) // the last one of several, maybe
 	}
 	return err
 }

@@ -105,12 +105,13 @@ func runWays(command string, args []string, chosen []way, about paper, prepare f
 	if *quick {
 		*rounds, window.warm, window.length = 1, 100*time.Millisecond, 300*time.Millisecond
 	}
-	p := plan{rounds: *rounds, window: window, rows: outRows()}
+	p := plan{rounds: *rounds, window: window, rows: outRows(), holds: []row{outHold()}}
 	if *only != "" {
 		chosen = matching(chosen, *only, func(w way) string { return w.name })
 	}
 	if *keys != "" {
 		p.rows = matching(p.rows, *keys, func(r row) string { return r.key })
+		p.holds = matching(p.holds, *keys, func(r row) string { return r.key })
 	}
 	return inWorld(func() error {
 		undo := stopper{}
@@ -164,7 +165,7 @@ func (p *plan) turnOut(s *section, w *way, mtu int) error {
 	c := client{key: s.Key, address: cmp.Or(w.to, outAddress), runner: runner}
 	i := &instance{forwarder: &forwarder{name: w.name, programs: w.programs}, port: servicePort}
 	err = until(w.name+" leads out", nil, func() bool {
-		_, err := c.measure(i, window{0, time.Millisecond}, "conn")
+		_, err := c.measure(i, window{0, 100 * time.Millisecond}, "conn")
 		return err == nil
 	})
 	if err != nil {
@@ -174,9 +175,25 @@ func (p *plan) turnOut(s *section, w *way, mtu int) error {
 	if len(w.programs) > 0 && w.to == "" {
 		m, err := i.memory()
 		s.line(idleRow()).cell(w.name).add(m.Resident, err)
+		for _, row := range p.holds {
+			p.holdOut(s.line(row).cell(w.name), i, c, row)
+		}
 	}
 	p.loads(s, i, c)
 	return nil
+}
+
+// outHold is as many connections as every way out has for one container.
+func outHold() row {
+	return row{key: "memory_connections", title: "resident memory, 1,000 idle TCP connections", unit: "MB", lower: true, kind: "hold", number: 1000}
+}
+
+// holdOut measures memory while connections are there, before anything else was.
+func (p *plan) holdOut(in *cell, i *instance, c client, row row) {
+	var m memory
+	var memoryErr error
+	_, err := c.held(i, row.kind, row.number, func() { m, memoryErr = i.memory() })
+	in.add(m.Resident, cmp.Or(err, memoryErr))
 }
 
 // ambiOut is one ADD of ambi as the user.

@@ -42,6 +42,13 @@ func start(cmd *exec.Cmd) (*process, error) {
 		cmd.Stderr = p.out
 	}
 	cmd.WaitDelay = time.Second // for a daemon that keeps its standard output
+	// A session of its own, as who forwards for containers has: the processes of one session share
+	// their turns at the processor (sched(7), autogroup), and what is busy beside them would count
+	// for some more than for others.
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Setsid = true
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}

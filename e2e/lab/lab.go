@@ -32,7 +32,7 @@ var RuntimeDir = "/run/user/" + strconv.Itoa(UID)
 // Command is a program as the first process but one of a new machine, which it has
 // to furnish. The first is a shell, which reaps what loses its parent.
 func Command(argv ...string) *exec.Cmd {
-	return exec.Command("unshare", append([]string{"--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private",
+	return exec.Command("unshare", append([]string{"--net", "--mount", "--cgroup", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private",
 		"sh", "-c", `"$0" "$@"; exit $?`}, argv...)...)
 }
 

@@ -13,32 +13,55 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// flood sends first segments of TCP, or datagrams, from made-up ports as fast as one thread can,
-// until SIGINT; a port of 0 is another one each time.
+// flood sends first segments of TCP, datagrams, or resets, each from a made-up port, as fast as
+// one thread can: so many of them, or until SIGINT. Port 0 is another one each time, and with
+// a prefix each has an address of it that was made up as well.
 func flood(args []string) error {
 	at, err := netip.ParseAddrPort(args[1])
 	if err != nil {
 		return err
 	}
-	local, err := localOf(at)
+	count := 0
+	if len(args) > 2 {
+		if count, err = strconv.Atoi(args[2]); err != nil {
+			return err
+		}
+	}
+	next, err := sources(args, at)
 	if err != nil {
 		return err
 	}
-	protocol := unix.IPPROTO_UDP
-	if args[0] == "tcp" {
-		protocol = unix.IPPROTO_TCP
-	}
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW, protocol)
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_RAW) // with IP_HDRINCL
 	if err != nil {
 		return err
 	}
 	to := &unix.SockaddrInet4{Addr: at.Addr().As4()}
-	for {
-		segment := firstOf(protocol, local, at)
-		if err := unix.Sendto(fd, segment, 0, to); err != nil && !errors.Is(err, unix.ENOBUFS) {
+	for n := 0; n < count || count == 0; n++ {
+		packet := firstOf(args[0], next(n), at)
+		if err := unix.Sendto(fd, packet, 0, to); err != nil && !errors.Is(err, unix.ENOBUFS) {
 			return err
 		}
 	}
+	return nil
+}
+
+// sources are where what is sent comes from: the n-th has a pair of address and port that none
+// before had, for as long as there are some.
+func sources(args []string, at netip.AddrPort) (func(n int) netip.AddrPort, error) {
+	const first, ports = 1024, 64000
+	if len(args) < 4 {
+		local, err := localOf(at)
+		return func(n int) netip.AddrPort { return netip.AddrPortFrom(local, uint16(first+n%ports)) }, err
+	}
+	prefix, err := netip.ParsePrefix(args[3])
+	if err != nil {
+		return nil, err
+	}
+	base, size := binary.BigEndian.Uint32(prefix.Masked().Addr().AsSlice()), 1<<(32-prefix.Bits())
+	return func(n int) netip.AddrPort {
+		address := binary.BigEndian.AppendUint32(nil, base+uint32(n%size))
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte(address)), uint16(first+n/size%ports))
+	}, nil
 }
 
 func localOf(at netip.AddrPort) (netip.Addr, error) {
@@ -50,23 +73,26 @@ func localOf(at netip.AddrPort) (netip.Addr, error) {
 	return c.LocalAddr().(*net.UDPAddr).AddrPort().Addr(), nil
 }
 
-// firstOf is the first segment or datagram of a flow.
-func firstOf(protocol int, from netip.Addr, at netip.AddrPort) []byte {
+// firstOf is a packet with the first segment or datagram of a flow, or a reset without one.
+func firstOf(kind string, from, at netip.AddrPort) []byte {
 	port := at.Port()
 	if port == 0 {
 		port = uint16(1 + rand.IntN(65535))
 	}
-	b := binary.BigEndian.AppendUint16(nil, uint16(1024+rand.IntN(64000)))
+	b := binary.BigEndian.AppendUint16(nil, from.Port())
 	b = binary.BigEndian.AppendUint16(b, port)
-	if protocol == unix.IPPROTO_UDP {
-		return append(b, 0, 8, 0, 0) // no checksum
+	protocol := byte(unix.IPPROTO_TCP)
+	if kind == "udp" {
+		protocol, b = unix.IPPROTO_UDP, append(b, 0, 9, 0, 0, '?') // no checksum
+	} else {
+		flags := map[string]byte{"tcp": 1 << 1, "rst": 1 << 2}[kind]
+		b = binary.BigEndian.AppendUint32(b, rand.Uint32())
+		b = append(b, 0, 0, 0, 0, 5<<4, flags, 0xff, 0xff, 0, 0, 0, 0)
+		pseudo := append(from.Addr().AsSlice(), at.Addr().AsSlice()...)
+		binary.BigEndian.PutUint16(b[16:], checksum(append(append(pseudo, 0, unix.IPPROTO_TCP, 0, 20), b...)))
 	}
-	b = binary.BigEndian.AppendUint32(b, rand.Uint32())
-	b = append(b, 0, 0, 0, 0, 5<<4, 2, 0xff, 0xff, 0, 0, 0, 0)
-	pseudo := append(from.AsSlice(), at.Addr().AsSlice()...)
-	sum := checksum(append(append(pseudo, 0, unix.IPPROTO_TCP, 0, 20), b...))
-	binary.BigEndian.PutUint16(b[16:], sum)
-	return b
+	header := []byte{4<<4 | 5, 0, 0, 0, 0, 0, 0, 0, 64, protocol, 0, 0} // length and checksum are the kernel's
+	return append(append(append(header, from.Addr().AsSlice()...), at.Addr().AsSlice()...), b...)
 }
 
 // rate prints how many conversations a second there are with a server.

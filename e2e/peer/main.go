@@ -18,6 +18,8 @@
 //	peer ping ADDR [SIZE] ask for an ICMP echo of so many bytes until one comes (needs root)
 //	peer hold tcp|udp ADDR  bind and do nothing
 //	peer pause            do nothing, until SIGTERM or SIGINT
+//	peer brief ADDR       serve TCP: one line, and be the first to close
+//	peer anew ADDR PORT COUNT  be a client of it so many times, always from this port
 //	peer crowd tcp|udp COUNT ADDR  be so many clients at once, which want nothing, until SIGINT
 //	peer reserve HOW NETWORK ADDR CMD…  bind, run CMD, and end with it, as engines
 //	                      that keep a container's port from others: HOW is child (it
@@ -32,13 +34,24 @@
 //	                      rounds or until SIGINT
 //	peer trespass PID     print by which ways another process can be looked into or taken
 //	                      over: its files in /proc, memory, descriptors, ptrace
-//	peer within PID FILE  have another process make system calls, as a debugger can, and
-//	                      print which it may: to open the file, and to do what ours have no
-//	                      business with (amd64)
+//	peer within PID FILE [run]  have another process make system calls, as a debugger can, and
+//	                      print which it may: to open the file, to do what ours have no
+//	                      business with, and to run a program in its place (amd64)
+//	peer caught FILE CMD…  run CMD, and stop the first process that a program forks without executing
+//	                      another and that has entered a network namespace; its number is in
+//	                      FILE, until that is removed (amd64)
 //	peer burst tcp|udp COUNT ADDR  COUNT flows, from a port of its own each, as fast as it
 //	                      goes; prints how long they took
-//	peer flood tcp|udp ADDR  first segments or datagrams of ever new flows, as fast as it
-//	                      goes, until SIGINT; port 0: to ever new ports (needs root)
+//	peer flood tcp|udp|rst ADDR [COUNT [PREFIX]]  first segments, datagrams, or resets of ever
+//	                      new flows, as fast as it goes, so many or until SIGINT; port 0: to
+//	                      ever new ports; with a prefix from ever new addresses (needs root)
+//	peer hangup COUNT ADDR  connect and reset at once, so many times; 0: until SIGINT
+//	peer slowly COUNT ADDR  be so many clients of TCP at once, each of which now and then sends a
+//	                      byte, until SIGINT
+//	peer cling COUNT ADDR [FROM]  so many connections that say a byte a second, and begin anew when
+//	                      they are ended, until SIGINT; prints when all have been served
+//	peer served tcp|udp|talk ADDR TIME [FROM]  one conversation after the other; prints how many
+//	                      and how long they took. talk is by UDP from one port
 //	peer scan IP FIRST LAST  try TCP ports; prints how many are open, refused, silent
 //	peer rate ADDR TIME   print how many connections a second a TCP server answers
 //	peer manners ADDR     serve what the next one looks for, at this port and the two after it
@@ -47,8 +60,11 @@
 //	                      what is known not to be so is no failure
 //	peer unreachable ADDR  print the error of a connection
 //	peer beset PATH FILE  connect to a socket without end, and say half of what it expects
+//	peer deaths FLAGS     kill what ambi leaves running, at random, while clients connect,
+//	                      transfer and resolve; print what became of them (-help)
 //	peer control PATH OP  print what a supervisor's control socket answers to an
 //	                      operation, or to a whole request in JSON
+//	peer router INTERFACE  advertise a router there (RFC 4861), again and again until SIGINT
 //	peer unlisten PID PORT  shut down a listening socket of another process
 //	peer json             print standard input if it is one JSON document
 //	peer without nftables CMD…  run CMD as on a kernel without nf_tables; userns: as where
@@ -110,6 +126,7 @@ func run(args []string) error {
 		"lookup":      {2, func(a []string) error { return lookup(a[0], a[1]) }},
 		"control":     {2, func(a []string) error { return control(a[0], a[1]) }},
 		"beset":       {2, func(a []string) error { return beset(a[0], a[1]) }},
+		"router":      {1, func(a []string) error { return advertise(a[0]) }},
 		"unlisten":    {2, func(a []string) error { return unlisten(a[0], a[1]) }},
 		"json":        {0, func([]string) error { return oneDocument() }},
 		"pause":       {0, func([]string) error { pause(); return nil }},
@@ -117,14 +134,18 @@ func run(args []string) error {
 		"manners":     {1, func(a []string) error { return serveManners(a[0]) }},
 		"unreachable": {1, func(a []string) error { return unreachable(a[0]) }},
 		"crowd":       {3, func(a []string) error { return crowd(a[0], a[1], a[2]) }},
-		"flood":       {2, flood},
+		"hangup":      {2, hangup},
+		"slowly":      {2, slowly},
+		"brief":       {1, func(a []string) error { return serveBrief(a[0]) }},
+		"anew":        {3, anew},
 		"rate":        {2, rate},
 		"scan":        {3, scan},
-		"within":      {2, tryWithin},
 		"pester":      {2, pester},
 		"liar":        {3, liar},
 	}
 	variadic := map[string]command{
+		"within":    {2, tryWithin},
+		"caught":    {2, caught},
 		"snapshot":  {1, func(a []string) error { return snapshot.Options{Ignore: a[1:]}.Take().Save(a[0]) }},
 		"unchanged": {2, unchanged},
 		"without":   {2, without},
@@ -138,6 +159,10 @@ func run(args []string) error {
 		"behave":    {2, behave},
 		"forge":     {2, forge},
 		"heard":     {1, heard},
+		"deaths":    {1, killAll},
+		"flood":     {2, flood},
+		"served":    {3, served},
+		"cling":     {2, cling},
 	}
 	if len(args) == 0 {
 		return errors.New("no command; see its source")
@@ -174,7 +199,8 @@ func serveTCP(addr string) error {
 		go func() {
 			defer conn.Close()
 			fmt.Fprintf(conn, "you are %s\n", conn.RemoteAddr())
-			_, _ = io.Copy(conn, conn)
+			// By a buffer: splice(2) would take two files more for each of thousands that are idle.
+			_, _ = io.CopyBuffer(struct{ io.Writer }{conn}, struct{ io.Reader }{conn}, make([]byte, 4<<10))
 		}()
 	}
 }

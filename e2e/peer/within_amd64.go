@@ -25,6 +25,9 @@ type within struct {
 	at    uint64 // an instruction that makes a system call
 	room  uint64 // a page of memory, for arguments
 	used  uint64
+
+	ended  bool             // for what was tried last
+	missed []syscall.Signal // that came meanwhile
 }
 
 const pageSize = 4096
@@ -74,32 +77,37 @@ func (w *within) await() error {
 			continue
 		case err != nil:
 			return err
+		case status.Signaled() && status.Signal() == unix.SIGSYS:
+			return errEndedForIt
 		case !status.Stopped():
 			return fmt.Errorf("process %d has ended (%#x)", w.pid, int(status))
+		case status.StopSignal() != unix.SIGTRAP:
+			w.missed = append(w.missed, status.StopSignal())
 		}
 		return nil
 	}
 }
 
-// call makes one system call in the process.
+// errEndedForIt: that is what a filter of system calls may answer.
+var errEndedForIt = errors.New("ended for it")
+
+// call makes one system call in the process. That it cannot be made there is not what the
+// process may not do: it ends the program.
 func (w *within) call(number uint64, args ...uint64) (uint64, unix.Errno) {
 	args = append(args, make([]uint64, 6-len(args))...)
 	regs := w.saved
 	regs.Rip, regs.Rax, regs.Orig_rax = w.at, number, ^uint64(0)
 	regs.Rdi, regs.Rsi, regs.Rdx, regs.R10, regs.R8, regs.R9 = args[0], args[1], args[2], args[3], args[4], args[5]
-	if err := unix.PtraceSetRegsAmd64(w.pid, &regs); err != nil {
-		return 0, unix.EIO
-	}
+	must(unix.PtraceSetRegsAmd64(w.pid, &regs))
 	for {
-		if err := unix.PtraceSingleStep(w.pid); err != nil {
-			return 0, unix.EIO
+		must(unix.PtraceSingleStep(w.pid))
+		if err := w.await(); errors.Is(err, errEndedForIt) {
+			w.ended = true
+			return 0, unix.ENOSYS
+		} else {
+			must(err)
 		}
-		if err := w.await(); err != nil {
-			return 0, unix.EIO
-		}
-		if err := unix.PtraceGetRegsAmd64(w.pid, &regs); err != nil {
-			return 0, unix.EIO
-		}
+		must(unix.PtraceGetRegsAmd64(w.pid, &regs))
 		if regs.Rip != w.at { // else a signal of the process's own came first
 			break
 		}
@@ -110,11 +118,19 @@ func (w *within) call(number uint64, args ...uint64) (uint64, unix.Errno) {
 	return regs.Rax, 0
 }
 
+func must(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "a system call in it:", err)
+		os.Exit(1)
+	}
+}
+
 // put writes an argument into the process, and returns its address.
 func (w *within) put(b []byte) uint64 {
 	at := w.room + w.used
 	w.used += uint64(len(b)+15) &^ 15
-	_, _ = unix.PtracePokeData(w.pid, uintptr(at), b)
+	_, err := unix.PtracePokeData(w.pid, uintptr(at), b)
+	must(err)
 	return at
 }
 
@@ -127,6 +143,9 @@ func (w *within) release() {
 	}
 	_ = unix.PtraceSetRegsAmd64(w.pid, &w.saved)
 	_ = unix.PtraceDetach(w.pid)
+	for _, signal := range w.missed { // Go's runtime waits for those that it sends itself
+		_ = unix.Tgkill(w.pid, w.pid, signal)
+	}
 }
 
 type misuse struct {
@@ -150,6 +169,8 @@ func misuses(w *within, file, socket string, victim uint64) []misuse {
 	return []misuse{
 		{"open a file of a home folder", only(unix.SYS_OPENAT, here, w.text(file), unix.O_RDONLY)},
 		{"write a file of the host", only(unix.SYS_OPENAT, here, w.text("/etc/evil"), unix.O_CREAT|unix.O_WRONLY, 0o600)},
+		{"write into a home folder", only(unix.SYS_OPENAT, here, w.text(file+".evil"), unix.O_CREAT|unix.O_WRONLY, 0o600)},
+		{"list a home folder", only(unix.SYS_OPENAT, here, w.text(filepath.Dir(file)), unix.O_RDONLY|unix.O_DIRECTORY)},
 		{"trace a process", only(unix.SYS_PTRACE, unix.PTRACE_ATTACH, victim)},
 		{"read a process's memory", only(unix.SYS_PROCESS_VM_READV, victim, 0, 0, 0, 0, 0)},
 		{"signal a process", only(unix.SYS_KILL, victim, 0)},
@@ -163,10 +184,13 @@ func misuses(w *within, file, socket string, victim uint64) []misuse {
 		{"use userfaultfd", only(unix.SYS_USERFAULTFD, 1)},
 		{"read keys", only(unix.SYS_KEYCTL, 0, 0xfffffffd, 0)},
 		{"add a key", only(unix.SYS_ADD_KEY, w.text("user"), w.text("k"), w.text("v"), 1, 0xfffffffd)},
+		{"reach the hypervisor", makes(unix.AF_VSOCK, unix.SOCK_STREAM, 0)},
+		{"have memory in common", w.shareMemory},
 		{"watch the processor", only(unix.SYS_PERF_EVENT_OPEN, w.put(words(unix.PERF_TYPE_SOFTWARE, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)), 0, ^uint64(0), ^uint64(0), 0)},
 		{"load a module", only(unix.SYS_FINIT_MODULE, 0, w.text(""), 0)},
 		{"take a descriptor", func() unix.Errno { return w.takeDescriptor(victim) }},
 		{"have a user namespace", only(unix.SYS_UNSHARE, unix.CLONE_NEWUSER)},
+		{"be looked into", w.isDumpable},
 	}
 }
 
@@ -186,6 +210,24 @@ func (w *within) connect(path string) unix.Errno {
 	address := binary.NativeEndian.AppendUint16(nil, unix.AF_UNIX)
 	address = append(append(address, path...), 0)
 	_, errno = w.call(unix.SYS_CONNECT, fd, w.put(address), uint64(len(address)))
+	return errno
+}
+
+// isDumpable: so others of its user may look into it.
+func (w *within) isDumpable() unix.Errno {
+	dumpable, errno := w.call(unix.SYS_PRCTL, unix.PR_GET_DUMPABLE)
+	if errno == 0 && dumpable != 1 {
+		return unix.EPERM
+	}
+	return errno
+}
+
+// shareMemory makes a segment for all of its user, and removes it again.
+func (w *within) shareMemory() unix.Errno {
+	segment, errno := w.call(unix.SYS_SHMGET, 0, pageSize, unix.IPC_CREAT|0o600) // IPC_PRIVATE
+	if errno == 0 {
+		w.call(unix.SYS_SHMCTL, segment, unix.IPC_RMID, 0)
+	}
 	return errno
 }
 
@@ -237,6 +279,13 @@ func tryWithin(args []string) error {
 			said = "cannot: " + errno.Error()
 		}
 		fmt.Printf("%s: %s\n", m.what, said)
+		if w.ended {
+			return nil // of the rest nobody knows
+		}
+	}
+	if len(args) == 2 {
+		w.release()
+		return nil
 	}
 	// At the end, since it is another program then.
 	if _, errno := w.call(unix.SYS_EXECVE, w.text("/bin/sleep"), 0, 0); errno != 0 {

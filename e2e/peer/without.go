@@ -25,6 +25,9 @@ var refusals = map[string][]unix.SockFilter{
 		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.NETLINK_NETFILTER, Jf: 1},
 		refuse(unix.EPROTONOSUPPORT),
 	},
+	// As on a kernel without one of them.
+	"landlock": refuseCall(unix.SYS_LANDLOCK_CREATE_RULESET),
+	"seccomp":  refuseCall(unix.SYS_SECCOMP),
 	// As on Debian with the sysctl kernel.unprivileged_userns_clone at 0.
 	"userns": refuseFlag(unix.SYS_CLONE, unix.CLONE_NEWUSER),
 	// As on Ubuntu with the sysctl kernel.apparmor_restrict_unprivileged_userns at 1: a user
@@ -34,6 +37,14 @@ var refusals = map[string][]unix.SockFilter{
 
 func refuse(errno unix.Errno) unix.SockFilter {
 	return unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: 0x00050000 | uint32(errno)} // SECCOMP_RET_ERRNO
+}
+
+func refuseCall(call uint32) []unix.SockFilter {
+	return []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: number},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: call, Jf: 1},
+		refuse(unix.ENOSYS),
+	}
 }
 
 func refuseFlag(call, flag uint32) []unix.SockFilter {
@@ -50,7 +61,7 @@ func refuseFlag(call, flag uint32) []unix.SockFilter {
 func without(args []string) error {
 	filter := refusals[args[0]]
 	if filter == nil {
-		return fmt.Errorf("without %q: only nftables, userns and rights can be taken away", args[0])
+		return fmt.Errorf("without %q: only nftables, userns, rights, landlock and seccomp can be taken away", args[0])
 	}
 	filter = append(filter, unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: 0x7fff0000}) // SECCOMP_RET_ALLOW
 	path, err := exec.LookPath(args[1])

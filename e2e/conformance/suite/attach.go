@@ -24,6 +24,8 @@ type attachment struct {
 
 	prev   json.RawMessage // result of the plugin before this one; nil for the first
 	result json.RawMessage // of ADD
+
+	strangers map[int]bool // the processes that there were before ADD; see helpers
 }
 
 // option changes an attachment before the plugins before this one are run.

@@ -184,12 +184,11 @@ func checkOfFirewall(l *lab) {
 
 func checkOfProcess(l *lab) {
 	l.checks()
-	a, left := l.needsHelpers()
+	a, _ := l.needsHelpers()
 	if e := a.checked(); e != nil {
 		l.fail("CHECK fails before anything is killed: %v", e)
 	}
-	kill(left, unix.SIGKILL)
-	l.allGone(left, "after SIGKILL")
+	left := a.killHelpers()
 	o := a.call("CHECK")
 	l.fails(o, "all processes of ADD killed:")
 	l.saw("%d processes killed: %s", len(left), o)

@@ -1,6 +1,7 @@
 package suite
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io/fs"
@@ -317,15 +318,44 @@ func alive(pid int) bool {
 
 // helpers are the processes that ADD of the attachment left running.
 func (a *attachment) helpers() []int {
-	before := pids()
+	a.strangers = pids()
 	a.mustAdd()
-	var left []int
+	return a.left()
+}
+
+func (a *attachment) left() (left []int) {
 	for pid := range pids() {
-		if !before[pid] {
+		if !a.strangers[pid] {
 			left = append(left, pid)
 		}
 	}
+	slices.Sort(left)
 	return left
+}
+
+// killHelpers ends all helpers at one moment: of two that start each other again, neither
+// may run while the other ends. What ADD has begun and not yet started is one of them.
+func (a *attachment) killHelpers() (left []int) {
+	if !waitUntil(func() bool {
+		left = a.left()
+		kill(left, unix.SIGSTOP)
+		return !slices.ContainsFunc(left, running) && slices.Equal(left, a.left())
+	}) {
+		a.l.broken("the processes of ADD cannot be stopped")
+	}
+	kill(left, unix.SIGKILL)
+	a.l.allGone(left, "after SIGKILL")
+	return left
+}
+
+// running: a thread of it has not been stopped.
+func running(pid int) bool {
+	stats, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	return slices.ContainsFunc(stats, func(file string) bool {
+		stat, err := os.ReadFile(file)
+		state := bytes.LastIndexByte(stat, ')') + 2
+		return err == nil && state < len(stat) && !bytes.ContainsRune([]byte("TtZX"), rune(stat[state]))
+	})
 }
 
 // needsHelpers is an attachment with the processes that it left.
@@ -358,9 +388,8 @@ func delEndsProcesses(l *lab) {
 	}
 	a.finish()
 	a.container.destroy()
-	a, left = l.needsHelpers()
-	kill(left, unix.SIGKILL)
-	l.allGone(left, "after SIGKILL")
+	a, _ = l.needsHelpers()
+	left = a.killHelpers()
 	strangers := l.takeNumbers(left)
 	a.mustDel()
 	for _, pid := range strangers {
