@@ -3,6 +3,7 @@ package e2e
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -70,10 +71,26 @@ func TestScripts(t *testing.T) {
 // runInMachine runs a script.
 func runInMachine(t *testing.T, script string) {
 	out, err := inMachine("^TestInsideMachine$", scriptVariable+"="+script, cgroupVariable+"="+cgroupFor(t, script)).CombinedOutput()
-	if err != nil || testing.Verbose() {
+	switch {
+	case testing.Verbose():
 		t.Logf("%s", out)
+	case err != nil:
+		t.Logf("%s", ending(t, script, out))
 	}
 	require.NoError(t, err)
+}
+
+// shownLines is more than what a script prints after the line that failed.
+const shownLines = 60
+
+// ending is the last of what a failed script printed, which says why: a long text would be cut
+// in its middle by what shows it. The whole goes into a file beside the tools.
+func ending(t *testing.T, script string, out []byte) string {
+	whole := filepath.Join("..", ".tools", "failed", strings.TrimSuffix(filepath.Base(script), ".txtar")+".log")
+	require.NoError(t, os.MkdirAll(filepath.Dir(whole), 0o755))
+	require.NoError(t, os.WriteFile(whole, out, 0o644))
+	lines := strings.Split(strings.TrimRight(string(out), "\n"), "\n")
+	return fmt.Sprintf("the last lines of %s:\n%s", whole, strings.Join(lines[max(0, len(lines)-shownLines):], "\n"))
 }
 
 // inMachine is this test binary in a new machine, running the inner test of the
