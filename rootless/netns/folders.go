@@ -104,22 +104,24 @@ type StandIn struct{ Path string }
 // StandInOf is the one of a name, which may be there or not.
 func StandInOf(name string) StandIn { return StandIn{filepath.Join(standIns, name)} }
 
-// MakeStandIn makes one that is not there yet.
+// MakeStandIn makes one that is not there yet. A file without a namespace on it was left by a
+// process that was killed in the middle of making or removing it.
 func (n *Namespace) MakeStandIn(s StandIn) (err error) {
 	n.Do(func() {
-		f, openErr := os.OpenFile(s.Path, os.O_CREATE|os.O_EXCL, 0o444)
-		if errors.Is(openErr, fs.ErrExist) {
+		var f *os.File
+		if f, err = os.OpenFile(s.Path, os.O_CREATE, 0o444); err != nil {
 			return
 		}
-		if err = openErr; err != nil {
-			return
-		}
+		there := isNamespace(f)
 		f.Close()
+		if there {
+			return
+		}
 		if err = unix.Unshare(unix.CLONE_NEWNET); err == nil {
 			err = unix.Mount("/proc/thread-self/ns/net", s.Path, "", unix.MS_BIND, "")
 		}
 		if err != nil {
-			err = errors.Join(err, os.Remove(s.Path)) // or the next one would take it for a namespace
+			err = errors.Join(err, os.Remove(s.Path))
 		}
 		err = errors.Join(err, n.Enter()) // back
 	})
@@ -127,6 +129,12 @@ func (n *Namespace) MakeStandIn(s StandIn) (err error) {
 		return fmt.Errorf("making a namespace in place of the container's: %w", err)
 	}
 	return nil
+}
+
+// isNamespace: a namespace's file is on a file system of its own (statfs(2)).
+func isNamespace(f *os.File) bool {
+	var st unix.Statfs_t
+	return unix.Fstatfs(int(f.Fd()), &st) == nil && st.Type == unix.NSFS_MAGIC
 }
 
 // InStandIn runs f on the thread inside, which is in the stand-in meanwhile. It is
