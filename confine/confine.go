@@ -59,15 +59,39 @@ func NoNewPrivileges() error {
 // with [NoNewPrivileges] no more than that. The bounding set is cut down to it; inheritable and
 // ambient is none.
 func Capabilities(effective, permitted uint64) error {
+	if err := BoundThreads(permitted); err != nil {
+		return err
+	}
+	return SetCapabilities(effective, permitted)
+}
+
+// BoundThreads cuts the bounding set of every thread down to these capabilities, if this one's has more
+// in it. It needs CAP_SETPCAP, and stops all threads for each capability that goes.
+func BoundThreads(permitted uint64) error { return bound(permitted, everyThread) }
+
+// BoundThread is [BoundThreads] of this one alone, and says whether there was more.
+func BoundThread(permitted uint64) (was bool, err error) {
+	err = bound(permitted, func(name string, trap, a, b, c uintptr) error {
+		was = true
+		if _, _, errno := unix.RawSyscall(trap, a, b, c); errno != 0 {
+			return os.NewSyscallError(name, errno)
+		}
+		return nil
+	})
+	return was, err
+}
+
+// bound drops by the given way what this thread's bounding set has besides these.
+func bound(permitted uint64, drop func(name string, trap, a, b, c uintptr) error) error {
 	for c := 0; ; c++ {
 		has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(c), 0, 0, 0)
 		if err != nil { // there is no such capability, nor a later one
-			return SetCapabilities(effective, permitted)
+			return nil
 		}
 		if has == 0 || permitted>>c&1 != 0 {
 			continue
 		}
-		if err := everyThread("prctl", unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, uintptr(c), 0); err != nil {
+		if err := drop("prctl", unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, uintptr(c), 0); err != nil {
 			return lack("the bounding set", err)
 		}
 	}

@@ -93,17 +93,20 @@ func (p *costPlan) keeperCost() error {
 	if p.before == "" {
 		return nil
 	}
-	// Of two files the one on the other kind of file system is at an advantage.
-	own := filepath.Join(filepath.Dir(p.before), "ambi-now")
-	if err := step("cp", ambiBinary, own); err != nil {
-		return err
+	// Of two files one on another kind of file system, or one that was written earlier, is at an
+	// advantage.
+	sides := []string{stage + "/ambi-now", stage + "/ambi-before"}
+	for side, program := range []string{ambiBinary, p.before} {
+		if err := step("cp", program, sides[side]); err != nil {
+			return err
+		}
 	}
 	add := p.compare(comparison{Key: "add_before", Title: "ADD of a private network with one port", Section: onDeaths, Subject: "ambi", Other: "ambi before", Unit: "ms", Margin: 3, Use: &use{}})
 	for n := range p.times + 1 {
 		var took [2]sample
 		for turn := range 2 {
 			side := (n + turn) % 2 // the kernel is still at work for the one before
-			if took[side], err = addPrivate([]string{own, p.before}[side]); err != nil {
+			if took[side], err = addPrivate(sides[side]); err != nil {
 				return err
 			}
 		}

@@ -44,13 +44,42 @@ func (h *hub) dropCapabilities(command *driver.Command) error {
 	if h.config.runsPlugins() {
 		err = confine.SetCapabilities(kept, kept)
 	} else {
-		err = errors.Join(confine.NoNewPrivileges(), confine.Capabilities(kept, startableFor(command)))
+		limit := startableFor(command)
+		err = errors.Join(confine.NoNewPrivileges(), h.boundFirstThread(limit), confine.SetCapabilities(kept, limit))
 	}
 	if err != nil {
 		// ENOTSUP: with cgo there may be threads that Go does not know.
 		return conf.Mendf(conf.Errorf(conf.ErrNetwork, "giving up the supervisor's capabilities: %v", err), "a binary that was built with cgo cannot do it, build with CGO_ENABLED=0")
 	}
 	return nil
+}
+
+// boundFirstThread cuts down the bounding set of the thread that starts the keeper. Each of the others
+// has one of its own and is stopped for each capability of it, 35 times, which would be half of what
+// an ADD takes: [hub.boundThreads] comes after it. Until then no more can be had by it than is
+// permitted, as there are no new privileges.
+func (h *hub) boundFirstThread(limit uint64) (err error) {
+	if firstThread == nil {
+		return confine.BoundThreads(limit)
+	}
+	var was bool
+	onFirstThread(func() { was, err = confine.BoundThread(limit) })
+	if was {
+		h.toBound = limit
+	}
+	return err
+}
+
+// boundThreads cuts down the bounding set of the other threads.
+func (h *hub) boundThreads() {
+	limit := h.toBound
+	if limit == 0 {
+		return
+	}
+	err := errors.Join(confine.SetCapabilities(kept|1<<unix.CAP_SETPCAP, limit), confine.BoundThreads(limit), confine.SetCapabilities(kept, limit))
+	if err != nil {
+		h.log.Warn("the supervisor is confined less than it should be", "error", err)
+	}
 }
 
 // confine has this process, and all that it starts, do without dangerous system calls. It is a

@@ -55,8 +55,9 @@ type hub struct {
 	ending  context.Context
 	end     context.CancelFunc
 	refused refusals
-	bounded bool // see bound; by ruling, then by the work of the supervisor
-	counts  bool // the driver does
+	bounded bool   // see bound; by ruling, then by the work of the supervisor
+	counts  bool   // the driver does
+	toBound uint64 // what stays in the bounding sets of threads that have more yet, bits; by work
 	twin    *twin
 	before  []*draining // supervisors before
 

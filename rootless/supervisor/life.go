@@ -286,6 +286,7 @@ func (s *supervisor) useDriver(process driver.Process) error {
 	if err == nil && !s.gaveUp {
 		err = s.hub.giveUpRights(&s.command)
 		s.gaveUp = err == nil
+		time.AfterFunc(trimAfter, s.boundThreads)
 	}
 	if err != nil {
 		s.setDriver(nil, nil)
@@ -356,6 +357,13 @@ func (s *supervisor) watchFiles() {
 	}
 	s.full = s.driver.PID()
 	s.log.Warn("the driver has as many flows as it may, more are refused", "files", s.files.Most)
+}
+
+// boundThreads is the rest of giving up rights, when ADD has returned.
+func (s *supervisor) boundThreads() {
+	s.work.Lock()
+	defer s.work.Unlock()
+	s.hub.boundThreads()
 }
 
 // keepDriver restarts a driver that died, with the same addresses.
