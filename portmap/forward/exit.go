@@ -244,13 +244,15 @@ type exit struct {
 	to        netip.AddrPort // for the container
 	at        sockaddr       // really
 	idleSince time.Duration  // while it has no flow
+	opener    *member
 }
 
 // exitKept is how long the socket of a UDP destination outlives its last flow, or waits for
 // its first datagram.
 const exitKept = 2 * time.Second
 
-// exitsMost is how many UDP destinations there may be at a time, in shares of what flows may be.
+// exitsMost is how many UDP destinations there may be at a time, in shares of what flows may be. Who asks
+// for one first has it among his, as long as anybody uses it.
 const exitsMost = 2
 
 // Open makes the socket that takes the datagrams for a destination, which is at at
@@ -262,18 +264,19 @@ func (o *Outward) Open(from netip.Addr, to, at netip.AddrPort) bool {
 		return true
 	}
 	m := o.member(from)
-	if len(o.ports) >= o.forwarder.config.MaxFlows/exitsMost {
+	if !admits(m.exits, len(o.ports), o.forwarder.config.MaxFlows/exitsMost, timesOpen) {
 		m.dropped.Add(1)
 		return false
 	}
 	u := newUDPPort(&m.port, &target{family: familyOf(at.Addr())}, familyOf(to.Addr()), noDescriptor)
-	u.out, u.leaving = o, exit{to: to, at: newSockaddr(at.Addr(), at.Port()), idleSince: w.now}
+	u.out, u.leaving = o, exit{to: to, at: newSockaddr(at.Addr(), at.Port()), idleSince: w.now, opener: m}
 	if !o.bindExit(u) || u.serve(w) != 0 {
 		m.dropped.Add(1)
 		u.close(w)
 		return false
 	}
 	o.ports[to] = u
+	m.exits++
 	o.nextSweep = min(o.nextSweep, w.now+sweepInterval)
 	return true
 }

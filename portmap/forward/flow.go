@@ -29,7 +29,7 @@ type flow struct {
 func (f *flow) links() *links[*flow] { return &f.place }
 
 // stage is how far a flow has come. Most of the world's are done with one exchange, as
-// a look-up's, and who makes up addresses gets no further.
+// a look-up's, and who makes up addresses mostly gets no further.
 type stage int8
 
 const (
@@ -69,6 +69,9 @@ func (f *flow) advance(w *worker) {
 	f.stage++
 	f.since = w.now
 	w.flows[f.stage].push(f)
+	if f.stage == conversing {
+		w.brief.Add(-1)
+	}
 }
 
 // openFlow makes the client's flow.
@@ -92,6 +95,7 @@ func (u *udpPort) openFlow(w *worker, key flowKey) (*flow, unix.Errno) {
 		w.flowsOf[key.guest()]++
 	}
 	w.flows[unreplied].push(f)
+	w.brief.Add(1)
 	w.forwarder.flows.Add(1)
 	f.port.active.Add(1)
 	f.port.total.Add(1)
@@ -204,6 +208,9 @@ func (f *flow) close(w *worker) {
 	l.remove(f)
 	w.leave(f.ticket)
 	f.closed = true
+	if f.stage != conversing {
+		w.brief.Add(-1)
+	}
 	f.hangUp()
 	delete(f.udp.flows, f.key)
 	if client := f.key.guest(); f.udp.out == nil {

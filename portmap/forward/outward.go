@@ -217,6 +217,7 @@ func (o *Outward) Forget(addresses []netip.Addr) {
 type member struct {
 	port  // its counters
 	dials int
+	exits int // UDP destinations that it was the first to ask for
 }
 
 // mostMembers is how many addresses are remembered; of more, those that have nothing open
@@ -241,7 +242,7 @@ func (o *Outward) member(address netip.Addr) *member {
 // forgetIdle is called with the lock held.
 func (o *Outward) forgetIdle() {
 	for address, m := range o.members {
-		if m.active.Load() == 0 && m.dials == 0 {
+		if m.active.Load() == 0 && m.dials == 0 && m.exits == 0 {
 			delete(o.members, address)
 		}
 	}
@@ -353,6 +354,7 @@ func (o *Outward) sweep(w *worker) {
 			u.leaving.idleSince = w.now
 		} else if w.now-u.leaving.idleSince > exitKept {
 			delete(o.ports, u.leaving.to)
+			u.leaving.opener.exits--
 			u.close(w)
 		}
 	}

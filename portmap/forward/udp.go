@@ -221,13 +221,45 @@ func (u *udpPort) flow(w *worker, key flowKey) *flow {
 // makeRoom keeps the table of flows bounded. When it is full, the flow that has
 // waited longest for its first reply gives way, or else the one whose only exchange
 // was first: otherwise a hundred look-ups a second would fill it. When all are
-// conversations, somebody who has more than a share of them has one less. When nobody has,
-// the new one is turned away: a flood of made-up clients does not end real ones.
+// conversations, somebody who has more than a share of them has one less; when nobody has,
+// the one that has rested longest, if that is long. Else the new one is turned away: a flood of
+// made-up clients does not end real ones that are in use.
 func (w *worker) makeRoom(u *udpPort, key flowKey) bool {
 	if w.forwarder.flows.Load() < int64(w.forwarder.config.MaxFlows) {
 		return true
 	}
-	return w.evict() || u.out == nil && w.takeFromLargest(u.port, key.guest())
+	if w.evict() {
+		return true
+	}
+	return u.out == nil && (w.evictElsewhere() || w.takeFromLargest(u.port, key.guest()) || w.takeIdle())
+}
+
+// evictElsewhere has another worker do so, which has flows that may end: the table is one of all of
+// them. Until it does the table has one too many.
+func (w *worker) evictElsewhere() bool {
+	for _, other := range *w.forwarder.workers.Load() {
+		if other == w || other.brief.Load() <= 0 {
+			continue
+		}
+		other.brief.Add(-1) // so that so many are asked for, and no more
+		return other.post(func(o *worker) {
+			o.brief.Add(1)
+			o.evict()
+		})
+	}
+	return false
+}
+
+// takeIdle ends the conversation that has waited longest, if it has for as long as a flow waits for a
+// first answer: or else two datagrams for each of many addresses would keep everybody out for as
+// long as a conversation may rest.
+func (w *worker) takeIdle() bool {
+	oldest := w.flows[conversing].head
+	if oldest == nil || oldest.udp.out != nil || w.now-oldest.since < w.forwarder.config.UnrepliedTimeout {
+		return false
+	}
+	oldest.giveWay(w)
+	return true
 }
 
 func (w *worker) evict() bool {

@@ -305,6 +305,57 @@ func TestFlowTableIsBounded(t *testing.T) {
 	l.eventually("the late one is dropped", func() bool { return l.stats().Dropped > dropped })
 }
 
+// A flood of one port that fills the table does not keep clients of another one out, which another
+// worker has.
+func TestFlowsOfAnotherWorkerEnd(t *testing.T) {
+	const most = 20
+	l := newLab(t, func(c *forward.Config) { c.MaxFlows, c.MaxWorkers = most, 2 })
+	l.serveUDP("[::]:53", func(_ netip.AddrPort, d []byte) []byte {
+		if string(d) == "flood" {
+			return nil
+		}
+		return d
+	})
+	l.publish(mapping(conf.UDP, 5353, 53))
+	l.publish(mapping(conf.UDP, 5354, 53))
+	for range most {
+		_, err := l.dial(l.client, "udp", hostFour, 5353).Write([]byte("flood"))
+		require.NoError(t, err)
+	}
+	active := func() (sum int64) {
+		for _, s := range l.forwarder.Stats() {
+			sum += s.Active
+		}
+		return sum
+	}
+	l.eventually("the table is full", func() bool { return active() == most })
+	for range most / 2 {
+		require.NoError(t, talk(l.dial(l.client, "udp", hostFour, 5354)))
+	}
+	l.eventually("as many have ended", func() bool { return active() == most })
+}
+
+// Conversations that rest do not keep others out for as long as they may.
+func TestRestingConversationsEnd(t *testing.T) {
+	const most = 8
+	l := newLab(t, func(c *forward.Config) {
+		c.MaxFlows, c.MaxWorkers, c.UnrepliedTimeout, c.RepliedTimeout = most, 1, time.Second, time.Hour
+	})
+	l.serveUDP("[::]:53", echoDatagrams)
+	l.publish(mapping(conf.UDP, 5353, 53))
+	for _, from := range []*unit.Netns{l.client, l.host, l.client, l.host} { // each has its share
+		for range most / 4 {
+			l.eventually("has one", func() bool { return talk(l.dial(from, "udp", hostFour, 5353)) == nil })
+		}
+	}
+	l.eventually("a new one takes the place of one that rests", func() bool {
+		c := l.dial(l.client, "udp", hostFour, 5353)
+		require.NoError(t, c.SetDeadline(time.Now().Add(time.Second)))
+		return talk(c) == nil
+	})
+	require.EqualValues(t, most, l.stats().Active)
+}
+
 // talk has two exchanges, which makes a conversation of them.
 func talk(c net.Conn) error {
 	for range 2 {

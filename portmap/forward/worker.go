@@ -36,6 +36,7 @@ type worker struct {
 	awaiting list[*conn] // connections that the service has not answered, oldest first
 	flows    flowLists
 	flowsOf  map[address]int // clients of published ports, and how many flows they have
+	brief    atomic.Int64    // UDP flows that are no conversations: in a full table they end for others
 	datagram *datagrams      // nil until the first UDP port
 	out      *Outward        // whose packets this worker reads; nil
 }
