@@ -251,8 +251,10 @@ func (n *Network) endLost(ctx context.Context, a *conf.Attachment) error {
 		f.Close()
 		find = func() *record.Process { return supervisor.Find(a.Key, netns) }
 	}
-	// A supervisor that had to be killed is started again by its keeper.
-	for p := find(); p != nil && ctx.Err() == nil; p = find() {
+	// A supervisor that had to be killed is started again by its keeper. Others may call themselves as
+	// it does, and go on doing so.
+	const most = 16
+	for p, tries := find(), 0; p != nil && tries < most && ctx.Err() == nil; p, tries = find(), tries+1 {
 		if err := p.Stop(ctx); err != nil {
 			return fmt.Errorf("stopping the supervisor of %s: %w", a.Key, err)
 		}

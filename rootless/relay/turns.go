@@ -60,6 +60,7 @@ func (t *turns) next() ([]byte, bool) {
 
 // Packet is what no socket of the hub is there for.
 func (r *Relay) Packet(b []byte) {
+	<-r.begun
 	if f, ok := parseFragment(b); ok {
 		whole, roomy := r.pieces.add(f)
 		if !roomy && f.from.IsGlobalUnicast() {

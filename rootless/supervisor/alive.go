@@ -112,10 +112,11 @@ func Find(key conf.Key, netns record.Netns) *record.Process {
 	title := titleOf(key, netns)
 	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, line := range lines {
-		if b, err := os.ReadFile(line); err != nil || !isTwin(string(b), title) {
+		folder := filepath.Dir(line)
+		if b, err := os.ReadFile(line); err != nil || !isTwin(string(b), title) || uidOf(folder) != os.Geteuid() {
 			continue
 		}
-		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(line)))
+		pid, _ := strconv.Atoi(filepath.Base(folder))
 		if p, err := record.ProcessOf(pid); err == nil && p.Alive() {
 			return &p
 		}

@@ -262,7 +262,18 @@ func (h *hub) publishFor(r request, files []*os.File) error {
 	for i, f := range files {
 		sockets[i] = forward.Socket{Mapping: r.Sockets[i].Mapping, Family: r.Sockets[i].Family, File: f}
 	}
-	return h.publish(heldPort{Member: *r.Member, Target: *r.Target}, sockets)
+	if err := h.publish(heldPort{Member: *r.Member, Target: *r.Target}, sockets); err != nil {
+		return err
+	}
+	if r.caller.Err() == nil {
+		return nil
+	}
+	// It has been killed while this waited, and the member may be deleted by now, with the ports that it had.
+	errs := []error{errors.New("who asked for ports has ended meanwhile")}
+	for m := range mappingsOf(r.Sockets) {
+		errs = append(errs, h.withdraw(request{Member: r.Member, Port: &m}))
+	}
+	return errors.Join(errs...)
 }
 
 func (h *hub) withdraw(r request) error {

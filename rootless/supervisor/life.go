@@ -58,10 +58,12 @@ type supervisor struct {
 	replaced atomic.Bool    // another one has taken over, and this process comes to its end
 	adopted  driver.Process // of the supervisor before; nil: it has left none
 
-	gaveUp bool          // what only the start has rights for is done, by work
-	ofHost string        // what the driver has of the host, by work
-	reach  *driver.Reach // where the host got, followHost's; nil: not known yet
-	hurry  chan struct{} // has something in it when the next try need not wait
+	// changing is held by what changes what there is, and by the making of a replacement.
+	changing sync.RWMutex
+	gaveUp   bool          // what only the start has rights for is done, by work
+	ofHost   string        // what the driver has of the host, by work
+	reach    *driver.Reach // where the host got, followHost's; nil: not known yet
+	hurry    chan struct{} // has something in it when the next try need not wait
 }
 
 // Main is the main function of the supervisor process; it returns the exit status.
@@ -510,12 +512,16 @@ func (s *supervisor) leaveForGood() {
 
 // answer serves one control request; it owns the files.
 func (s *supervisor) answer(r request, files []*os.File) reply {
+	defer s.begin(r.Op)()
 	if s.replaced.Load() { // who waited for his turn asks again, and the one that answers now
 		closeAll(files)
 		return reply{hangUp: true}
 	}
 	s.hub.complete(&r)
 	out, err := s.serve(r, files)
+	if errors.Is(err, errReplaced) {
+		return reply{hangUp: true}
+	}
 	if err != nil {
 		return reply{Error: asCNI(err)}
 	}
@@ -524,6 +530,22 @@ func (s *supervisor) answer(r request, files []*os.File) reply {
 		out.Status = s.status(r) // which has every port in it
 	}
 	return out
+}
+
+// begin waits until no replacement is being made of this supervisor, which goes on with all that is asked
+// for before it. It returns what is to be done when the request is.
+func (s *supervisor) begin(op string) (end func()) {
+	switch op {
+	case opAddPort, opRemovePort, opOpen, opLeave, opUnlink, opNames, opStandIn:
+		s.changing.RLock()
+		return s.changing.RUnlock
+	case opVerb: // for which a replacement does not wait
+		s.changing.RLock()
+		defer s.changing.RUnlock()
+		s.hub.verbs.Add(1)
+		return func() { s.hub.verbs.Add(-1) }
+	}
+	return func() {}
 }
 
 func (s *supervisor) serve(r request, files []*os.File) (reply, error) {

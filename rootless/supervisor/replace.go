@@ -29,6 +29,9 @@ import (
 // lastWord is the patience with a caller who does not take the answer.
 const lastWord = 2 * time.Second
 
+// errReplaced: the one that is there now is to be asked.
+var errReplaced = errors.New("this supervisor has been replaced")
+
 // replace says whether this process ends. It does not where it runs that program already.
 func (s *supervisor) replace(r request, files []*os.File) (leaving bool, err error) {
 	if len(files) != 1 {
@@ -38,8 +41,14 @@ func (s *supervisor) replace(r request, files []*os.File) (leaving bool, err err
 	if err != nil || same {
 		return false, err
 	}
-	if err := s.hub.pause(); err != nil {
-		return false, err
+	// Whatever changes meanwhile would be in neither: it is asked for again, of the one that answers then.
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	if s.replaced.Load() {
+		return false, errReplaced
+	}
+	if s.hub.verbs.Load() > 0 {
+		return false, conf.Mendf(conf.Errorf(types.ErrTryAgainLater, "delegates are at work in the hub"), "try again when they are done")
 	}
 	err = s.replaceKeeper(files[0])
 	if errors.Is(err, unix.EACCES) && confine.Held() {
@@ -49,7 +58,6 @@ func (s *supervisor) replace(r request, files []*os.File) (leaving bool, err err
 		}
 	}
 	if err != nil {
-		s.hub.verbs.Add(-noMoreVerbs)
 		return false, fmt.Errorf("starting a keeper of the new program: %w", err)
 	}
 	s.log.Info("making room for another program")
@@ -252,18 +260,4 @@ func isCopy(program *os.File) bool {
 			return errors.Is(errA, io.EOF) && errors.Is(errB, io.EOF)
 		}
 	}
-}
-
-// noMoreVerbs is added to the number of verbs when no more may begin.
-const noMoreVerbs = 1 << 20
-
-// pause has no verb run in the hub from now on: it would end in the middle of its work.
-func (h *hub) pause() error {
-	if h.verbs.CompareAndSwap(0, noMoreVerbs) {
-		return nil
-	}
-	if h.verbs.Load() >= noMoreVerbs {
-		return conf.Mendf(conf.Errorf(types.ErrTryAgainLater, "another upgrade of the network is under way"), "try again when it is done")
-	}
-	return conf.Mendf(conf.Errorf(types.ErrTryAgainLater, "delegates are at work in the hub"), "try again when they are done")
 }

@@ -377,7 +377,13 @@ func (t *twin) introduce() error {
 		return err
 	}
 	for key, i := range t.items {
-		if err := t.give(key, i); err != nil {
+		err := t.give(key, i)
+		if errors.Is(err, os.ErrNotExist) {
+			// A port that could not be forwarded when we took over: only the keeper before had its socket.
+			t.log.Warn("the keeper does without what there is not", "what", key, "error", err)
+			continue
+		}
+		if err != nil {
 			return fmt.Errorf("handing it %q: %w", key, err)
 		}
 	}

@@ -59,10 +59,6 @@ func (h *hub) run(r request) (*Ran, error) {
 			return nil, fmt.Errorf("removing the namespace in place of the container's: %w", err)
 		}
 	}
-	defer h.verbs.Add(-1)
-	if h.verbs.Add(1) > noMoreVerbs {
-		return nil, errLeaving
-	}
 	ctx, cancel := context.WithCancel(r.caller)
 	defer cancel()
 	defer context.AfterFunc(h.ending, cancel)()
