@@ -171,6 +171,7 @@ END
 		install -d -o ` + uid + ` -g ` + uid + ` /home/user`,
 		`mkdir ` + stage + `/rootfs && cd ` + stage + `/rootfs && mkdir bin dev etc proc sys tmp && touch etc/resolv.conf
 		cp /bin/busybox ` + stage + `/plugins/peer bin
+		for lib in $(ldd /bin/busybox | grep -o '/[^ ]*'); do cp -L --parents $lib .; done # Debian has a static one, too
 		for p in cat echo grep ip ls nslookup sh sleep; do ln -s busybox bin/$p; done
 		tar -cf ` + stage + `/box.tar .
 		cd ` + stage + ` && mkdir image && cd image && ln ../box.tar layer.tar
