@@ -229,14 +229,23 @@ func (w *worker) makeRoom(u *udpPort, key flowKey) bool {
 		return true
 	}
 	if w.evict() {
+		if w.forwarder.flows.Load() > int64(w.forwarder.config.MaxFlows) {
+			w.evict()
+		}
 		return true
 	}
-	return u.out == nil && (w.evictElsewhere() || w.takeFromLargest(u.port, key.guest()) || w.takeIdle())
+	return u.out == nil && (w.evictElsewhere(key.guest()) || w.takeFromLargest(u.port, key.guest()) || w.takeIdle())
 }
 
-// evictElsewhere has another worker do so, which has flows that may end: the table is one of all of
-// them. Until it does the table has one too many.
-func (w *worker) evictElsewhere() bool {
+// evictElsewhere has another worker do so, which has flows that may end, for a client that has no more
+// than its share here: the table is one of all of them. Until it does the table has one too many, and
+// one that has become a conversation meanwhile stays.
+func (w *worker) evictElsewhere(client address) bool {
+	const tooMany = 64
+	most := w.forwarder.config.MaxFlows
+	if w.flowsOf[client] > share(most) || w.forwarder.flows.Load() >= int64(most+tooMany) {
+		return false
+	}
 	for _, other := range *w.forwarder.workers.Load() {
 		if other == w || other.brief.Load() <= 0 {
 			continue
@@ -279,15 +288,17 @@ func (w *worker) evict() bool {
 // client of all that it has with one worker, and a port, by which members of a network have theirs.
 const flowShares = 4
 
+func share(most int) int { return max(1, most/flowShares) }
+
 // takeFromLargest ends a conversation of another client that has more than its share; or of
 // another port that has, and more than the one who comes, unless that is a client that has its share.
 // It takes the first of those that were not used for longest, since the list of all may be long.
 func (w *worker) takeFromLargest(p *port, client address) bool {
 	const looks = 256
-	share := max(1, w.forwarder.config.MaxFlows/flowShares)
+	part := share(w.forwarder.config.MaxFlows)
 	portMost := int64(math.MaxInt64)
-	if w.flowsOf[client] <= share {
-		portMost = max(int64(share), p.active.Load())
+	if w.flowsOf[client] <= part {
+		portMost = max(int64(part), p.active.Load())
 	}
 	f := w.flows[conversing].head
 	for range looks {
@@ -295,7 +306,7 @@ func (w *worker) takeFromLargest(p *port, client address) bool {
 			return false
 		}
 		of := f.key.guest()
-		if f.udp.out == nil && (of != client && w.flowsOf[of] > share || f.port != p && f.port.active.Load() > portMost) {
+		if f.udp.out == nil && (of != client && w.flowsOf[of] > part || f.port != p && f.port.active.Load() > portMost) {
 			f.giveWay(w)
 			return true
 		}

@@ -329,10 +329,13 @@ func TestFlowsOfAnotherWorkerEnd(t *testing.T) {
 		return sum
 	}
 	l.eventually("the table is full", func() bool { return active() == most })
-	for range most / 2 {
-		require.NoError(t, talk(l.dial(l.client, "udp", hostFour, 5354)))
+	for range most / 4 {
+		require.NoError(t, talk(l.dial(l.host, "udp", hostFour, 5354)))
 	}
 	l.eventually("as many have ended", func() bool { return active() == most })
+	// Who has more than a share is not served at the cost of the other port.
+	require.NoError(t, talk(l.dial(l.host, "udp", hostFour, 5354)))
+	l.unanswered(l.dial(l.host, "udp", hostFour, 5354), "it has its share")
 }
 
 // Conversations that rest do not keep others out for as long as they may.
