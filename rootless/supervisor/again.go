@@ -351,17 +351,20 @@ func (h *hub) restorePort(key string, value []byte, from items) error {
 	if err := json.Unmarshal(value, &p); err != nil {
 		return err
 	}
+	sockets := make([]forward.Socket, len(p.Sockets))
+	for i, s := range p.Sockets {
+		sockets[i] = forward.Socket{Mapping: s.Mapping, Family: s.Family}
+		h.twin.note(key, held{value, h.portItem(s.Mapping).files})
+	}
+	// What is not forwarded is the member's port all the same, and bound if the keeper has it.
+	h.noteForwarded(p, sockets)
 	files, err := from.files(key, len(p.Sockets))
 	if err != nil {
 		return err
 	}
-	sockets := make([]forward.Socket, len(p.Sockets))
-	for i, s := range p.Sockets {
-		sockets[i] = forward.Socket{Mapping: s.Mapping, Family: s.Family, File: files[i]}
-		h.twin.note(key, held{value, h.portItem(s.Mapping).files})
+	for i, f := range files {
+		sockets[i].File = f
 	}
-	// What is not forwarded is bound all the same: the port is the member's.
-	h.noteForwarded(p, sockets)
 	return h.forwarder.AddTo(p.Target, sockets)
 }
 

@@ -85,6 +85,11 @@ func TestPortsOfWhoHasEnded(t *testing.T) {
 	require.ErrorContains(t, err, "has ended")
 	require.NoError(t, bindable(port))
 	require.Len(t, forwarder.Stats(), 1)
+	h.published, h.targets = map[conf.Key][]Socket{}, map[conf.Key]forward.Target{}
+	_, err = ask(live)
+	require.ErrorContains(t, err, "has ended")
+	require.Empty(t, h.published)
+	require.Empty(t, h.targets)
 }
 
 func bindable(port uint16) error {

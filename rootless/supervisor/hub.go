@@ -273,6 +273,12 @@ func (h *hub) publishFor(r request, files []*os.File) error {
 	for m := range mappingsOf(r.Sockets) {
 		errs = append(errs, h.withdraw(request{Member: r.Member, Port: &m}))
 	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.published[*r.Member]) == 0 { // or a DEL that comes again would take the rules of who has the address by then
+		delete(h.published, *r.Member)
+		delete(h.targets, *r.Member)
+	}
 	return errors.Join(errs...)
 }
 

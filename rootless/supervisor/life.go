@@ -340,7 +340,7 @@ func (s *supervisor) run() {
 			if s.replaced.Load() {
 				continue
 			}
-			if s.hub.gone() {
+			if s.deserted() {
 				s.log.Info("leaving", "reason", "nobody is left")
 				s.leaveForGood()
 				return
@@ -348,6 +348,15 @@ func (s *supervisor) run() {
 			s.watchFiles()
 		}
 	}
+}
+
+// deserted: nobody is left, and no replacement is being made, which looks by itself.
+func (s *supervisor) deserted() bool {
+	if !s.changing.TryRLock() {
+		return false
+	}
+	defer s.changing.RUnlock()
+	return s.hub.gone()
 }
 
 // watchFiles says once of each driver that it has as many files open as it may.
