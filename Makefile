@@ -160,8 +160,9 @@ image:
 dist:
 	@VERSION="$(VERSION)" hack/dist
 
+# DIST_ARCHS are the architectures, all without it.
 dist-test: build setup
-	@hack/dist-test
+	@hack/dist-test $(DIST_ARCHS)
 
 clean:
 	rm -rf bin dist .tools
