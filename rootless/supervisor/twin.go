@@ -60,7 +60,12 @@ func withFDs(files []*os.File, fds []int, use func(fds ...int) error) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(raw.Control(func(fd uintptr) { err = withFDs(files[1:], append(fds, int(fd)), use) }), err)
+	open := false
+	closed := raw.Control(func(fd uintptr) { open, err = true, withFDs(files[1:], append(fds, int(fd)), use) })
+	if !open {
+		return fmt.Errorf("%w: %w", os.ErrClosed, closed) // it is an error of its own
+	}
+	return err
 }
 
 // keep has the keeper hold an item, and returns when it does. Where it cannot, the next one
@@ -154,6 +159,9 @@ func (t *twin) give(key string, i held) error {
 func (t *twin) said(err error) {
 	if err == nil || keeper.Ended(err) {
 		return // watch starts another
+	}
+	if errors.Is(err, os.ErrClosed) {
+		return // a driver that has died this moment, and will be dropped
 	}
 	t.log.Warn("the keeper does not do its part, ending it", "keeper", t.pid, "error", err)
 	t.kill()
@@ -378,6 +386,9 @@ func (t *twin) introduce() error {
 	}
 	for key, i := range t.items {
 		err := t.give(key, i)
+		if key == keyDriver && errors.Is(err, os.ErrClosed) {
+			continue // it has died this moment, and will be dropped
+		}
 		if errors.Is(err, os.ErrNotExist) {
 			// A port that could not be forwarded when we took over: only the keeper before had its socket.
 			// CHECK goes on naming it.

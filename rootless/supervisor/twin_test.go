@@ -1,7 +1,9 @@
 package supervisor
 
 import (
+	"errors"
 	"log/slog"
+	"os"
 	"testing"
 	"time"
 
@@ -48,6 +50,57 @@ func TestReplaceRollsBack(t *testing.T) {
 		require.NotErrorIs(t, twin.replace(program), errLeaving, "nor is it the end")
 		twin.forget()
 	}
+}
+
+// A driver that dies while a keeper is told what to hold is no reason to end that one, nor is a port
+// that could not be forwarded.
+func TestKeeperOfWhatHasGone(t *testing.T) {
+	t.Parallel()
+	ours, theirs, err := keeper.Pair()
+	require.NoError(t, err)
+	defer unix.Close(theirs)
+	got := map[string]int{}
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		for {
+			m, err := keeper.Receive(theirs)
+			if errors.Is(err, unix.EAGAIN) {
+				time.Sleep(time.Millisecond)
+				continue
+			}
+			if err != nil {
+				return
+			}
+			got[m.Verb+" "+m.Key] = len(m.Files)
+			keeper.CloseFiles(m.Files)
+			if m.Verb != keeper.Hello {
+				_ = keeper.Send(theirs, &keeper.Message{Verb: keeper.Done, Key: m.Key})
+			}
+			if m.Verb == keeper.All {
+				return
+			}
+		}
+	}()
+	twin := newTwin("test", slog.New(slog.DiscardHandler))
+	twin.pair = ours
+	defer twin.forget()
+	open, err := os.Open("/dev/null")
+	require.NoError(t, err)
+	defer open.Close()
+	closed, err := os.Open("/dev/null")
+	require.NoError(t, err)
+	require.NoError(t, closed.Close())
+	twin.items = map[string]held{
+		keyAlive:         {files: withFiles(open)},
+		keyDriver:        {files: withFiles(open, closed)},
+		keyPort + "8080": {value: []byte("{}"), files: func(func(...int) error) error { return os.ErrNotExist }},
+	}
+	require.NoError(t, twin.introduce())
+	<-over
+	require.Equal(t, map[string]int{"hello ": 1, "keep " + keyAlive: 1, "keep " + keyPort + "8080": 0, "all ": 0}, got)
+	twin.items = map[string]held{keyAlive: {files: withFiles(closed)}}
+	require.ErrorIs(t, twin.introduce(), os.ErrClosed, "without the lock it is no keeper")
 }
 
 // A keeper that ends at once is seen to, and not waited for as one that does not answer.
