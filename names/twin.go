@@ -59,13 +59,14 @@ const soon = 1
 // longestWait is what one waits at most that ended soon again and again.
 const longestWait = 10 * time.Second
 
-// waitAfter is how long the next start waits after so many servers that ended soon.
+// waitAfter is how long the next start waits after so many servers that ended soon. Some may have
+// been killed.
 func waitAfter(quick int) time.Duration {
-	const first = 50 * time.Millisecond
+	const first, killed = 50 * time.Millisecond, 5
 	if quick == 0 {
 		return 0
 	}
-	return min(longestWait, first<<min(quick-1, 10))
+	return min(longestWait, first<<min(max(quick-killed, 0), 10))
 }
 
 // newTwin prepares one; sockets is how many the server was started with, and quick how many

@@ -49,6 +49,17 @@ func TestTwinThatEndsSoon(t *testing.T) {
 	require.Equal(t, 2, strings.Count(log.String(), "twin had ended"), log.String())
 }
 
+// A server that is killed again and again is back within half a second eight times in a row; one that
+// cannot live is tried ever less often.
+func TestServersThatEndSoon(t *testing.T) {
+	require.Zero(t, waitAfter(0))
+	for quick := 1; quick <= 8; quick++ {
+		require.LessOrEqual(t, waitAfter(quick), 400*time.Millisecond, "%d", quick)
+		require.LessOrEqual(t, waitAfter(quick), waitAfter(quick+1))
+	}
+	require.Equal(t, longestWait, waitAfter(20))
+}
+
 // Whatever size the kernel's pages have, what the twin gives back begins and ends with one.
 func TestTwinInWholePages(t *testing.T) {
 	twin, err := newTwin("/run/ambi", "web", 9, 0)
