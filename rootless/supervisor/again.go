@@ -362,8 +362,8 @@ func (h *hub) restorePort(key string, value []byte, from items) error {
 	if err != nil {
 		return err
 	}
-	for i, f := range files {
-		sockets[i].File = f
+	for i := range sockets {
+		sockets[i].File = files[i]
 	}
 	return h.forwarder.AddTo(p.Target, sockets)
 }

@@ -55,7 +55,7 @@ func (h *hub) dropCapabilities(command *driver.Command) error {
 }
 
 // boundFirstThread cuts down the bounding set of the thread that starts the keeper. Each of the others
-// has one of its own and is stopped for each capability of it, 35 times, which would be half of what
+// has one of its own and is stopped for each capability of it, 35 times, which would be a quarter of what
 // an ADD takes: [hub.boundThreads] comes after it. Until then no more can be had by it than is
 // permitted, as there are no new privileges.
 func (h *hub) boundFirstThread(limit uint64) (err error) {
@@ -77,9 +77,7 @@ func (h *hub) boundThreads() {
 		return
 	}
 	err := errors.Join(confine.SetCapabilities(kept|1<<unix.CAP_SETPCAP, limit), confine.BoundThreads(limit), confine.SetCapabilities(kept, limit))
-	if err != nil {
-		h.log.Warn("the supervisor is confined less than it should be", "error", err)
-	}
+	_ = h.confinedLess(err) // too late for who requires it
 }
 
 // confine has this process, and all that it starts, do without dangerous system calls. It is a
